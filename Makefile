@@ -1,0 +1,40 @@
+# Everything from nothing: `make demo`, then `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-all test-gpu lint types check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/install_gpu_fixtures.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,rtx]'
+	bash scripts/install_gpu_fixtures.sh $(BIN)/python
+	touch $@
+
+demo: install
+	$(BIN)/python scripts/demo.py demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

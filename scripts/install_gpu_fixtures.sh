@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Placeholder until the GPU fixtures land.
+set -eu

@@ -1,0 +1,30 @@
+"""SAM's mask decoder from a PyTorch checkpoint to FP16/INT8 TensorRT engines in production.
+
+Importing this loads no torch, tensorrt, pycuda or onnxruntime: public names come in when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from trt_sam.errors import TrtSamError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EngineRecipe": "trt_sam.recipe",
+    "OnnxRunner": "trt_sam.ort",
+    "Predictor": "trt_sam.predictor",
+    "export_decoder": "trt_sam.export",
+    "load_checkpoint": "trt_sam.model.checkpoint",
+    "load_recipe": "trt_sam.recipe",
+}
+
+__all__ = ["TrtSamError", "__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

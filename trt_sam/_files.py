@@ -1,0 +1,79 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from trt_sam.errors import InputError
+
+__all__ = ["atomic_path", "existing_file", "sha256_of", "write_atomically"]
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `target`; move it there when the block ends well, remove it when it does not.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    handle = -1
+    temporary: Path | None = None
+    try:
+        if target.is_dir():
+            raise InputError(f"cannot write {target}: it is a folder; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output path") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(target: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `target`, whole or not at all; raises InputError as `atomic_path` does."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def existing_file(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path` if it is a readable, non-empty file; `what` names it in the error ("checkpoint", "image").
+
+    Raises:
+        InputError: it is missing, a folder, empty or unreadable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{what} not found: {path}; check the path")
+    if not path.is_file():
+        raise InputError(f"{what} {path} is not a file; name one")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from error
+    if empty:
+        raise InputError(f"{what} {path} is empty; write or download it again")
+    return path
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,61 @@
+"""The command line: `trt-sam COMMAND ...`. One module of `trt_sam.commands` per subcommand.
+
+Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from trt_sam import __version__
+from trt_sam.errors import TrtSamError
+
+__all__ = ["main"]
+
+COMMANDS = ("export", "embed", "segment")
+"""Each is a module of `trt_sam.commands` with `HELP`, `add_arguments(parser)` and `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return the exit code; errors are one line on stderr."""
+    parser = _Parser(prog="trt-sam", description="SAM mask decoder: checkpoint to ONNX to TensorRT engine to masks.")
+    parser.add_argument("--version", action="version", version=f"trt-sam {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name in COMMANDS:
+        module = importlib.import_module(f"trt_sam.commands.{name}")
+        subparser = subparsers.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    try:
+        args = parser.parse_args(argv)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except TrtSamError as error:
+        print(f"trt-sam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trt-sam: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error, but Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but with one error line instead of the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The subcommands of `trt-sam`, one module each."""

@@ -1,0 +1,56 @@
+"""What several subcommands share: recipe and graph flags, and `--json [FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from trt_sam._files import write_atomically
+from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
+
+__all__ = ["add_graph_arguments", "add_json_argument", "recipe_from", "write_json"]
+
+
+def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> None:
+    """Add `--recipe` and the flags that override it."""
+    parser.add_argument("--recipe", metavar="NAME|PATH", help="a recipe of the catalogue or a .toml file; flags override it")
+    parser.add_argument("--precision", choices=PRECISIONS, help="type of weights and activations")
+    if target:
+        parser.add_argument("--target", choices=TARGETS, help="graph form (default: cpu for fp32, gpu for fp16)")
+    parser.add_argument("--mask-input", action="store_true", default=None, help="take mask_input and has_mask_input")
+    parser.add_argument("--full-resolution", action="store_true", default=None, help="also give masks at orig_im_size")
+    parser.add_argument("--best-mask", action="store_true", default=None, help="give only the mask SAM's rule selects")
+
+
+def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:
+    """The recipe that the flags of `add_graph_arguments` describe.
+
+    Without a recipe, `precision` is the default and the target follows it (cpu for fp32, gpu for fp16) unless `target` is given.
+    """
+    recipe = load_recipe(args.recipe) if args.recipe else None
+    flags = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(GraphOptions)}
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    if target is not None:
+        chosen["target"] = target
+    if recipe is None:
+        chosen.setdefault("precision", precision)
+        chosen.setdefault("target", "cpu" if chosen["precision"] == "fp32" else "gpu")
+        return EngineRecipe(graph=GraphOptions(**chosen))
+    return dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, **chosen))
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--json [FILE]`: without FILE the report goes to stdout."""
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report as JSON (no FILE: to stdout)")
+
+
+def write_json(destination: str, report: dict[str, Any]) -> None:
+    """Write `report` to a file, or to stdout for "-"."""
+    text = json.dumps(report, indent=2) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(destination, text)

@@ -1,0 +1,80 @@
+"""Every error that is the user's to mend. Bugs are other exceptions and keep their traceback.
+
+TrtSamError                 the command line prints it as one line and exits with code 2
++-- MissingDependencyError  an optional package is not installed; names the pip command
++-- InputError              a file, path, image, prompt or option that cannot be used
+|   +-- ContractError       a feed that does not fit the decoder's tensors
+|   +-- CheckpointError     a checkpoint that cannot be read or is not a SAM
+|   +-- RecipeError         a recipe with an unknown key or an impossible value
+|   +-- GraphError          an ONNX file that is not a SAM decoder of this package
++-- ExportError             a graph that was written but does not match PyTorch
++-- BuildError              TensorRT could not parse the graph or build the engine
++-- ManifestError           an engine without its manifest, or one that does not fit this machine
++-- CalibrationError        calibration without data, or with data that cannot be used
++-- InferenceError          execution failed; the runner says whether it is still open
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BuildError",
+    "CalibrationError",
+    "CheckpointError",
+    "ContractError",
+    "ExportError",
+    "GraphError",
+    "InferenceError",
+    "InputError",
+    "ManifestError",
+    "MissingDependencyError",
+    "RecipeError",
+    "TrtSamError",
+]
+
+
+class TrtSamError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class MissingDependencyError(TrtSamError):
+    """An optional package is not installed."""
+
+
+class InputError(TrtSamError):
+    """A file, path, image, prompt or option that cannot be used."""
+
+
+class ContractError(InputError):
+    """A feed that does not fit the decoder's tensors."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read or is not a SAM."""
+
+
+class RecipeError(InputError):
+    """A recipe with an unknown key or an impossible value."""
+
+
+class GraphError(InputError):
+    """An ONNX file that is not a SAM decoder of this package."""
+
+
+class ExportError(TrtSamError):
+    """A graph that was written but does not match PyTorch."""
+
+
+class BuildError(TrtSamError):
+    """TensorRT could not parse the graph or build the engine."""
+
+
+class ManifestError(TrtSamError):
+    """An engine without its manifest, or one that does not fit this machine."""
+
+
+class CalibrationError(TrtSamError):
+    """Calibration without data, or with data that cannot be used."""
+
+
+class InferenceError(TrtSamError):
+    """Execution failed."""

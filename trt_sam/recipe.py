@@ -1,0 +1,176 @@
+"""What to build: frozen dataclasses, read from TOML and checked key by key.
+
+A recipe is data (`engines/*.toml`); flags of the command line override it. See `engines/README.md` for the catalogue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trt_sam.errors import RecipeError
+
+__all__ = ["PRECISIONS", "TARGETS", "EngineRecipe", "GraphOptions", "ShapeProfile", "list_recipes", "load_recipe"]
+
+PRECISIONS = ("fp32", "fp16")
+TARGETS = ("cpu", "gpu")
+BACKENDS = ("rtx", "tensorrt")
+
+Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the exported graph computes."""
+
+    precision: str = "fp16"
+    """"fp32" or "fp16": the type of weights and activations, but for the float32 islands."""
+    target: str = "gpu"
+    """"cpu" or "gpu": which exact form of the decoder is exported."""
+    mask_input: bool = False
+    """Take `mask_input` and `has_mask_input`, for refining an earlier mask."""
+    full_resolution: bool = False
+    """Also give `masks` at `orig_im_size`."""
+    best_mask: bool = False
+    """Give only the mask that SAM's own rule selects, chosen inside the graph."""
+
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("target", self.target, TARGETS)
+        for field in ("mask_input", "full_resolution", "best_mask"):
+            if not isinstance(getattr(self, field), bool):
+                raise RecipeError(f"{field} is {getattr(self, field)!r}, must be true or false")
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """One optimization profile: (min, opt, max) of each dynamic dimension; TensorRT tunes for opt."""
+
+    num_prompts: Range = (1, 1, 16)
+    num_points: Range = (1, 2, 8)
+    height: Range = (1, 1080, 4096)
+    """Only for full-resolution graphs: rows of the original image."""
+    width: Range = (1, 1920, 4096)
+    """Only for full-resolution graphs: columns of the original image."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_range = isinstance(value, list | tuple) and len(value) == 3
+            if not is_range or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+                raise RecipeError(f"profile {field.name} is {value!r}, must be three whole numbers [min, opt, max]")
+            low, best, high = value
+            if not 1 <= low <= best <= high:
+                raise RecipeError(f"profile {field.name} is {list(value)}, must be 1 <= min <= opt <= max")
+            object.__setattr__(self, field.name, (low, best, high))
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """Everything that decides what is built."""
+
+    name: str = "custom"
+    description: str = ""
+    checkpoint: str | None = None
+    """"standin", a path or a Hugging Face id; None where the command line must say it."""
+    graph: GraphOptions = GraphOptions()
+    profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
+    backend: str | None = None
+    """"rtx" or "tensorrt"; None takes TensorRT where it is installed with a GPU, else TensorRT-RTX."""
+    compute_capabilities: tuple[str, ...] = ()
+    """For TensorRT-RTX: "8.6", "8.9", "12.0"; empty for the flavour's default."""
+    max_aux_streams: int | None = 0
+    """0 keeps all kernels on one stream (lowest latency for one prompt); None leaves it to TensorRT."""
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend is not None:
+            _check_choice("backend", self.backend, BACKENDS)
+        if not self.profiles:
+            raise RecipeError("profiles is empty; give at least one [[profiles]]")
+        for value in self.compute_capabilities:
+            major, _, minor = str(value).partition(".")
+            if not (major.isdigit() and minor.isdigit()):
+                raise RecipeError(f'compute capability {value!r} is not a version; write it as "8.9"')
+        streams = self.max_aux_streams
+        if streams is not None and (isinstance(streams, bool) or not isinstance(streams, int) or streams < 0):
+            raise RecipeError(f"max_aux_streams is {streams!r}, must be a whole number from 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able data, as manifests keep it."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(name_or_path: str) -> EngineRecipe:
+    """Read a recipe by its catalogue name or from a TOML file.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, or an impossible value.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        known = list_recipes()
+        if name_or_path not in known:
+            raise RecipeError(f"unknown recipe {name_or_path!r}; known are {', '.join(known)}, or give a .toml file")
+        path = recipe_folder() / f"{name_or_path}.toml"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}") from error
+    try:
+        return parse_recipe({"name": path.stem, **data})
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def parse_recipe(data: Mapping[str, Any]) -> EngineRecipe:
+    """Make a recipe from the tables of its TOML file, or raise RecipeError."""
+    fields = dict(data)
+    graph = _from_table(GraphOptions, fields.pop("graph", {}), "graph")
+    profiles = fields.pop("profiles", [{}])
+    if not isinstance(profiles, list):
+        raise RecipeError("profiles must be a list: write [[profiles]]")
+    fields["graph"] = graph
+    fields["profiles"] = tuple(_from_table(ShapeProfile, p, "profiles") for p in profiles)
+    capabilities = fields.get("compute_capabilities", ())
+    if not isinstance(capabilities, list | tuple):
+        raise RecipeError(f'compute_capabilities is {capabilities!r}, must be a list like ["8.9"]')
+    fields["compute_capabilities"] = tuple(capabilities)
+    recipe: EngineRecipe = _from_table(EngineRecipe, fields, "the recipe")
+    return recipe
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in recipe_folder().glob("*.toml"))
+
+
+def recipe_folder() -> Path:
+    """`engines/` of the checkout, or the copy that the wheel carries."""
+    checkout = Path(__file__).resolve().parent.parent / "engines"
+    if checkout.is_dir():
+        return checkout
+    return Path(str(resources.files("trt_sam"))) / "recipes"
+
+
+def _from_table(kind: type[Any], table: Any, where: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where} must be a table")
+    allowed = [field.name for field in dataclasses.fields(kind)]
+    for key in table:
+        if key not in allowed:
+            raise RecipeError(f"unknown key {key!r} in {where}; allowed are {', '.join(allowed)}")
+    return kind(**table)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RecipeError(f"{name} is {value!r}, must be one of {', '.join(allowed)}")
