@@ -101,7 +101,8 @@ def check_feed(
         limits: least and largest value of each dynamic dimension ("num_prompts": (1, 16)).
 
     Raises:
-        ContractError: a tensor is missing, unknown, of another dtype or shape, beyond a limit, not finite, or a label is unknown.
+        ContractError: a tensor is missing, unknown, of another dtype or shape, beyond a limit or not finite, or a label is
+            unknown.
     """
     names = [spec.name for spec in specs]
     for name in feed:

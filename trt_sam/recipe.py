@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ class GraphOptions:
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("target", self.target, TARGETS)
-        for field in ("mask_input", "full_resolution", "best_mask"):
-            if not isinstance(getattr(self, field), bool):
-                raise RecipeError(f"{field} is {getattr(self, field)!r}, must be true or false")
+        for name in ("mask_input", "full_resolution", "best_mask"):
+            if not isinstance(getattr(self, name), bool):
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class ShapeProfile:
     """Only for full-resolution graphs: columns of the original image."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
             is_range = isinstance(value, list | tuple) and len(value) == 3
             if not is_range or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-                raise RecipeError(f"profile {field.name} is {value!r}, must be three whole numbers [min, opt, max]")
+                raise RecipeError(f"profile {each.name} is {value!r}, must be three whole numbers [min, opt, max]")
             low, best, high = value
             if not 1 <= low <= best <= high:
-                raise RecipeError(f"profile {field.name} is {list(value)}, must be 1 <= min <= opt <= max")
-            object.__setattr__(self, field.name, (low, best, high))
+                raise RecipeError(f"profile {each.name} is {list(value)}, must be 1 <= min <= opt <= max")
+            object.__setattr__(self, each.name, (low, best, high))
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class EngineRecipe:
     description: str = ""
     checkpoint: str | None = None
     """"standin", a path or a Hugging Face id; None where the command line must say it."""
-    graph: GraphOptions = GraphOptions()
-    profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
+    graph: GraphOptions = field(default_factory=GraphOptions)
+    profiles: tuple[ShapeProfile, ...] = field(default_factory=lambda: (ShapeProfile(),))
     backend: str | None = None
     """"rtx" or "tensorrt"; None takes TensorRT where it is installed with a GPU, else TensorRT-RTX."""
     compute_capabilities: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ def recipe_folder() -> Path:
 def _from_table(kind: type[Any], table: Any, where: str) -> Any:
     if not isinstance(table, Mapping):
         raise RecipeError(f"{where} must be a table")
-    allowed = [field.name for field in dataclasses.fields(kind)]
+    allowed = [each.name for each in dataclasses.fields(kind)]
     for key in table:
         if key not in allowed:
             raise RecipeError(f"unknown key {key!r} in {where}; allowed are {', '.join(allowed)}")

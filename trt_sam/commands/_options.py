@@ -9,9 +9,10 @@ import sys
 from typing import Any
 
 from trt_sam._files import write_atomically
+from trt_sam.errors import InputError
 from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
 
-__all__ = ["add_graph_arguments", "add_json_argument", "recipe_from", "write_json"]
+__all__ = ["add_graph_arguments", "add_json_argument", "checkpoint_of", "recipe_from", "write_json"]
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> None:
@@ -28,7 +29,8 @@ def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> Non
 def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:
     """The recipe that the flags of `add_graph_arguments` describe.
 
-    Without a recipe, `precision` is the default and the target follows it (cpu for fp32, gpu for fp16) unless `target` is given.
+    Without a recipe, `precision` is the default and the target follows it (cpu for fp32, gpu for fp16) unless `target`
+    is given.
     """
     recipe = load_recipe(args.recipe) if args.recipe else None
     flags = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(GraphOptions)}
@@ -40,6 +42,14 @@ def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None 
         chosen.setdefault("target", "cpu" if chosen["precision"] == "fp32" else "gpu")
         return EngineRecipe(graph=GraphOptions(**chosen))
     return dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, **chosen))
+
+
+def checkpoint_of(args: argparse.Namespace, recipe: EngineRecipe) -> str:
+    """The checkpoint that `--checkpoint` or the recipe names; raises InputError where neither does."""
+    source = args.checkpoint or recipe.checkpoint
+    if not source:
+        raise InputError("no checkpoint: give --checkpoint standin, a .pth, a Hugging Face folder or id")
+    return str(source)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,50 @@
+"""Write a checkpoint's decoder as an ONNX graph, checked against PyTorch.
+
+Example:
+  trt-sam export --checkpoint standin --precision fp16 --output decoder.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trt_sam._files import sha256_of
+from trt_sam._lazy import require
+from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.errors import InputError
+
+HELP = "checkpoint to ONNX"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `export`."""
+    parser.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
+    add_graph_arguments(parser, target=True)
+    parser.add_argument("--output", required=True, metavar="F.onnx", type=Path)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; 0 when the graph was written and matches PyTorch."""
+    recipe = recipe_from(args, precision="fp32")
+    if args.output.suffix != ".onnx":
+        raise InputError(f"--output is {args.output}, must end in .onnx")
+    source = checkpoint_of(args, recipe)
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        require(package, "to export a graph")
+    from trt_sam.export import export_decoder
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(source)
+    report = export_decoder(checkpoint.decoder, args.output, recipe.graph, checkpoint_sha256=checkpoint.sha256)
+    if args.json:
+        write_json(args.json, {**report.to_dict(), "checkpoint": source, "sha256": sha256_of(args.output)})
+    if args.json != "-":
+        worst = max(row.error for row in report.parity)
+        size = args.output.stat().st_size / 1e6
+        print(
+            f"{args.output}: {recipe.graph.precision}, target {recipe.graph.target}, {size:.1f} MB; "
+            f"largest logit error against PyTorch {worst:.1e} (relative, ONNX Runtime on the CPU)"
+        )
+    return 0
