@@ -1,8 +1,8 @@
 """Judge a float16 graph without a GPU: the same graph in float32, every float16 tensor rounded to float16 and back.
 
-ONNX Runtime on a CPU runs float16 graphs in float32, so by itself it shows the rounding of weights but never overflow. Here each
-float16 result passes through float16, products accumulate in float32 as tensor cores do, and an overflow becomes infinity as on a
-GPU.
+ONNX Runtime on a CPU runs float16 graphs in float32, so by itself it shows the rounding of weights but never overflow. Here
+each float16 result passes through float16, products accumulate in float32 as tensor cores do, and an overflow becomes infinity
+as on a GPU.
 """
 
 from __future__ import annotations
