@@ -1,6 +1,7 @@
 """Train the stand-in checkpoint on synthetic scenes and save it as a Hugging Face `SamModel` folder.
 
-    python scripts/train_standin.py --output trt_sam/data/standin
+    python scripts/train_standin.py --state standin.pt --log standin.jsonl --stage 256:4:6:5e-4:12000:38:4000 --stage ...
+    python scripts/save_standin.py --state standin.pt --output trt_sam/data/standin
 
 Losses are SAM's (Kirillov et al. 2023, appendix A): 20 x focal + dice on the best of the three masks, the same on the single
 mask, and the squared error of the predicted IoU. Stages go from small pictures to the full 1024 px; each stage is bounded in
@@ -24,11 +25,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trt_sam.model import SamDecoder
-from trt_sam.scenes import Scene, make_scene, sample_click, tight_box
+from trt_sam.scenes import HELD_OUT_SEED, Scene, make_scene, sample_click, sample_prompt
 
 PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(1, 3, 1, 1)
 PIXEL_STD = torch.tensor([58.395, 57.12, 57.375]).reshape(1, 3, 1, 1)
-HELD_OUT_SEED = 50_000_000
 KINDS = ("click", "box", "clicks", "previous mask")
 KIND_SHARES = (0.4, 0.3, 0.15, 0.15)
 
@@ -186,26 +186,9 @@ def losses(logits: Tensor, iou: Tensor, truth: Tensor) -> tuple[Tensor, float]:
 
 def make_prompts(kind: str, targets: list[np.ndarray], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Coordinates [n, points, 2] and labels [n, points] as Meta's predictor would send them."""
-    coords, labels = [], []
     extra = int(rng.integers(1, 5))
-    for target in targets:
-        if kind == "box":
-            box = np.array(tight_box(target))
-            sides = np.array([box[2] - box[0], box[3] - box[1]] * 2)
-            box = box + np.clip(rng.normal(0, 0.05 * sides), -0.02 * len(target), 0.02 * len(target))
-            coords.append(box.reshape(2, 2))
-            labels.append([2, 3])
-            continue
-        points, kinds = [sample_click(rng, target)], [1.0]
-        for _ in range(extra if kind == "clicks" else 0):
-            positive = rng.random() < 0.6 or target.all()
-            points.append(sample_click(rng, target if positive else ~target))
-            kinds.append(float(positive))
-        coords.append([*points, (0.0, 0.0)])
-        labels.append([*kinds, -1])
-    # A click's pixel centre is at +0.5 already: the encoder adds it.
-    shift = 0.0 if kind == "box" else 0.5
-    return torch.tensor(np.array(coords), dtype=torch.float32) - shift, torch.tensor(np.array(labels), dtype=torch.float32)
+    prompts = [sample_prompt(rng, target, kind, extra_clicks=extra) for target in targets]
+    return torch.from_numpy(np.stack([c for c, _ in prompts])), torch.from_numpy(np.stack([n for _, n in prompts]))
 
 
 def correct(

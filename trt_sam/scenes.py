@@ -12,10 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scene", "make_scene", "sample_click", "tight_box"]
+__all__ = ["HELD_OUT_SEED", "PROMPT_KINDS", "Scene", "make_scene", "sample_click", "sample_prompt", "tight_box"]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+HELD_OUT_SEED = 50_000_000
+"""Scenes from this seed on were never trained on."""
+
+PROMPT_KINDS = ("click", "box", "clicks")
 
 _MIN_AREA = 0.002
 """Visible masks smaller than this share of the image are not offered as objects."""
@@ -76,6 +81,38 @@ def sample_click(rng: np.random.Generator, mask: BoolArray) -> tuple[float, floa
     rows, columns = np.nonzero(mask)
     pick = int(rng.integers(len(rows)))
     return float(columns[pick]) + 0.5, float(rows[pick]) + 0.5
+
+
+def sample_prompt(
+    rng: np.random.Generator, mask: BoolArray, kind: str, *, extra_clicks: int = 2
+) -> tuple[FloatArray, FloatArray]:
+    """Draw a prompt for an object as Meta's predictor would send it.
+
+    Args:
+        rng: where the randomness comes from.
+        mask: bool [size, size], the object.
+        kind: "click" (one inside), "clicks" (`extra_clicks` more, some of them outside with label 0) or "box" (jittered by 5 %
+            of its sides).
+        extra_clicks: for "clicks".
+
+    Returns:
+        point_coords float32 [num_points, 2], (x, y) in pixels with a pixel's corner at whole numbers, and point_labels float32
+        [num_points]; clicks end with SAM's "not a point".
+    """
+    if kind == "box":
+        box = np.array(tight_box(mask))
+        sides = np.array([box[2] - box[0], box[3] - box[1]] * 2)
+        limit = 0.02 * len(mask)
+        box = box + np.clip(rng.normal(0, 0.05 * sides), -limit, limit)
+        return box.reshape(2, 2).astype(np.float32), np.array([2, 3], np.float32)
+    points, labels = [sample_click(rng, mask)], [1.0]
+    for _ in range(extra_clicks if kind == "clicks" else 0):
+        positive = rng.random() < 0.6 or bool(mask.all())
+        points.append(sample_click(rng, mask if positive else ~mask))
+        labels.append(float(positive))
+    # The encoder adds 0.5 to reach the pixel's centre, where sample_click already is.
+    coords = np.array([*points, (0.5, 0.5)]) - 0.5
+    return coords.astype(np.float32), np.array([*labels, -1], np.float32)
 
 
 def tight_box(mask: BoolArray) -> tuple[float, float, float, float]:
