@@ -9,7 +9,6 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,8 @@ def list_recipes() -> list[str]:
 
 
 def recipe_folder() -> Path:
-    """`engines/` of the checkout, or the copy that the wheel carries."""
-    checkout = Path(__file__).resolve().parent.parent / "engines"
-    if checkout.is_dir():
-        return checkout
-    return Path(str(resources.files("trt_sam"))) / "recipes"
+    """Where the catalogue lies: `engines/` of the checkout (a link) or the copy that the wheel carries."""
+    return Path(__file__).resolve().parent / "recipes"
 
 
 def _from_table(kind: type[Any], table: Any, where: str) -> Any:
