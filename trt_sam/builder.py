@@ -1,0 +1,258 @@
+"""ONNX to TensorRT engine, for every flavour, from one strongly typed graph. Imports no torch.
+
+The types are in the graph, so no builder flag chooses a precision, and the same file builds on TensorRT 10, 11 and RTX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trt_sam._build_callbacks import Progress, in_words, make_logger, make_monitor
+from trt_sam._files import existing_file, write_atomically
+from trt_sam.errors import BuildError
+from trt_sam.layers import KernelSummary, Layer, parse_layers, summarize_layers
+from trt_sam.recipe import EngineRecipe, ShapeProfile
+from trt_sam.tensorrt import Flavour, gpu_compute_capability
+
+__all__ = ["BuildResult", "build_engine"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine and what is known about it."""
+
+    engine: bytes
+    """The serialized engine; only its manifest says where it may run."""
+    kernels: tuple[KernelSummary, ...]
+    """One per optimization profile; empty where the flavour logs no layer list (TensorRT 10 and 11)."""
+    layers: tuple[Layer, ...]
+    seconds: float
+    """Wall time of the build alone, parsing included."""
+    compute_capabilities: tuple[str, ...]
+    """What it was built for; empty is RTX's default, every GPU that RTX supports from 8.0."""
+    warnings: tuple[str, ...]
+
+
+def build_engine(
+    onnx_path: str | os.PathLike[str],
+    recipe: EngineRecipe,
+    *,
+    flavour: Flavour,
+    progress: Progress | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+) -> BuildResult:
+    """Build an engine from a graph in which every type is decided.
+
+    The build runs on a thread of its own, so that Ctrl-C is noticed while TensorRT is busy: it then stops at its next step.
+
+    Args:
+        onnx_path: the graph; its weights may lie beside it as external data.
+        recipe: profiles, compute capabilities, streams and compatibility; its `graph` and `checkpoint` are not looked at.
+        flavour: the TensorRT that builds.
+        progress: called with (fraction, phase), from the building thread. What it raises stops the build and is raised here.
+        timing_cache: file of kernel timings, read where it exists and written at the end (TensorRT 10 and 11 only).
+
+    Raises:
+        BuildError: the graph cannot be parsed or built, or the recipe asks for what this flavour cannot do.
+        InputError: the graph cannot be read, or the timing cache cannot be read or written.
+        KeyboardInterrupt: the user pressed Ctrl-C; nothing was written.
+    """
+    path = existing_file(onnx_path, "ONNX graph")
+    if timing_cache is not None and not flavour.has_timing_cache:
+        raise BuildError(f"{flavour.title} times no kernels, so it has no timing cache; leave the timing cache out")
+    capabilities = tuple(dict.fromkeys(recipe.compute_capabilities))
+    for value in capabilities:
+        flavour.compute_capability(value)
+    stop = threading.Event()
+    cache = Path(timing_cache) if timing_cache is not None else None
+    return _on_own_thread(lambda: _build(path, recipe, capabilities, flavour, progress, cache, stop), stop)
+
+
+def _build(
+    path: Path,
+    recipe: EngineRecipe,
+    capabilities: tuple[str, ...],
+    flavour: Flavour,
+    progress: Progress | None,
+    timing_cache: Path | None,
+    stop: threading.Event,
+) -> BuildResult:
+    trt = flavour.trt
+    started = time.perf_counter()
+    logger = make_logger(trt)
+    builder = _make_builder(flavour, logger)
+    network = builder.create_network(flavour.network_flags)
+    parser = trt.OnnxParser(network, logger)
+    _parse(parser, network, path, flavour)
+    config = builder.create_builder_config()
+    _configure(config, recipe, capabilities, flavour)
+    _add_profiles(builder, config, network, recipe, path)
+    if timing_cache is not None:
+        known = timing_cache.read_bytes() if timing_cache.exists() else b""
+        # One of another GPU or version is refused by set_timing_cache; the build then starts from an empty one.
+        if not config.set_timing_cache(config.create_timing_cache(known), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    config.progress_monitor = monitor = make_monitor(trt, progress, stop)
+    plan = builder.build_serialized_network(network, config)
+    if monitor.failure is not None:
+        raise monitor.failure
+    if stop.is_set():
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BuildError(_failure(path, flavour, capabilities, logger.errors))
+    engine = bytes(memoryview(plan))
+    if timing_cache is not None:
+        write_atomically(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    built_for = capabilities
+    if flavour.needs_gpu_to_build and (here := gpu_compute_capability()) is not None:
+        built_for = (here,)
+    layers, warnings = _layers(logger)
+    seconds = time.perf_counter() - started
+    return BuildResult(engine, summarize_layers(layers), layers, seconds, built_for, warnings)
+
+
+def _make_builder(flavour: Flavour, logger: Any) -> Any:
+    try:
+        return flavour.trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        reason = "; ".join(logger.errors) or in_words(str(error))
+        need = (
+            "it needs an NVIDIA GPU with its driver; use --backend rtx where there is none"
+            if flavour.needs_gpu_to_build
+            else reason
+        )
+        raise BuildError(f"{flavour.title} cannot start its builder ({reason}): {need}") from error
+
+
+def _parse(parser: Any, network: Any, path: Path, flavour: Flavour) -> None:
+    parsed = parser.parse_from_file(str(path))
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    if parsed and not errors and network.num_outputs:
+        return
+    if not errors or errors[0].node() < 0:
+        words = in_words(errors[0].desc()) if errors else "it declares no outputs"
+        raise BuildError(f"{flavour.title} cannot read {path} as ONNX ({words}); export it again with trt-sam export")
+    error = errors[0]
+    where = f"node {error.node_name() or error.node()!r} ({error.node_operator()})"
+    words = in_words(error.desc())
+    if "Plugin not found" in words:
+        words = f"it has no operation {error.node_operator()!r}"
+    raise BuildError(f"{flavour.title} cannot parse {path} at {where}: {words}; export the graph again with trt-sam export")
+
+
+def _configure(config: Any, recipe: EngineRecipe, capabilities: tuple[str, ...], flavour: Flavour) -> None:
+    trt = flavour.trt
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, value in enumerate(capabilities):
+            config.set_compute_capability(flavour.compute_capability(value), index)
+    if recipe.max_aux_streams is not None:
+        config.max_aux_streams = recipe.max_aux_streams
+    if not flavour.has_compatibility_modes and (recipe.version_compatible or recipe.hardware_compatible):
+        raise BuildError(
+            f"{flavour.title} builds no version- or hardware-compatible engines; take version_compatible and "
+            "hardware_compatible out of the recipe and list compute_capabilities instead"
+        )
+    if recipe.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if recipe.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _add_profiles(builder: Any, config: Any, network: Any, recipe: EngineRecipe, path: Path) -> None:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    dynamic = [tensor for tensor in inputs if tensor.is_shape_tensor or -1 in tuple(tensor.shape)]
+    if not dynamic:
+        return
+    for number, ranges in enumerate(recipe.profiles):
+        profile = builder.create_optimization_profile()
+        for tensor in dynamic:
+            bounds = _value_bounds(tensor, ranges, path) if tensor.is_shape_tensor else _shape_bounds(tensor, ranges, path)
+            setter = profile.set_shape_input if tensor.is_shape_tensor else profile.set_shape
+            setter(tensor.name, *bounds)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"profile {number + 1} does not fit {path}: {ranges}; each range must be min <= opt <= max")
+
+
+def _shape_bounds(tensor: Any, ranges: ShapeProfile, path: Path) -> list[list[int]]:
+    bounds: list[list[int]] = [[], [], []]
+    for index, size in enumerate(tuple(tensor.shape)):
+        if size >= 0:
+            triple = (size, size, size)
+        else:
+            name = tensor.get_dimension_name(index)
+            known = vars(ranges)
+            if name not in known:
+                raise BuildError(
+                    f"input {tensor.name!r} of {path} has the dynamic dimension {name!r}; profiles know {', '.join(known)}; "
+                    "name it so, or make it static"
+                )
+            triple = known[name]
+        for bound, value in zip(bounds, triple, strict=True):
+            bound.append(value)
+    return bounds
+
+
+def _value_bounds(tensor: Any, ranges: ShapeProfile, path: Path) -> list[list[int]]:
+    if tensor.name != "orig_im_size":
+        raise BuildError(f"input {tensor.name!r} of {path} decides shapes; only orig_im_size may, so make it a constant")
+    return [[height, width] for height, width in zip(ranges.height, ranges.width, strict=True)]
+
+
+def _layers(logger: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    warnings = tuple(logger.warnings)
+    if not logger.layer_list:
+        return (), warnings
+    try:
+        return parse_layers(logger.layer_list), warnings
+    except ValueError as error:
+        # Another version may print the list in another way; the engine is as good without the counts.
+        return (), (*warnings, f"the layer list was not understood, so kernels are not counted: {error}")
+
+
+def _failure(path: Path, flavour: Flavour, capabilities: tuple[str, ...], errors: list[str]) -> str:
+    reason = "; ".join(dict.fromkeys(errors)) or "it gave no reason"
+    advice = "simplify the graph or try another precision or TensorRT"
+    if "HW-specific datatypes" in reason:
+        advice = "leave those compute capabilities out, or build another precision for them"
+    elif "memory" in reason.lower():
+        advice = "close what else uses the memory, or give the profiles a smaller max"
+    target = f" for compute capability {', '.join(capabilities)}" if capabilities else ""
+    return f"{flavour.title} cannot build {path}{target}: {reason}; {advice}"
+
+
+def _on_own_thread(work: Callable[[], Result], stop: threading.Event) -> Result:
+    """Run `work` and return or raise what it does; Ctrl-C sets `stop`, waits for `work` and is raised."""
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="trt_sam.builder")
+    thread.start()
+    interrupted = False
+    while thread.is_alive():
+        try:
+            thread.join(0.1)
+        except KeyboardInterrupt:
+            interrupted = True
+            stop.set()
+    if interrupted:
+        raise KeyboardInterrupt
+    with contextlib.suppress(IndexError):
+        return results[0]
+    raise failures[0]
