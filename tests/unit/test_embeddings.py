@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trt_sam.embeddings import Embedding, load_embedding, save_embedding
+from trt_sam.errors import InputError
+
+
+def make_array(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 256, 64, 64)).astype(np.float32)
+
+
+def members(**changed: object) -> dict[str, object]:
+    whole = {
+        "image_embeddings": make_array(),
+        "original_size": np.array([480, 640], dtype=np.int64),
+        "file_name": np.array("cat.jpg"),
+        "encoder_sha256": np.array("ab" * 32),
+    }
+    return {name: value for name, value in (whole | changed).items() if value is not None}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    embedding = Embedding(make_array(), (480, 640), "Katze äöü.jpg", "ab" * 32)
+    save_embedding(tmp_path / "new" / "a.npz", embedding)
+    loaded = load_embedding(tmp_path / "new" / "a.npz")
+    np.testing.assert_array_equal(loaded.image_embeddings, embedding.image_embeddings)
+    assert (loaded.original_size, loaded.file_name, loaded.encoder_sha256) == ((480, 640), "Katze äöü.jpg", "ab" * 32)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.npz"]
+    with np.load(tmp_path / "new" / "a.npz", allow_pickle=False) as plain:
+        assert plain["original_size"].dtype == np.int64
+
+
+def test_bare_arrays_need_the_size(tmp_path: Path) -> None:
+    array = make_array(1)
+    np.save(tmp_path / "a.npy", array)
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    save_file({"image_embeddings": array, "other": np.zeros(3)}, tmp_path / "named.safetensors")
+    save_file({"x": array}, tmp_path / "single.safetensors")
+    for name in ("a.npy", "named.safetensors", "single.safetensors"):
+        loaded = load_embedding(tmp_path / name, original_size=(30, 40))
+        np.testing.assert_array_equal(loaded.image_embeddings, array)
+        assert loaded.original_size == (30, 40)
+        with pytest.raises(InputError, match="original size"):
+            load_embedding(tmp_path / name)
+    save_file({"x": array, "y": array}, tmp_path / "two.safetensors")
+    with pytest.raises(InputError, match="no image_embeddings among its 2 tensors"):
+        load_embedding(tmp_path / "two.safetensors", original_size=(30, 40))
+
+
+def test_size_of_the_file_wins_or_is_confirmed(tmp_path: Path) -> None:
+    save_embedding(tmp_path / "a.npz", Embedding(make_array(), (480, 640)))
+    assert load_embedding(tmp_path / "a.npz", original_size=(480, 640)).original_size == (480, 640)
+    with pytest.raises(InputError, match=r"\(480, 640\).*not \(640, 480\)"):
+        load_embedding(tmp_path / "a.npz", original_size=(640, 480))
+
+
+def with_nan() -> np.ndarray:
+    array = make_array()
+    array[0, 3, 2, 1] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_embeddings": None}, "has no image_embeddings, it holds original_size"),
+        ({"original_size": None}, "has no original_size"),
+        ({"encoder_sha256": None}, "has no encoder_sha256"),
+        ({"image_embeddings": make_array()[:, :128]}, r"float32 \[1, 128, 64, 64\], must be float32 \[1, 256, 64, 64\]"),
+        ({"image_embeddings": make_array().astype(np.float16)}, r"float16 \[1, 256, 64, 64\]"),
+        ({"image_embeddings": with_nan()}, "NaN"),
+        ({"original_size": np.array([480.0, 640.0])}, "original_size float64"),
+        ({"original_size": np.array([0, 640])}, r"\[0, 640\]"),
+        ({"original_size": np.arange(1, 900)}, r"of shape \[899\]"),
+        ({"file_name": np.array(b"cat.jpg")}, "file_name is .S7"),
+        ({"file_name": np.array(["a", "b"])}, "one unicode string"),
+        ({"file_name": np.array({"a": 1}, dtype=object)}, "cannot be read as .npz"),
+        ({"image_embeddings": np.zeros(17 << 20, dtype=np.float32)}, "unpacks to"),
+    ],
+)
+def test_wrong_members_are_one_line(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, **members(**changed))
+    with pytest.raises(InputError, match=message) as caught:
+        load_embedding(path)
+    assert "bad.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    np.savez(packed, **members())
+    whole = packed.getvalue()
+    bare = io.BytesIO()
+    np.save(bare, make_array())
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 3] ^= 255  # the zip's checksum sees it
+    liar = io.BytesIO()
+    with zipfile.ZipFile(liar, "w") as archive:
+        archive.writestr("image_embeddings.npy", bare.getvalue().replace(b"(1, 256, 64, 64)", b"(9, 256, 64, 64)"))
+    huge = bare.getvalue().replace(b"(1, 256, 64, 64)", b"(9999999999999,)")
+    for name, data, message in (
+        ("empty.npz", b"", "is empty"),
+        ("text.npz", b"hello", "cannot be read as .npz"),
+        ("cut.npz", whole[: len(whole) // 2], "cannot be read as .npz"),
+        ("flipped.npz", bytes(flipped), "cannot be read as .npz"),
+        ("liar.npz", liar.getvalue(), "cannot be read as .npz"),
+        ("text.npy", b"hello", "not an .npy file"),
+        ("cut.npy", bare.getvalue()[: 1 << 20], "cannot be read as .npy"),
+        ("huge.npy", huge, "cannot be read as .npy"),
+        ("text.safetensors", b"hello", "cannot be read as safetensors"),
+        ("photo.jpg", b"hello", r"must be .npz, .npy or .safetensors"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=message) as caught:
+            load_embedding(tmp_path / name, original_size=None if name.endswith(".npz") else (3, 4))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="not found"):
+        load_embedding(tmp_path / "missing.npz")
+
+
+def test_nothing_wrong_is_written(tmp_path: Path) -> None:
+    good = make_array()
+    for path, embedding in (
+        (tmp_path / "a.npy", Embedding(good, (3, 4))),
+        (tmp_path / "a.npz", Embedding(good[0], (3, 4))),
+        (tmp_path / "a.npz", Embedding(with_nan(), (3, 4))),
+        (tmp_path / "a.npz", Embedding(good, (0, 4))),
+    ):
+        with pytest.raises(InputError):
+            save_embedding(path, embedding)
+    assert list(tmp_path.iterdir()) == []

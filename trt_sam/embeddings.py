@@ -1,0 +1,160 @@
+"""The embedding file: what the image encoder made of one photo, kept for any number of prompts. numpy only.
+
+An `.npz` with `image_embeddings` float32 [1, 256, 64, 64], `original_size` int64 [2] (height, width of the photo),
+`file_name` (the photo's) and `encoder_sha256` (which weights made it), both unicode. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import atomic_path, existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.errors import InputError
+
+__all__ = ["Embedding", "load_embedding", "save_embedding"]
+
+_LARGEST_MEMBER = 64 << 20
+"""An embedding is 4 MiB; a member that unpacks to more than this is no embedding, perhaps a zip bomb."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The image encoder's output for one photo."""
+
+    image_embeddings: npt.NDArray[np.float32]
+    """float32 [1, 256, 64, 64]."""
+    original_size: tuple[int, int]
+    """(height, width) of the photo in pixels."""
+    file_name: str = ""
+    """Of the photo; empty where unknown."""
+    encoder_sha256: str = ""
+    """Hash of the encoder's weights (`ImageEncoder.sha256`); empty where unknown."""
+
+
+def save_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
+    """Write an embedding file, whole or not at all.
+
+    Raises:
+        InputError: `path` does not end in .npz or cannot be written, or the embedding is not one.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"embedding file {path} must end in .npz")
+    _check_array(embedding.image_embeddings, "the embedding to save")
+    size = _checked_size(np.asarray(embedding.original_size, dtype=np.int64), "the embedding to save")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            image_embeddings=embedding.image_embeddings,
+            original_size=np.array(size, dtype=np.int64),
+            file_name=np.array(embedding.file_name, dtype=np.str_),
+            encoder_sha256=np.array(embedding.encoder_sha256, dtype=np.str_),
+        )
+
+
+def load_embedding(path: str | os.PathLike[str], *, original_size: tuple[int, int] | None = None) -> Embedding:
+    """Read an embedding file, or a bare `.npy` or `.safetensors` of the same shape.
+
+    Args:
+        path: `.npz` as `save_embedding` writes it; or `.npy`; or `.safetensors` with `image_embeddings` or one tensor.
+        original_size: (height, width) of the photo; required for a bare array, which does not know it.
+
+    Raises:
+        InputError: missing, empty, truncated or another kind of file; a key is missing; wrong shape, dtype or size; NaN.
+        MissingDependencyError: safetensors is not installed.
+    """
+    path = existing_file(path, "embedding file")
+    if path.suffix == ".npz":
+        return _load_npz(path, original_size)
+    if path.suffix not in {".npy", ".safetensors"}:
+        raise InputError(f"embedding file {path} ends in {path.suffix!r}, must be .npz, .npy or .safetensors")
+    if original_size is None:
+        raise InputError(f"{path} does not say how large its photo was; give the original size (height, width)")
+    array = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
+    size = _checked_size(np.asarray(original_size, dtype=np.int64), f"the photo of {path}")
+    return Embedding(_check_array(array, f"embedding file {path}"), size)
+
+
+def _load_npz(path: Path, original_size: tuple[int, int] | None) -> Embedding:
+    members = {name: _read_member(path, name) for name in ("image_embeddings", "original_size", "file_name", "encoder_sha256")}
+    size = _checked_size(members["original_size"], f"embedding file {path}")
+    if original_size is not None and tuple(original_size) != size:
+        raise InputError(f"embedding file {path} is of a photo of {size} (height, width), not {tuple(original_size)}")
+    texts = []
+    for name in ("file_name", "encoder_sha256"):
+        if members[name].dtype.kind != "U" or members[name].shape != ():
+            found = f"{members[name].dtype} {list(members[name].shape)}"
+            raise InputError(f"embedding file {path}: {name} is {found}, must be one unicode string; write it again")
+        texts.append(str(members[name]))
+    return Embedding(_check_array(members["image_embeddings"], f"embedding file {path}"), size, *texts)
+
+
+def _read_member(path: Path, name: str) -> npt.NDArray[Any]:
+    """One array of an .npz, its packed size checked before it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            try:
+                info = archive.getinfo(f"{name}.npy")
+            except KeyError:
+                held = ", ".join(n.removesuffix(".npy") for n in archive.namelist()[:5]) or "nothing"
+                raise InputError(f"embedding file {path} has no {name}, it holds {held}; write it with trt-sam embed") from None
+            if info.file_size > _LARGEST_MEMBER:
+                raise InputError(f"embedding file {path}: {name} unpacks to {info.file_size:,} bytes; this is no embedding")
+            with archive.open(info) as member:
+                array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+                return array
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise InputError(f"embedding file {path} cannot be read as .npz ({error}); write it again") from None
+
+
+def _read_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        with path.open("rb") as file:
+            # mapped, so that a header that claims terabytes reserves none of them
+            array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r") if file.read(6) == b"\x93NUMPY" else np.empty(0)
+    except (EOFError, OSError, ValueError) as error:
+        raise InputError(f"embedding file {path} cannot be read as .npy ({error}); write it again") from None
+    if array.size == 0:
+        raise InputError(f"embedding file {path} is not an .npy file, or an empty one; write it with numpy.save")
+    return array
+
+
+def _read_safetensors(path: Path) -> npt.NDArray[Any]:
+    safetensors = require("safetensors", "to read .safetensors")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            name = "image_embeddings" if "image_embeddings" in names or len(names) != 1 else names[0]
+            if name not in names:
+                raise InputError(f"embedding file {path} has no image_embeddings among its {len(names)} tensors; rename one")
+            array: npt.NDArray[Any] = file.get_tensor(name)
+            return array
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"embedding file {path} cannot be read as safetensors ({error}); write it again") from None
+
+
+def _check_array(array: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
+    expected = f"float32 {list(EMBEDDING_SHAPE)}"
+    if array.shape != EMBEDDING_SHAPE or array.dtype != np.float32:
+        raise InputError(f"{what} is {array.dtype} {list(array.shape)}, must be {expected}; run the image encoder at 1024 px")
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} holds NaN or infinity; every value must be finite; run the image encoder in float32")
+    # a copy, because a mapped file may change under it
+    return np.array(array, dtype=np.float32, order="C")
+
+
+def _checked_size(size: npt.NDArray[Any], what: str) -> tuple[int, int]:
+    if size.dtype != np.int64 or size.shape != (2,) or (size < 1).any():
+        found = f"{size.dtype} {size.tolist()}" if size.size <= 4 else f"{size.dtype} of shape {list(size.shape)}"
+        raise InputError(f"{what} has original_size {found}, must be int64 (height, width), both at least 1")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,88 @@
+"""Photos: reading them as RGB, finding them in a folder, and the size SAM's image encoder sees them at. numpy and Pillow."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import FRAME_SIZE
+from trt_sam.errors import InputError
+
+__all__ = ["IMAGE_SUFFIXES", "frame_shape", "list_images", "read_image"]
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What counts as an image when a folder is given; a file that is named is read whatever it is called."""
+
+
+def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """Read an image as uint8 [height, width, 3], RGB, turned as its EXIF orientation says; alpha is dropped.
+
+    Raises:
+        InputError: missing, empty, truncated, no image, more than 8 bits a channel, or too large to be meant.
+        MissingDependencyError: Pillow is not installed.
+    """
+    image_module = require("PIL.Image", "to read images")
+    image_ops = require("PIL.ImageOps", "to read images")
+    path = existing_file(path, "image")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at half of its limit, and about odd metadata; neither changes the pixels.
+            warnings.simplefilter("ignore")
+            with image_module.open(path) as image:
+                # I, F and 16-bit modes would be clipped to white without a word.
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(f"image {path} has mode {image.mode}, must have 8 bits a channel; convert it first")
+                upright = image_ops.exif_transpose(image)
+                return np.array(upright.convert("RGB"), dtype=np.uint8)
+    except image_module.DecompressionBombError:
+        limit = 2 * image_module.MAX_IMAGE_PIXELS
+        raise InputError(f"image {path} is larger than {limit:,} pixels, the most that is read; scale it down") from None
+    except image_module.UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that Pillow can read; give a JPEG or PNG") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise InputError(f"image {path} is damaged or truncated ({error}); get it again") from None
+
+
+def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The images that `paths` name: a file is itself, a folder the images directly in it, sorted by name.
+
+    Raises:
+        InputError: a path is missing, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(existing_file(path, "image"))
+            continue
+        try:
+            entries = sorted(path.iterdir())
+        except OSError as error:
+            raise InputError(f"folder {path} cannot be read: {error.strerror}") from error
+        inside = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        if not inside:
+            raise InputError(f"folder {path} holds no image ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}); name another")
+        found.extend(inside)
+    if not found:
+        raise InputError("no photo was given; name files or a folder")
+    return found
+
+
+def frame_shape(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of an image scaled until its long side is 1024, rounded as Meta does.
+
+    Raises:
+        InputError: the image is so narrow that its short side would vanish.
+    """
+    scale = FRAME_SIZE / max(height, width)
+    scaled = int(height * scale + 0.5), int(width * scale + 0.5)
+    if min(scaled) < 1:
+        raise InputError(f"image is {width}x{height}: at a long side of {FRAME_SIZE} its short side vanishes; crop it first")
+    return scaled
