@@ -1,0 +1,230 @@
+"""`load_checkpoint`: SAM's decoder, and its image encoder on demand, from any of the forms they are published in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trt_sam.errors import CheckpointError
+from trt_sam.model import naming
+from trt_sam.model.hardened import harden
+from trt_sam.model.sam import SamDecoder
+from trt_sam.model.weights import download, looks_like_hub_id, read_folder, read_pth
+
+if TYPE_CHECKING:
+    from trt_sam.model.image_encoder import ImageEncoder
+
+__all__ = ["DATA_FOLDER", "STANDINS", "Checkpoint", "load_checkpoint", "state_sha256"]
+
+DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
+STANDINS = ("standin", "standin-hard")
+
+_VIT_KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h", (128, 4): "vit_standin"}
+_META_CONSTANTS = frozenset({"pixel_mean", "pixel_std"})
+_HF_SETTINGS: dict[str, dict[str, object]] = {
+    "prompt_encoder_config": {"image_size": 1024, "patch_size": 16, "hidden_act": "gelu"},
+    "mask_decoder_config": {"num_attention_heads": 8, "hidden_act": "relu"},
+}
+"""What a `SamModel` config may change without changing any shape; the decoder here has it fixed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint."""
+
+    decoder: SamDecoder = field(repr=False)
+    """float32, in eval mode."""
+    encoder_kind: str
+    """"vit_b", "vit_l", "vit_h", "vit_standin", "vit_other", "mobile_sam", "efficientvit", "unknown" or "none"."""
+    sha256: str
+    """Of the decoder's float32 state (`state_sha256`): the same whichever form the weights came in."""
+    source: str
+    """What was asked for."""
+    _open_encoder: Callable[[], ImageEncoder] = field(repr=False, compare=False)
+
+    def image_encoder(self) -> ImageEncoder:
+        """Build the image encoder, float32 on the CPU; nothing of it is read before this.
+
+        Raises:
+            CheckpointError: there is none, transformers has none of this kind, or its weights do not fit.
+            MissingDependencyError: transformers is not installed.
+        """
+        return self._open_encoder()
+
+
+def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Load a checkpoint.
+
+    Args:
+        source: a Meta `.pth`; a Hugging Face folder of `SamModel`; a hub id (`facebook/sam-vit-base`); "standin" or
+            "standin-hard".
+
+    LayerNorm epsilons are those of Meta's code (1e-5 in the decoder's transformer), whatever config.json says: transformers
+    computes with 1e-6 there, with weights that were trained with 1e-5.
+
+    Raises:
+        CheckpointError: it cannot be read or is not a SAM; the message names up to five keys of each fault.
+        MissingDependencyError: a package that this source needs is not installed.
+    """
+    text = os.fspath(source)
+    path = Path(text)
+    if text in STANDINS:
+        folder = DATA_FOLDER / "standin"
+        if not folder.is_dir():
+            raise CheckpointError(f"the stand-in checkpoint is missing from this installation ({folder}); reinstall trt-sam")
+        return _from_folder(folder, text, prepare=harden if text == "standin-hard" else None)
+    if path.is_dir():
+        return _from_folder(path, text)
+    if not path.exists() and looks_like_hub_id(text):
+        return _from_folder(download(text), text)
+    if not path.exists():
+        raise CheckpointError(f"checkpoint not found: {text}; give a .pth, a Hugging Face folder or id, or {STANDINS[0]}")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} lacks the config.json beside it; give the folder {path.parent} instead")
+    return _from_pth(path)
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names (sorted), shapes and float32 bytes of a state."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def _from_pth(path: Path) -> Checkpoint:
+    state = read_pth(path)
+    decoder, encoder = _split({name: value for name, value in state.items() if name not in _META_CONSTANTS})
+    return _checkpoint(decoder, encoder, config=None, place=str(path), source=str(path))
+
+
+def _from_folder(folder: Path, source: str, prepare: Callable[[SamDecoder], SamDecoder] | None = None) -> Checkpoint:
+    config, state = read_folder(folder)
+    _check_config(config, folder)
+    copy = state.pop(naming.HF_TIED_COPY, None)
+    if copy is not None and not torch.equal(copy, state.setdefault(naming.HF_TIED_SOURCE, copy)):
+        raise CheckpointError(f"{folder}: {naming.HF_TIED_COPY} differs from {naming.HF_TIED_SOURCE}; they must be equal")
+    renamed, unknown = naming.hf_to_meta(state)
+    decoder, encoder = _split(renamed)
+    # An unknown name stays as it is, to be reported with the other misfits.
+    decoder |= {name: state[name] for name in unknown if not name.startswith(naming.HF_ENCODER_PREFIX)}
+    encoder |= {name: state[name] for name in unknown if name.startswith(naming.HF_ENCODER_PREFIX)}
+    vision = config.get("vision_config")
+    return _checkpoint(decoder, encoder, vision if isinstance(vision, dict) else {}, str(folder), source, prepare)
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(decoder with everything unknown, image encoder) of a state in Meta's names."""
+    encoder = {name: value for name, value in state.items() if name.startswith(naming.ENCODER_PREFIX)}
+    return {name: value for name, value in state.items() if name not in encoder}, encoder
+
+
+def _checkpoint(
+    decoder_state: Mapping[str, Tensor],
+    encoder_state: Mapping[str, Tensor],
+    config: dict[str, Any] | None,
+    place: str,
+    source: str,
+    prepare: Callable[[SamDecoder], SamDecoder] | None = None,
+) -> Checkpoint:
+    decoder = _build_decoder(decoder_state, place, hf=config is not None)
+    if prepare is not None:
+        decoder = prepare(decoder)
+    kind = _encoder_kind(encoder_state)
+
+    def open_encoder() -> ImageEncoder:
+        from trt_sam.model.image_encoder import build_image_encoder
+
+        return build_image_encoder(encoder_state, kind, config, source)
+
+    return Checkpoint(decoder, kind, state_sha256(decoder.state_dict()), source, open_encoder)
+
+
+def _build_decoder(state: Mapping[str, Tensor], place: str, *, hf: bool) -> SamDecoder:
+    if not any(name.startswith("mask_decoder.") for name in state):
+        held = ", ".join(list(state)[:3]) or "no decoder key"
+        raise CheckpointError(
+            f"checkpoint {place} is not a SAM: it has no mask_decoder keys ({held}); give vit_b, vit_l or vit_h"
+        )
+    with torch.device("meta"):  # no random weights that would be thrown away
+        decoder = SamDecoder()
+    expected = decoder.state_dict()
+    # Faults are told in the names that the file has.
+    shown, needed = (_in_hf_names(state), _in_hf_names(expected)) if hf else (state, expected)
+    check_fit(shown, needed, f"checkpoint {place} does not fit SAM's decoder")
+    # Copies, because what was read may be mapped to a file that can change.
+    copies = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
+    decoder.load_state_dict(copies, assign=True)
+    broken = [name for name, value in decoder.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise CheckpointError(f"checkpoint {place} holds NaN or infinity in {some(broken)}; download it again")
+    decoder.refresh_position_encoding()
+    decoder.requires_grad_(False)
+    return decoder.eval()
+
+
+def _in_hf_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed, unknown = naming.meta_to_hf(state)
+    return renamed | {name: state[name] for name in unknown}
+
+
+def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Raise CheckpointError, beginning with `what`, unless names, shapes and float dtypes of `state` are the expected."""
+    faults = []
+    for title, names in (
+        ("missing", [name for name in expected if name not in state]),
+        ("unexpected", [name for name in state if name not in expected]),
+    ):
+        if names:
+            faults.append(f"{title} {some(names)}")
+    wrong = [
+        f"{name} is {str(value.dtype).removeprefix('torch.')} {list(value.shape)}, must be {list(expected[name].shape)}"
+        for name, value in state.items()
+        if name in expected and (value.shape != expected[name].shape or not value.is_floating_point())
+    ]
+    if wrong:
+        faults.append(f"wrong shape or type: {some(wrong)}")
+    if faults:
+        raise CheckpointError(f"{what}: {'; '.join(faults)}; give an unmodified SAM or a variant with the same decoder")
+
+
+def some(names: Iterable[str]) -> str:
+    """At most five of them, then a count."""
+    names = list(names)
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def _check_config(config: Mapping[str, Any], folder: Path) -> None:
+    if config.get("model_type") != "sam":
+        raise CheckpointError(f"{folder}/config.json has model_type {config.get('model_type')!r}, must be 'sam' (SamModel)")
+    for section, settings in _HF_SETTINGS.items():
+        given = config.get(section) or {}
+        for name, needed in settings.items():
+            if given.get(name, needed) != needed:
+                raise CheckpointError(f"{folder}/config.json has {section}.{name} = {given[name]!r}, must be {needed!r}")
+
+
+def _encoder_kind(state: Mapping[str, Tensor]) -> str:
+    """Recognise the image encoder by key names and dimensions."""
+    if not state:
+        return "none"
+    names = [name.removeprefix(naming.ENCODER_PREFIX) for name in state]
+    if any(name.startswith("patch_embed.seq.") for name in names):
+        return "mobile_sam"
+    if any(name.startswith("backbone.stages.") for name in names):
+        return "efficientvit"
+    projection = state.get(f"{naming.ENCODER_PREFIX}patch_embed.proj.weight")
+    blocks = {name.split(".")[1] for name in names if name.startswith("blocks.")}
+    if projection is None or projection.ndim != 4 or not blocks:
+        return "unknown"
+    return _VIT_KINDS.get((projection.shape[0], len(blocks)), "vit_other")

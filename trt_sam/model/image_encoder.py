@@ -1,0 +1,134 @@
+"""SAM's image encoder, which is transformers' and not ours: photo to embedding, once per photo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from trt_sam._lazy import require
+from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE
+from trt_sam.errors import CheckpointError, InputError
+from trt_sam.images import frame_shape
+from trt_sam.model import naming
+from trt_sam.model.checkpoint import check_fit, state_sha256
+
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess"]
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+_GRID = FRAME_SIZE // 16
+
+
+class ImageEncoder:
+    """A ViT in float32 on the CPU."""
+
+    def __init__(self, model: nn.Module, kind: str, sha256: str) -> None:
+        self._model = model
+        self.kind = kind
+        self.sha256 = sha256
+        """Of the weights, by their names in `SamVisionEncoder`, as `state_sha256` has it."""
+
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].
+
+        Raises:
+            InputError: not such an array, or too narrow to be scaled.
+        """
+        pixels = torch.from_numpy(preprocess(rgb))
+        with torch.inference_mode():
+            embedding: Tensor = self._model(pixels).last_hidden_state
+        return embedding.float().numpy().copy()
+
+
+def preprocess(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the encoder sees of a photo, as Meta prepares it: float32 [1, 3, 1024, 1024].
+
+    Long side scaled to 1024 with Pillow's bilinear filter on the 8-bit image, normalised, then padded with zeros at the
+    bottom and on the right (so the padding is the mean colour, not black).
+
+    Raises:
+        InputError: `rgb` is not uint8 [height, width, 3], or too narrow.
+    """
+    image_module = require("PIL.Image", "to resize images")
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise InputError(f"image is {rgb.dtype} {list(rgb.shape)}, must be uint8 [height, width, 3], RGB")
+    height, width = frame_shape(*rgb.shape[:2])
+    resized = image_module.fromarray(rgb).resize((width, height), image_module.Resampling.BILINEAR)
+    mean, std = np.array(PIXEL_MEAN, dtype=np.float32), np.array(PIXEL_STD, dtype=np.float32)
+    pixels = np.zeros((1, 3, FRAME_SIZE, FRAME_SIZE), dtype=np.float32)
+    pixels[0, :, :height, :width] = ((np.asarray(resized, dtype=np.float32) - mean) / std).transpose(2, 0, 1)
+    return pixels
+
+
+def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str, Any] | None, source: str) -> ImageEncoder:
+    """Build the encoder of a checkpoint.
+
+    Args:
+        state: its part of the checkpoint, in Meta's names.
+        kind: as in `Checkpoint.encoder_kind`.
+        config: vision settings of a Hugging Face config; None where the settings are to be read off the shapes.
+        source: the checkpoint, for error messages.
+
+    Raises:
+        CheckpointError: there is no encoder, transformers has none of this kind, or the weights do not fit.
+        MissingDependencyError: transformers is not installed.
+    """
+    if not kind.startswith("vit_"):
+        found = "holds no image encoder" if kind == "none" else f"has the image encoder {kind!r}, which transformers cannot run"
+        raise CheckpointError(
+            f"checkpoint {source} {found}; bring embeddings from a file: .npz with image_embeddings float32 "
+            f"{list(EMBEDDING_SHAPE)} and original_size int64 [2] (trt_sam.embeddings.save_embedding writes one)"
+        )
+    transformers = require("transformers", "to run the image encoder")
+    modeling = require("transformers.models.sam.modeling_sam", "to run the image encoder")
+    renamed, unknown = naming.meta_to_hf(state)
+    weights = {name.removeprefix(naming.HF_ENCODER_PREFIX): value for name, value in renamed.items()}
+    weights |= {name: state[name] for name in unknown}
+    settings = config if config is not None else _settings_of(state, source)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = modeling.SamVisionEncoder(transformers.SamVisionConfig.from_dict(settings))
+    except Exception as error:  # whatever an odd config.json provokes in transformers
+        reason = str(error).partition("\n")[0][:150]
+        raise CheckpointError(f"checkpoint {source}: transformers cannot build its vision_config ({reason})") from error
+    check_fit(weights, model.state_dict(), f"the image encoder of checkpoint {source} does not fit its settings")
+    weights = {name: value.to(torch.float32) for name, value in weights.items()}
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_(False)
+    return ImageEncoder(model.eval(), kind, state_sha256(weights))
+
+
+def _settings_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Read a `SamVisionConfig` off the shapes of a Meta ViT: its relative positions tell head width and window size."""
+    prefix = naming.ENCODER_PREFIX
+    try:
+        layers = len({name.split(".")[2] for name in state if name.startswith(f"{prefix}blocks.")})
+        projection = state[f"{prefix}patch_embed.proj.weight"]
+        spans = [state[f"{prefix}blocks.{i}.attn.rel_pos_h"].shape for i in range(layers)]
+        mlp_dim = state[f"{prefix}blocks.0.mlp.lin1.weight"].shape[0]
+        heads = projection.shape[0] // spans[0][1]
+        windows = {(span[0] + 1) // 2 for span in spans} - {_GRID}
+        (window,) = windows or {14}
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        raise CheckpointError(
+            f"the image encoder of checkpoint {source} is not Meta's ViT (patch_embed.proj, blocks.N.attn.rel_pos_h, one "
+            "window size); give an unmodified vit_b, vit_l or vit_h"
+        ) from None
+    return {
+        "hidden_size": projection.shape[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "mlp_dim": mlp_dim,
+        "window_size": window,
+        "global_attn_indexes": [i for i, span in enumerate(spans) if (span[0] + 1) // 2 == _GRID],
+        "use_abs_pos": f"{prefix}pos_embed" in state,
+        "use_rel_pos": True,
+        "image_size": FRAME_SIZE,
+        "patch_size": projection.shape[2],
+    }
