@@ -1,0 +1,146 @@
+"""Parts of the fused decoder around its transformer: point embedding, upscaling as products, batched heads.
+
+Each is the exact rewrite of a part of `SamDecoder`, made from its loaded weights. Constants are folded in float64 and
+stored in the weights' own dtype, so that each of them is rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trt_sam.contract import LABEL_ABSENT
+from trt_sam.model.mask_decoder import MLP, MaskDecoder
+from trt_sam.model.prompt_encoder import LayerNorm2d, PromptEncoder
+
+__all__ = ["BatchedHeads", "GatheredPoints", "ProductUpscaling", "folded_linear"]
+
+
+def folded_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """A linear layer from weight [out, in] and bias [out], rounded to `dtype`."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
+
+
+class GatheredPoints(nn.Module):
+    """Point embedding by one lookup: a table of six rows, label -2 to 3, instead of a chain of comparisons.
+
+    Table, frequencies and coordinates stay float32 in a half model (float64 in a float64 model).
+    """
+
+    frequencies: Tensor
+    table: Tensor
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        super().__init__()
+        self.frame_size = encoder.frame_size
+        matrix = encoder.pe_layer.positional_encoding_gaussian_matrix
+        rows = [encoder.not_a_point_embed, *encoder.point_embeddings]
+        weights = [row.weight.detach() for row in rows if isinstance(row, nn.Embedding)]
+        self.register_buffer("frequencies", (matrix.double() * (2 * math.pi)).to(matrix.dtype))
+        self.register_buffer("table", torch.cat([torch.zeros_like(weights[0]), *weights]))
+
+    def forward(self, point_coords: Tensor, point_labels: Tensor) -> Tensor:
+        """As `PromptEncoder.embed_points`, but the result [num_prompts, num_points, C] is still float32."""
+        x, y = (((point_coords + 0.5) / self.frame_size) * 2 - 1).split(1, dim=-1)
+        # Two multiply-adds instead of a product with an inner size of 2: it fuses with the sine.
+        angles = x * self.frequencies[0] + y * self.frequencies[1]
+        encoded = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        rows = nn.functional.embedding((point_labels - LABEL_ABSENT).to(torch.int64), self.table)
+        return rows + encoded * (point_labels >= 0).to(encoded.dtype).unsqueeze(-1)
+
+
+class ProductUpscaling(nn.Module):
+    """Upscaling and mask product with both pixel shuffles deferred to the end.
+
+    A 2x2 transposed convolution of stride 2 gives each position a block of 2x2 output pixels: one product per position, then
+    a rearrangement. LayerNorm2d, GELU and the mask product act on single pixels, so the pixels may stay in the order
+    (y, x, row in block, column in block) until only the four mask channels are left.
+    """
+
+    def __init__(self, decoder: MaskDecoder, grid: tuple[int, int]) -> None:
+        super().__init__()
+        first, norm, _, second, _ = decoder.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(second, nn.ConvTranspose2d)
+        self.grid = grid
+        self.channels = first.out_channels, second.out_channels
+        self.first = _as_product(first)
+        self.norm = nn.LayerNorm(norm.weight.shape[0], eps=norm.eps)
+        self.norm.weight, self.norm.bias = (nn.Parameter(p.detach().clone()) for p in (norm.weight, norm.bias))
+        self.second = _as_product(second)
+
+    def forward(self, image: Tensor, hyper: Tensor) -> Tensor:
+        """From image [n, height * width, C] and hyper [n, masks, C / 8] to masks [n, masks, 4 * height, 4 * width]."""
+        pixels = self.first(image).unflatten(2, (4, self.channels[0]))
+        pixels = nn.functional.gelu(self.norm(pixels))
+        pixels = nn.functional.gelu(self.second(pixels)).reshape(image.shape[0], -1, self.channels[1])
+        masks = hyper @ pixels.transpose(1, 2)
+        height, width = self.grid
+        # (y, x, row 1, column 1, row 2, column 2) to (y, row 1, row 2, x, column 1, column 2)
+        blocks = masks.reshape(-1, hyper.shape[1], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return blocks.reshape(-1, hyper.shape[1], 4 * height, 4 * width)
+
+
+class BatchedHeads(nn.Module):
+    """The IoU head and the hypernetworks, five three-layer MLPs, as three batched products.
+
+    Narrower layers are padded with zeros, which ReLU keeps zero. The last product is float32 in a half model, for the IoU.
+    """
+
+    def __init__(self, decoder: MaskDecoder) -> None:
+        super().__init__()
+        heads = [decoder.iou_prediction_head, *decoder.output_hypernetworks_mlps]
+        mlps = [head for head in heads if isinstance(head, MLP)]
+        self.num_masks = decoder.num_mask_tokens
+        self.hyper_dim = _linear(mlps[1], -1).out_features
+        *hidden, self.last = [_BatchedLinear([_linear(mlp, index) for mlp in mlps]) for index in range(len(mlps[0].layers))]
+        self.hidden = nn.ModuleList(hidden)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """From tokens [n, 1 + masks, C], the IoU token first, to hyper [n, masks, C / 8] and IoU [n, masks]."""
+        x = tokens.transpose(0, 1)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        x = self.last(x)
+        return x[1:, :, : self.hyper_dim].transpose(0, 1), x[0, :, : self.num_masks]
+
+
+class _BatchedLinear(nn.Module):
+    """Linear layers side by side: [layers, n, in] to [layers, n, out], in the weights' dtype."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        super().__init__()
+        inner, outer = max(layer.in_features for layer in layers), max(layer.out_features for layer in layers)
+        weight = layers[0].weight.detach().new_zeros(len(layers), inner, outer)
+        bias = weight.new_zeros(len(layers), 1, outer)
+        for row, layer in enumerate(layers):
+            weight[row, : layer.in_features, : layer.out_features] = layer.weight.detach().T
+            bias[row, 0, : layer.out_features] = layer.bias.detach()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype) @ self.weight + self.bias
+
+
+def _linear(mlp: MLP, index: int) -> nn.Linear:
+    layer = mlp.layers[index]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _as_product(conv: nn.ConvTranspose2d) -> nn.Linear:
+    """The 2x2, stride-2 transposed convolution as a product to 4 * out channels, in the order (row, column, channel)."""
+    assert conv.bias is not None
+    weight, bias = conv.weight.detach(), conv.bias.detach()
+    return folded_linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), weight.dtype)
