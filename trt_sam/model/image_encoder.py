@@ -17,7 +17,7 @@ from trt_sam.images import frame_shape
 from trt_sam.model import naming
 from trt_sam.model.checkpoint import check_fit, state_sha256
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess", "settings_of"]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -90,7 +90,7 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
     renamed, unknown = naming.meta_to_hf(state)
     weights = {name.removeprefix(naming.HF_ENCODER_PREFIX): value for name, value in renamed.items()}
     weights |= {name: state[name] for name in unknown}
-    settings = config if config is not None else _settings_of(state, source)
+    settings = config if config is not None else settings_of(state, source)
     try:
         with torch.device("meta"):
             model: nn.Module = modeling.SamVisionEncoder(transformers.SamVisionConfig.from_dict(settings))
@@ -104,7 +104,7 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
     return ImageEncoder(model.eval(), kind, state_sha256(weights))
 
 
-def _settings_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def settings_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Read a `SamVisionConfig` off the shapes of a Meta ViT: its relative positions tell head width and window size."""
     prefix = naming.ENCODER_PREFIX
     try:

@@ -1,0 +1,88 @@
+"""Run the image encoder once per photo; prompts are then decoded from its files at any time, without it.
+
+Example:
+  trt-sam embed photos/ --checkpoint standin --output embeddings/
+  trt-sam embed cat.jpg dog.jpg --checkpoint sam_vit_b_01ec64.pth --output embeddings/ --json report.json
+
+writes embeddings/cat.npz and embeddings/dog.npz: image_embeddings float32 [1, 256, 64, 64], original_size int64 [2] (height,
+width), file_name, encoder_sha256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trt_sam._lazy import require
+from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.embeddings import Embedding, save_embedding
+from trt_sam.errors import InputError
+from trt_sam.images import list_images, read_image
+
+HELP = "photos to embedding files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `embed`."""
+    parser.add_argument("photos", nargs="+", metavar="PHOTOS", type=Path, help="image files or folders of them")
+    parser.add_argument("--checkpoint", required=True, metavar="C", help="standin, a .pth, a Hugging Face folder or id")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder for one .npz per photo")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed all photos; each file appears whole, in the order of the photos, and earlier ones stay if a later photo fails."""
+    photos = list_images(args.photos)
+    targets = _targets(photos, args.output)
+    for package in ("torch", "transformers", "safetensors", "PIL"):
+        require(package, "to run the image encoder")
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    encoder = load_checkpoint(args.checkpoint).image_encoder()
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    for number, (photo, target) in enumerate(zip(photos, targets, strict=True), start=1):
+        _progress(f"[{number}/{len(photos)}] {photo.name}")
+        rgb = read_image(photo)
+        size = (rgb.shape[0], rgb.shape[1])
+        begun = time.perf_counter()
+        embedding = encoder.embed(rgb)
+        seconds = time.perf_counter() - begun
+        save_embedding(target, Embedding(embedding, size, photo.name, encoder.sha256))
+        row = {"photo": str(photo), "file": str(target), "original_size": list(size), "encoder_seconds": round(seconds, 4)}
+        rows.append(row)
+    _progress("")
+    if args.json:
+        head = {"checkpoint": args.checkpoint, "encoder_kind": encoder.kind, "encoder_sha256": encoder.sha256}
+        write_json(args.json, {**head, "embeddings": rows})
+    if args.json != "-":
+        seconds = (time.perf_counter() - started) / len(photos)
+        print(f"{len(photos)} embeddings in {args.output} (encoder {encoder.kind}, {seconds:.2f} s a photo on the CPU)")
+    return 0
+
+
+def _targets(photos: Sequence[Path], folder: Path) -> list[Path]:
+    """One .npz per photo; every fault that can be seen before the encoder runs is raised here."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write into {folder}: it is a file; name a folder")
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"cannot write into {folder}: {nearest} is not writable; choose another output folder")
+    writers: dict[str, Path] = {}
+    for photo in photos:
+        other = writers.setdefault(photo.stem, photo)
+        if other != photo:
+            raise InputError(f"{other} and {photo} would both become {photo.stem}.npz; rename one, or embed them apart")
+    return [folder / f"{photo.stem}.npz" for photo in photos]
+
+
+def _progress(text: str) -> None:
+    """Show `text` in place of the line before it, on a terminal only."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
