@@ -24,6 +24,7 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_
 from trt_sam.errors import ExportError
 from trt_sam.full_resolution import append_full_resolution
 from trt_sam.model import SamDecoder
+from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import GraphOptions
 
 __all__ = ["PARITY_SHAPES", "PARITY_TOLERANCE", "DecoderGraph", "ExportReport", "ParityRow", "export_decoder"]
@@ -125,8 +126,8 @@ def select_best(masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tenso
 
 
 def _decoder_form(reference: SamDecoder, options: GraphOptions) -> nn.Module:
-    decoder = copy.deepcopy(reference)
-    return decoder.to_half() if options.precision == "fp16" else decoder
+    form = fuse(reference, for_target(options.target, mask_input=options.mask_input))
+    return form.to_half() if options.precision == "fp16" else form
 
 
 def _trace(graph: DecoderGraph, options: GraphOptions) -> onnx.ModelProto:
