@@ -17,7 +17,12 @@ __all__ = ["Progress", "TerminalBar", "in_words", "make_logger", "make_monitor"]
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done (0 to 1, never falling) and the innermost phase; may come from any thread."""
 
-_NO_DRIVER = ("cudaError 35", "CUDA driver version is insufficient", "Error reading CUDA GPU properties")
+_NOISE = (
+    "cudaError 35",
+    "CUDA driver version is insufficient",
+    "Error reading CUDA GPU properties",
+    "has Int64 binding",  # said of every int64 input, which is what the contract wants
+)
 _SOURCE = re.compile(r"\s*\bIn [\w:~<>]+ at \S+?:\d+\)?|\[\w+\.\w+:\d+: \w+\] ")
 _API = re.compile(
     r"^(?:[\w:]+: )?(?:\[[^\]]*\] )?(?:Error Code \d+: )?(?:API Usage Error|Internal Error|Myelin|Cuda Runtime)? ?\(?"
@@ -25,8 +30,8 @@ _API = re.compile(
 
 
 def in_words(message: str) -> str:
-    """A TensorRT message as one line without source files, error numbers and complaints about the absent driver."""
-    lines = [line for line in message.split("\n") if line.strip() and not any(noise in line for noise in _NO_DRIVER)]
+    """A TensorRT message as one line without source files, error numbers and lines that say nothing to the user."""
+    lines = [line for line in message.split("\n") if line.strip() and not any(noise in line for noise in _NOISE)]
     kept = [_API.sub("", _SOURCE.sub("", line)).strip().rstrip(".") for line in lines if not line.startswith("Invalid Node - ")]
     return "; ".join(part for part in kept if part)
 

@@ -1,0 +1,66 @@
+"""Engine sets made in milliseconds: a tiny graph with the contract's tensors, and a stand-in for the TensorRT step.
+
+Run as a script it is the kill test's subject: see `tests/unit/test_manifest.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from trt_sam.builder import BuildResult
+from trt_sam.contract import input_specs, output_specs
+from trt_sam.engine_set import BuiltSet, build_set
+from trt_sam.layers import KernelSummary
+from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.tensorrt import Flavour
+
+RTX = Flavour("rtx", "1.7.1.116", ModuleType("tensorrt_rtx"))
+
+
+def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str = "tiny") -> None:
+    """A valid decoder graph by its tensors and metadata, that computes nothing."""
+    options = options or GraphOptions()
+    dtype = "float16" if options.precision == "fp16" else "float32"
+    sides = {"mask_input": options.mask_input, "full_resolution": options.full_resolution}
+    outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    values = [
+        [helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), list(s.dims)) for s in specs]
+        for specs in (input_specs(**sides), outputs)
+    ]
+    zeros = {s.name: np.zeros((1,) * len(s.dims), s.dtype) for s in outputs}
+    nodes = [helper.make_node("Constant", [], [n], value=numpy_helper.from_array(zero)) for n, zero in zeros.items()]
+    model = helper.make_model(helper.make_graph(nodes, name, *values), opset_imports=[helper.make_opsetid("", 20)])
+    recorded = {"trt_sam.version": "0", "trt_sam.options": json.dumps(dataclasses.asdict(options))}
+    helper.set_model_props(model, {**recorded, "trt_sam.checkpoint_sha256": "ab" * 32})
+    onnx.save(model, path)
+
+
+def tiny_build(engine: bytes = b"engine") -> Any:
+    """Stands in for `build_engine`."""
+
+    def build(path: Path, recipe: EngineRecipe, **_: object) -> BuildResult:
+        assert path.is_file()
+        return BuildResult(engine, (KernelSummary(kernels=3),), (), 0.5, recipe.compute_capabilities, ())
+
+    return build
+
+
+def tiny_set(
+    folder: Path, *, recipe: EngineRecipe | None = None, options: GraphOptions | None = None, flavour: Flavour = RTX
+) -> BuiltSet:
+    """Build a whole set into `folder`."""
+    return build_set(
+        lambda path: write_tiny_graph(path, options),
+        recipe or EngineRecipe(),
+        folder,
+        flavour=flavour,
+        engine_builder=tiny_build(),
+    )

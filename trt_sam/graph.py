@@ -1,0 +1,118 @@
+"""What an ONNX decoder graph says about itself: tensors, options, nodes. Weights are not looked at; imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trt_sam._files import existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import TensorSpec, input_specs, output_specs
+from trt_sam.errors import GraphError, RecipeError
+from trt_sam.recipe import GraphOptions
+
+__all__ = ["GraphInfo", "check_decoder", "read_graph"]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """An ONNX graph without its weights."""
+
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    metadata: Mapping[str, str]
+    nodes: Mapping[str, int]
+    """How many nodes of each operation, most frequent first."""
+    options: GraphOptions | None
+    """What `trt-sam export` recorded; None for a graph of another origin."""
+    checkpoint_sha256: str
+
+
+def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
+    """Read any ONNX graph.
+
+    Raises:
+        GraphError: it is not ONNX, or its `trt_sam.options` are not understood.
+        InputError: the file is missing, empty or unreadable.
+        MissingDependencyError: the onnx package is not installed.
+    """
+    path = existing_file(path, "ONNX graph")
+    onnx = require("onnx", "to read ONNX graphs")
+    decode_error = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (decode_error, ValueError) as error:
+        raise GraphError(
+            f"{path} is not an ONNX file or is cut short ({error}); export it again with trt-sam export"
+        ) from error
+    if not model.graph.output:
+        raise GraphError(
+            f"{path} is not an ONNX file or is cut short (it declares no outputs); export it again with trt-sam export"
+        )
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return GraphInfo(
+        path=str(path),
+        inputs=tuple(_spec(onnx, value) for value in model.graph.input if value.name not in weights),
+        outputs=tuple(_spec(onnx, value) for value in model.graph.output),
+        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+        metadata=metadata,
+        nodes=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        options=_options(metadata, str(path)),
+        checkpoint_sha256=metadata.get("trt_sam.checkpoint_sha256", ""),
+    )
+
+
+def check_decoder(graph: GraphInfo) -> GraphOptions:
+    """Return the options of a graph that `trt-sam export` wrote and whose tensors are the contract's.
+
+    Raises:
+        GraphError: it is another graph, one for the CPU, or its tensors were changed.
+    """
+    options = graph.options
+    if options is None:
+        raise GraphError(
+            f"{graph.path} is not a decoder that trt-sam exported (it has no trt_sam.options); "
+            "export one with trt-sam export --checkpoint C --target gpu"
+        )
+    dtype = "float16" if options.precision == "fp16" else "float32"
+    inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
+    outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    for expected, seen in ((inputs, graph.inputs), (outputs, graph.outputs)):
+        if expected != seen:
+            raise GraphError(
+                f"{graph.path} has the tensors {'; '.join(map(str, seen))} but its options promise "
+                f"{'; '.join(map(str, expected))}; export it again with trt-sam export"
+            )
+    return options
+
+
+def _options(metadata: Mapping[str, str], path: str) -> GraphOptions | None:
+    text = metadata.get("trt_sam.options")
+    if text is None:
+        return None
+    try:
+        return GraphOptions(**json.loads(text))
+    except (ValueError, TypeError, RecipeError) as error:
+        version = metadata.get("trt_sam.version", "unknown")
+        raise GraphError(
+            f"{path} was written by trt-sam {version} with options that this version does not know ({error}); "
+            "export it again with trt-sam export"
+        ) from error
+
+
+def _spec(onnx: Any, value: Any) -> TensorSpec:
+    tensor = value.type.tensor_type
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except (KeyError, ValueError, TypeError):
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, dims)
