@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ KNOWN_NAMES = {
     "image_encoder.neck.1.bias": "vision_encoder.neck.layer_norm1.bias",
     "image_encoder.neck.2.weight": "vision_encoder.neck.conv2.weight",
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on cores that others use wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_state(seed: int = 0) -> dict[str, Tensor]:
@@ -251,7 +261,8 @@ def test_bad_files_are_one_line(tmp_path: Path, state: dict[str, Tensor]) -> Non
     torch.save({"a": 1}, tmp_path / "number.pth")
     torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "other.pth")
     torch.save(types.SimpleNamespace(x=1), tmp_path / "object.pth")
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit"):
+        torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_bytes(b"<html>404: Not Found</html>" * 9)
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
