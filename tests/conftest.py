@@ -5,6 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `pytest` as well as `python -m pytest`
 
-pytest_plugins = ["fixtures.hostcuda.plugin"]
+pytest_plugins = ["tests.fixtures.hostcuda.plugin"]

@@ -1,0 +1,125 @@
+"""A deserialized TensorRT engine in the terms of the contract: what the runner knows of TensorRT 10, 11 and RTX.
+
+All three have the calls used here under the same names; what differs when building is `trt_sam.tensorrt`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trt_sam.contract import TensorSpec
+from trt_sam.errors import InferenceError, ManifestError
+
+__all__ = ["Engine", "ExecutionContext", "Limits"]
+
+Limits = Mapping[str, tuple[int, int]]
+"""Least and largest value of each dynamic dimension."""
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+
+
+class Engine:
+    """An engine whose tensors were checked against its manifest.
+
+    Args:
+        trt: the binding module (`Flavour.trt`).
+        engine: its ICudaEngine.
+        inputs: the graph's inputs, in order.
+        outputs: the graph's outputs, in order.
+        profiles: limits of each optimization profile, in the engine's order.
+        keep: what must live as long as the engine, its runtime and logger.
+
+    Raises:
+        ManifestError: tensors, types or profiles of the engine are not those that are said.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        engine: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        profiles: Sequence[Limits],
+        keep: object = None,
+    ) -> None:
+        self._keep = keep
+        self._engine = engine
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.profiles = tuple(profiles)
+        names = [str(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
+        found = {}
+        for name in names:
+            dtype = engine.get_tensor_dtype(name).name
+            side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+            found[name] = (side, _DTYPES.get(dtype, dtype.lower()))
+        said = {s.name: ("input", s.dtype) for s in self.inputs} | {s.name: ("output", s.dtype) for s in self.outputs}
+        if found != said:
+            raise ManifestError(
+                f"the engine has the tensors {_listed(found)}, its manifest says {_listed(said)}; build it again"
+            )
+        if engine.num_optimization_profiles != len(self.profiles):
+            count = engine.num_optimization_profiles
+            raise ManifestError(f"the engine has {count} profiles, its manifest says {len(self.profiles)}; build it again")
+        host = trt.TensorLocation.HOST
+        self.host_inputs = frozenset(s.name for s in self.inputs if engine.get_tensor_location(s.name) == host)
+        """Shape tensors: TensorRT reads them from host memory when work is queued."""
+
+    @property
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """Least and largest value of each dynamic dimension over all profiles."""
+        merged: dict[str, tuple[int, int]] = {}
+        for profile in self.profiles:
+            for name, (low, high) in profile.items():
+                least, most = merged.get(name, (low, high))
+                merged[name] = (min(least, low), max(most, high))
+        return merged
+
+    def context(self, profile: int, stream: int) -> ExecutionContext:
+        """Make an execution context for one profile; it holds the activation memory, allocated by TensorRT.
+
+        Raises:
+            InferenceError: TensorRT could not, which is nearly always for want of GPU memory.
+        """
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise InferenceError("TensorRT could not make an execution context; is the GPU out of memory? nvidia-smi tells")
+        # The first context has profile 0 already; the switch is queued on the stream that its work will be queued on.
+        if profile and not context.set_optimization_profile_async(profile, stream):
+            raise InferenceError(f"TensorRT refused profile {profile}")
+        return ExecutionContext(context)
+
+
+class ExecutionContext:
+    """One execution context; remembers what it was told, so that a call like the last one says nothing twice."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises InferenceError where the shape is outside the profile."""
+        if self._shapes.get(name) == shape:
+            return
+        if not self._context.set_input_shape(name, shape):
+            raise InferenceError(f"TensorRT refused shape {list(shape)} for {name}; it is outside the engine's profile")
+        self._shapes[name] = shape
+
+    def set_address(self, name: str, address: int) -> None:
+        """Say where a tensor lies: device memory, or host memory for a shape tensor."""
+        if self._addresses.get(name) == address:
+            return
+        if not self._context.set_tensor_address(name, address):
+            raise InferenceError(f"TensorRT refused the address of {name}")
+        self._addresses[name] = address
+
+    def enqueue(self, stream: int) -> None:
+        """Queue the inference; raises InferenceError where TensorRT could not."""
+        if not self._context.execute_async_v3(stream):
+            raise InferenceError("TensorRT could not queue the inference; its log has the reason")
+
+
+def _listed(tensors: Mapping[str, tuple[str, str]]) -> str:
+    return ", ".join(f"{side} {name} {dtype}" for name, (side, dtype) in sorted(tensors.items()))
