@@ -3,7 +3,7 @@
 #   PyCUDA from its source, Polygraphy and cuda-bindings;
 #   gpu-fixtures/libcuda.so.1   the host-memory CUDA driver of tests/fixtures/hostcuda (PyCUDA also links against it);
 #   trt-bindings/10 and 11      the real TensorRT bindings over stub libraries, to check that what we call exists.
-# Needs a C++ compiler for all but the first line's last two; what cannot be had is named in one line and its tests are skipped.
+# All but Polygraphy and cuda-bindings needs a C++ compiler. What cannot be had is named in one line; its tests are skipped.
 # Usage: scripts/install_gpu_fixtures.sh PYTHON
 set -eu
 

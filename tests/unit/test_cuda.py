@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 
+from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 from trt_sam import cuda
 from trt_sam.errors import InferenceError
 
