@@ -5,7 +5,6 @@ The types are in the graph, so no builder flag chooses a precision, and the same
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -235,24 +234,28 @@ def _on_own_thread(work: Callable[[], Result], stop: threading.Event) -> Result:
     """Run `work` and return or raise what it does; Ctrl-C sets `stop`, waits for `work` and is raised."""
     results: list[Result] = []
     failures: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:
             failures.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="trt_sam.builder")
-    thread.start()
+    threading.Thread(target=run, name="trt_sam.builder").start()
     interrupted = False
-    while thread.is_alive():
+    while not done.is_set():
         try:
-            thread.join(0.1)
+            # Not Thread.join: interrupted, CPython 3.11 takes the thread for ended (bpo-45274); leaving it crashes TensorRT.
+            while not done.wait(0.1):
+                pass
         except KeyboardInterrupt:
             interrupted = True
             stop.set()
     if interrupted:
         raise KeyboardInterrupt
-    with contextlib.suppress(IndexError):
-        return results[0]
-    raise failures[0]
+    if failures:
+        raise failures[0]
+    return results[0]

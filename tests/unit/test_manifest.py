@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -288,6 +289,21 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"cannot write .*file.*choose another --output"):
         tiny_set(tmp_path / "file")
+
+
+@pytest.mark.parametrize("size", [500, 100_000], ids=["the graph does not fit", "the engine does not fit"])
+def test_a_full_disk_leaves_the_older_set_as_it_was(tmp_path: Path, size: int) -> None:
+    tiny_set(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert 500 < len(before["decoder.onnx"]) < 100_000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*File too large; choose another --output"):
+            build_set(write_tiny_graph, EngineRecipe(), tmp_path, flavour=RTX, engine_builder=tiny_build(bytes(200_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
