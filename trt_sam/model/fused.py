@@ -131,7 +131,7 @@ class FusedDecoder(nn.Module):
             image = image + self.encoder.embed_masks(mask_input, has_mask_input)
         elif not self.folds_no_mask:
             image = image + self.no_mask
-        num_prompts = point_coords.shape[0]
+        num_prompts, num_outputs = point_coords.shape[0], self.output_tokens.shape[0]
         if not self.form.shared_image:
             image = image.expand(num_prompts, -1, -1)
         if self.points is not None:
@@ -141,13 +141,15 @@ class FusedDecoder(nn.Module):
             sparse = self.encoder.embed_points(point_coords, point_labels)
         tokens = torch.cat([self.output_tokens.expand(num_prompts, -1, -1), sparse], dim=1)
         absent = (point_labels == LABEL_ABSENT).to(torch.promote_types(dtype, torch.float32)) * ABSENT_KEY_BIAS
-        token_bias = nn.functional.pad(absent, (self.output_tokens.shape[0], 0)).unsqueeze(1).unsqueeze(1)
+        token_bias = nn.functional.pad(absent, (num_outputs, 0)).unsqueeze(1).unsqueeze(1)
         if self.form.attention == "plain":
             tokens, image = self.transformer(image, self.image_pe, tokens, token_bias)
+            tokens = tokens[:, :num_outputs]
         else:
-            tokens, image = self.transformer(image, tokens, token_bias)
-        hyper, iou = self.heads(tokens[:, : self.output_tokens.shape[0]])
-        return self.upscaling(image, hyper.to(dtype)), iou
+            tokens, image = self.transformer(image, tokens, token_bias, num_outputs)
+        hyper, iou = self.heads(tokens)
+        masks = self.upscaling(image, hyper)
+        return (masks[:, 1:] if self.form.batched_heads else masks), iou
 
 
 class _PlainUpscaling(nn.Module):

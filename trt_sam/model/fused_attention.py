@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trt_sam.model.fused_parts import folded_linear
 from trt_sam.model.transformer import Attention
 
-__all__ = ["AbsorbedImageSide", "Folded", "ProjectedImageSide", "attend"]
+__all__ = ["AbsorbedImageSide", "Folded", "ProjectedImageSide", "attend", "split_heads", "split_parts"]
 
 
 class Folded:
@@ -63,9 +63,19 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, key_bias: Tensor | None = None) -> Tensor:
-    """Attention of scaled q [n, queries, I] over k, v [n or 1, keys, I]; softmax in at least float32. [n, queries, I]."""
-    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+def split_parts(x: Tensor, num_heads: int) -> list[Tensor]:
+    """[n, parts * heads, length, d] to its parts [n, heads, length, d].
+
+    Parts are cut after the heads were moved to the front: cut before, TensorRT arranges each in a kernel of its own.
+    """
+    return [x[:, start : start + num_heads] for start in range(0, x.shape[1], num_heads)]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    """Attention of scaled q [n, heads, queries, d] over k, v [n or 1, heads, keys, d]: [n, queries, heads * d].
+
+    Softmax runs in at least float32. `key_bias` (float32 [n, 1, 1, keys]) is added to the scores.
+    """
     scores = widen(q @ k.transpose(-1, -2))
     if key_bias is not None:
         scores = scores + key_bias
@@ -92,8 +102,8 @@ class ProjectedImageSide(nn.Module):
         """
         super().__init__()
         self.num_heads = to_image.num_heads
-        weights = [to_image.w_k] if to_tokens is None else [to_image.w_k, to_tokens.w_q]
         self.width = to_image.w_k.shape[0]
+        weights = [to_image.w_k] if to_tokens is None else [to_image.w_k, to_tokens.w_q]
         constant = positions.double() if fold_positions else torch.zeros_like(positions[:1]).double()
         if shift is not None:
             constant = constant + shift.double()
@@ -104,34 +114,37 @@ class ProjectedImageSide(nn.Module):
             self.out_image = to_tokens.out(shift)
         dtype = to_image.dtype
         self.register_buffer("positions", None if fold_positions else positions.detach().clone())
-        self.register_buffer("constant", constant.to(dtype))
         if fold_positions:
+            # Zeros for the values too: one addition to the whole product leaves TensorRT one kernel to arrange all heads.
+            constant = nn.functional.pad(constant, (0, self.width))
             self.product = folded_linear(torch.cat([*weights, to_image.w_v]), None, dtype)
         else:
             self.product = folded_linear(torch.cat(weights), None, dtype)
             self.value = folded_linear(to_image.w_v, None, dtype)
+        self.register_buffer("constant", constant.to(dtype))
 
     def project(self, image: Tensor) -> tuple[Tensor, ...]:
-        """From image [n or 1, P, C] to what the two attentions read: (keys, values) or (keys, values, queries, image)."""
+        """From image [n or 1, P, C] to (image, keys, values, queries), all but the first [n or 1, heads, P, d].
+
+        The last attention's image side has no queries.
+        """
         if self.positions is None:
-            products = self.product(image)
-            positional, values = products[..., : -self.width], products[..., -self.width :]
+            products = self.product(image) + self.constant
         else:
-            positional, values = self.product(image + self.positions), self.value(image)
-        positional = positional + self.constant
-        if positional.shape[-1] == self.width:
-            return positional, values
-        return positional[..., : self.width], values, positional[..., self.width :], image
+            products = torch.cat([self.product(image + self.positions) + self.constant, self.value(image)], dim=-1)
+        heads = split_heads(products, products.shape[-1] // self.width * self.num_heads)
+        keys, *queries, values = split_parts(heads, self.num_heads)
+        return image, keys, values, *queries
 
     def attend_to_image(self, q: Tensor, projected: tuple[Tensor, ...]) -> Tensor:
-        """What scaled token queries [n, T, I] read from the image: [n, T, C]."""
-        keys, values = projected[:2]
-        return self.out_tokens(attend(q, keys, values, self.num_heads))
+        """What scaled token queries [n, heads, T, d] read from the image: [n, T, C]."""
+        _, keys, values, *_ = projected
+        return self.out_tokens(attend(q, keys, values))
 
     def attend_to_tokens(self, k: Tensor, v: Tensor, projected: tuple[Tensor, ...], token_bias: Tensor) -> Tensor:
-        """The image plus what it reads from the tokens: [n, P, C]; k, v [n, T, I], token_bias float32 [n, 1, 1, T]."""
-        _, _, queries, image = projected
-        return image + self.out_image(attend(queries, k, v, self.num_heads, token_bias))
+        """The image plus what it reads from the tokens: [n, P, C]; k, v [n, heads, T, d], token_bias float32 [n, 1, 1, T]."""
+        image, _, _, queries = projected
+        return image + self.out_image(attend(queries, k, v, token_bias))
 
 
 class AbsorbedImageSide(nn.Module):
@@ -180,9 +193,8 @@ class AbsorbedImageSide(nn.Module):
         return (transposed if self.positions is None else transposed + self.positions), image
 
     def attend_to_image(self, q: Tensor, projected: tuple[Tensor, ...]) -> Tensor:
-        """What scaled token queries [n, T, I] read from the image: [n, T, C]."""
+        """What scaled token queries [n, heads, T, d] read from the image: [n, T, C]."""
         positional, image = projected
-        q = split_heads(q, self.num_heads)
         scores = widen(_times_shared(q @ self.key_weight, positional))
         if self.key_constant is not None:
             scores = scores + q @ self.key_constant
@@ -190,9 +202,8 @@ class AbsorbedImageSide(nn.Module):
         return self.out_tokens(merge_heads(_times_shared(weights, image) @ self.value_weight))
 
     def attend_to_tokens(self, k: Tensor, v: Tensor, projected: tuple[Tensor, ...], token_bias: Tensor) -> Tensor:
-        """The image plus what it reads from the tokens: [n, P, C]; k, v [n, T, I], token_bias float32 [n, 1, 1, T]."""
+        """The image plus what it reads from the tokens: [n, P, C]; k, v [n, heads, T, d], token_bias float32 [n, 1, 1, T]."""
         positional, image = projected
-        k, v = split_heads(k, self.num_heads), split_heads(v, self.num_heads)
         scores = widen(_times_shared(k @ self.query_weight, positional)) + k @ self.query_constant
         scores = scores + token_bias.transpose(-1, -2)
         # A softmax over the short axis by hand: runtimes would transpose to make it the innermost one.

@@ -91,46 +91,63 @@ class ProductUpscaling(nn.Module):
 class BatchedHeads(nn.Module):
     """The IoU head and the hypernetworks, five three-layer MLPs, as three batched products.
 
-    Narrower layers are padded with zeros, which ReLU keeps zero. The last product is float32 in a half model, for the IoU.
+    Narrower layers are padded with zeros, which ReLU keeps zero. The last bias is the weight of a hidden unit that is always
+    1: for one prompt TensorRT would add it in a kernel of its own. The IoU's last product is float32 in a half model.
     """
+
+    hyper: Tensor
 
     def __init__(self, decoder: MaskDecoder) -> None:
         super().__init__()
         heads = [decoder.iou_prediction_head, *decoder.output_hypernetworks_mlps]
         mlps = [head for head in heads if isinstance(head, MLP)]
-        self.num_masks = decoder.num_mask_tokens
-        self.hyper_dim = _linear(mlps[1], -1).out_features
-        *hidden, self.last = [_BatchedLinear([_linear(mlp, index) for mlp in mlps]) for index in range(len(mlps[0].layers))]
-        self.hidden = nn.ModuleList(hidden)
+        *layers, last = [[_linear(mlp, index) for mlp in mlps] for index in range(len(mlps[0].layers))]
+        self.hidden = nn.ModuleList(_BatchedLinear(row, units=8 if row is layers[-1] else 0) for row in layers)
+        width = max(layer.in_features for layer in last)
+        iou, *hyper = (_bias_as_weight(layer, width) for layer in last)
+        # The IoU token's row stays zero: it costs less than to cut it off before the mask product, again a kernel.
+        self.register_buffer("hyper", torch.stack([torch.zeros_like(hyper[0]), *hyper]))
+        self.last = folded_linear(iou.T, None, iou.dtype)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """From tokens [n, 1 + masks, C], the IoU token first, to hyper [n, masks, C / 8] and IoU [n, masks]."""
+        """From tokens [n, 1 + masks, C], the IoU token first, to hyper [n, 1 + masks, C / 8] and IoU [n, masks].
+
+        Row 0 of hyper, and so the first mask made from it, is zero.
+        """
         x = tokens.transpose(0, 1)
         for layer in self.hidden:
             x = torch.relu(layer(x))
-        x = self.last(x)
-        return x[1:, :, : self.hyper_dim].transpose(0, 1), x[0, :, : self.num_masks]
+        return (x @ self.hyper).transpose(0, 1), self.last(x[0].to(self.last.weight.dtype))
 
 
 class _BatchedLinear(nn.Module):
-    """Linear layers side by side: [layers, n, in] to [layers, n, out], in the weights' dtype."""
+    """Linear layers side by side, [layers, n, in] to [layers, n, out], with `units` more outputs: 1, then zeros."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layers: list[nn.Linear]) -> None:
+    def __init__(self, layers: list[nn.Linear], units: int) -> None:
         super().__init__()
         inner, outer = max(layer.in_features for layer in layers), max(layer.out_features for layer in layers)
-        weight = layers[0].weight.detach().new_zeros(len(layers), inner, outer)
-        bias = weight.new_zeros(len(layers), 1, outer)
+        weight = layers[0].weight.detach().new_zeros(len(layers), inner, outer + units)
+        bias = weight.new_zeros(len(layers), 1, outer + units)
         for row, layer in enumerate(layers):
             weight[row, : layer.in_features, : layer.out_features] = layer.weight.detach().T
             bias[row, 0, : layer.out_features] = layer.bias.detach()
+        bias[:, :, outer : outer + 1] = 1
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.to(self.weight.dtype) @ self.weight + self.bias
+        return x @ self.weight + self.bias
+
+
+def _bias_as_weight(layer: nn.Linear, width: int) -> Tensor:
+    """The weight [width + 8, out] of a layer, its bias in row `width`; eight, so that rows stay aligned in float16."""
+    weight = layer.weight.detach().new_zeros(width + 8, layer.out_features)
+    weight[: layer.in_features] = layer.weight.detach().T
+    weight[width] = layer.bias.detach()
+    return weight
 
 
 def _linear(mlp: MLP, index: int) -> nn.Linear:

@@ -7,7 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from trt_sam.model.fused_attention import AbsorbedImageSide, Folded, ProjectedImageSide, attend
+from trt_sam.model.fused_attention import (
+    AbsorbedImageSide,
+    Folded,
+    ProjectedImageSide,
+    attend,
+    split_heads,
+    split_parts,
+)
 from trt_sam.model.fused_parts import folded_linear
 from trt_sam.model.transformer import TwoWayAttentionBlock, TwoWayTransformer
 
@@ -18,8 +25,8 @@ class FusedTransformer(nn.Module):
     """`TwoWayTransformer` with its constants folded.
 
     The tokens' position encoding is the transformer's own input, so `(tokens + pe) W = tokens W + pe W`, and the terms `pe W`
-    of all products, with their biases, are one product at the start. Layer 1's tokens are `pe` itself: its self-attention
-    is made of terms alone. Values take no position: their columns of the terms are zero.
+    of all products that mix positional and plain columns come from one product at the start, biases included. Layer 1's
+    tokens are `pe` itself: its self-attention is made of terms alone. Values take no position: their columns are zero.
     """
 
     def __init__(
@@ -29,67 +36,98 @@ class FusedTransformer(nn.Module):
         super().__init__()
         image_side = AbsorbedImageSide if absorbed else ProjectedImageSide
         self.token_layers, self.image_layers, self.image_norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        blocks = [block for block in transformer.layers if isinstance(block, TwoWayAttentionBlock)]
+        last = Folded(transformer.final_attn_token_to_image)
         terms: list[tuple[Tensor, Tensor]] = []
-        for block in transformer.layers:
-            assert isinstance(block, TwoWayAttentionBlock)
+        for index, block in enumerate(blocks):
             own, to_tokens = Folded(block.self_attn), Folded(block.cross_attn_image_to_token)
             to_image = Folded(block.cross_attn_token_to_image, shift)
-            self.token_layers.append(_TokenLayer(block, own, to_image, to_tokens))
+            # The last block's keys and values share their product with the queries of the attention after it.
+            follower = last if index + 1 == len(blocks) else None
+            self.token_layers.append(_TokenLayer(block, own, to_image, to_tokens, follower))
             self.image_layers.append(image_side(to_image, to_tokens, positions, shift, fold_positions=fold_positions))
             self.image_norms.append(copy.deepcopy(block.norm4))
-            value = own.w_v if block.skip_first_layer_pe else torch.zeros_like(own.w_v)
-            terms += [(torch.cat([own.w_q, own.w_k, value]), own.b_q), (to_image.w_q, to_image.b_q)]
-            terms += [(torch.cat([to_tokens.w_k, torch.zeros_like(to_tokens.w_v)]), to_tokens.b_q[:0])]
+            own_value = own.w_v if block.skip_first_layer_pe else torch.zeros_like(own.w_v)
+            terms.append((torch.cat([own.w_q, own.w_k, own_value]), nn.functional.pad(own.b_q, (0, 2 * own.b_q.shape[0]))))
+            weights = [to_tokens.w_k, torch.zeros_like(to_tokens.w_v)]
+            bias = to_tokens.b_q.new_zeros(2 * to_tokens.b_q.shape[0])
+            if follower is not None:
+                weights, bias = [*weights, follower.w_q], torch.cat([bias, follower.b_q])
+            terms.append((torch.cat(weights), bias))
             shift = None
-        last = Folded(transformer.final_attn_token_to_image)
-        terms.append((last.w_q, last.b_q))
         self.final_image = image_side(last, None, positions, None, fold_positions=fold_positions)
-        self.final_query = folded_linear(last.w_q, None, last.dtype)
         self.final_norm = copy.deepcopy(transformer.norm_final_attn)
+        # After the last block tokens no longer see each other, so only the output tokens need the last attention. Cut early is
+        # less arithmetic, cut late a kernel less.
+        self.cut_early = absorbed
         self.widths = [weight.shape[0] for weight, _ in terms]
-        biases = [nn.functional.pad(bias, (0, weight.shape[0] - bias.shape[0])) for weight, bias in terms]
-        self.terms = folded_linear(torch.cat([weight for weight, _ in terms]), torch.cat(biases), last.dtype)
+        weight, bias = torch.cat([weight for weight, _ in terms]), torch.cat([bias for _, bias in terms])
+        self.terms = folded_linear(weight, bias, last.dtype)
 
-    def forward(self, image: Tensor, tokens: Tensor, token_bias: Tensor) -> tuple[Tensor, Tensor]:
-        """From image [n or 1, P, C], tokens [n, T, C] and token_bias (float32 [n, 1, 1, T]) to (tokens, image [n, P, C])."""
-        *terms, final_term = self.terms(tokens).split(self.widths, dim=-1)
-        for index, (layer, image_side) in enumerate(zip(self.token_layers, self.image_layers, strict=True)):
+    def forward(self, image: Tensor, tokens: Tensor, token_bias: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """Run image [n or 1, P, C] against tokens [n, T, C]; token_bias is float32 [n, 1, 1, T].
+
+        Returns the first `num_outputs` tokens [n, num_outputs, C] and the image [n, P, C].
+        """
+        token_pe, queries = tokens, tokens[:, :0]
+        terms = self.terms(tokens).split(self.widths, dim=-1)
+        for index, (layer, image_side, norm) in enumerate(
+            zip(self.token_layers, self.image_layers, self.image_norms, strict=True)
+        ):
             assert isinstance(layer, _TokenLayer)
             assert isinstance(image_side, ProjectedImageSide | AbsorbedImageSide)
-            own_term, query_term, key_term = terms[3 * index : 3 * index + 3]
             projected = image_side.project(image)
-            tokens = layer.self_attention(tokens, own_term, token_bias)
-            tokens = layer.after_image(tokens, image_side.attend_to_image(layer.query(tokens) + query_term, projected))
-            k, v = (layer.key_value(tokens) + key_term).chunk(2, dim=-1)
-            image = self.image_norms[index](image_side.attend_to_tokens(k, v, projected, token_bias))
-        projected = self.final_image.project(image)
-        attended = self.final_image.attend_to_image(self.final_query(tokens) + final_term, projected)
-        return self.final_norm(tokens + attended), image
+            tokens = layer.self_attention(tokens, terms[2 * index], token_bias)
+            tokens = layer.after_image(tokens, image_side.attend_to_image(layer.queries(tokens + token_pe), projected))
+            keys, values, queries = layer.keys_values_queries(tokens, terms[2 * index + 1])
+            image = norm(image_side.attend_to_tokens(keys, values, projected, token_bias))
+        if self.cut_early:
+            queries, tokens = queries[:, :, :num_outputs], tokens[:, :num_outputs]
+        attended = self.final_image.attend_to_image(queries, self.final_image.project(image))
+        return self.final_norm((tokens + attended)[:, :num_outputs]), image
 
 
 class _TokenLayer(nn.Module):
-    """The token side of one block; what adds position terms to a product is said by the caller."""
+    """The token side of one block; heads come first ([n, heads, T, d]) in what it gives to the image side."""
 
-    def __init__(self, block: TwoWayAttentionBlock, own: Folded, to_image: Folded, to_tokens: Folded) -> None:
+    def __init__(
+        self, block: TwoWayAttentionBlock, own: Folded, to_image: Folded, to_tokens: Folded, follower: Folded | None
+    ) -> None:
         super().__init__()
         self.num_heads = own.num_heads
         self.is_first = block.skip_first_layer_pe
         if not self.is_first:
             self.own = folded_linear(torch.cat([own.w_q, own.w_k, own.w_v]), None, own.dtype)
         self.own_out = own.out()
-        self.query = folded_linear(to_image.w_q, None, own.dtype)
-        self.key_value = folded_linear(torch.cat([to_tokens.w_k, to_tokens.w_v]), None, own.dtype)
+        self.query = folded_linear(to_image.w_q, to_image.b_q, own.dtype)
+        following = [] if follower is None else [follower.w_q]
+        self.product = folded_linear(torch.cat([to_tokens.w_k, to_tokens.w_v, *following]), None, own.dtype)
+        self.parts = 2 + len(following)
         self.norm1, self.norm2, self.norm3 = (copy.deepcopy(norm) for norm in (block.norm1, block.norm2, block.norm3))
         self.mlp = copy.deepcopy(block.mlp)
 
     def self_attention(self, tokens: Tensor, term: Tensor, token_bias: Tensor) -> Tensor:
         """Tokens [n, T, C] after their self-attention; term [n, T, 3 * C]."""
-        products = term if self.is_first else self.own(tokens) + term
-        q, k, v = products.chunk(3, dim=-1)
-        attended = self.own_out(attend(q, k, v, self.num_heads, token_bias))
+        products = split_heads(term, 3 * self.num_heads)
+        if not self.is_first:
+            products = split_heads(self.own(tokens), 3 * self.num_heads) + products
+        q, k, v = split_parts(products, self.num_heads)
+        attended = self.own_out(attend(q, k, v, token_bias))
         return self.norm1(attended if self.is_first else tokens + attended)
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """Scaled queries [n, heads, T, d] to the image from tokens with their positions."""
+        return split_heads(self.query(tokens), self.num_heads)
 
     def after_image(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Tokens [n, T, C] after what they read from the image, and their MLP."""
         tokens = self.norm2(tokens + attended)
         return self.norm3(tokens + self.mlp(tokens))
+
+    def keys_values_queries(self, tokens: Tensor, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values for the image; scaled queries of the last attention, empty but in the last block."""
+        heads = self.parts * self.num_heads
+        # Heads first on both sides of the sum: TensorRT then adds while it arranges heads, one kernel instead of two.
+        products = split_heads(self.product(tokens), heads) + split_heads(term, heads)
+        keys, values, *queries = split_parts(products, self.num_heads)
+        return keys, values, queries[0] if queries else keys[:, :0]
