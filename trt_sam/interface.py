@@ -1,0 +1,99 @@
+"""What every runner of a decoder graph offers, whatever executes it. numpy only.
+
+`OnnxRunner` (ONNX Runtime), `TorchRunner` (PyTorch) and the TensorRT runner have this interface; `Predictor` and the
+comparison use nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
+from trt_sam.errors import ContractError
+
+__all__ = ["Runner", "checked_embedding", "checked_inputs"]
+
+Array = npt.NDArray[Any]
+
+
+class Runner(Protocol):
+    """Runs a decoder graph. Not thread-safe: give each thread a runner of its own."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in order, with the types that the graph has; `run` gives all of them as float32."""
+
+    @property
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """Least and largest value of each dynamic dimension, by name."""
+
+    @property
+    def image_id(self) -> int:
+        """0 before the first `set_image`, then a new number after each: tells whose image is set."""
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep a copy of `embedding` float32 [1, 256, 64, 64] for the calls that follow.
+
+        Raises:
+            ContractError: another dtype or shape, or a value that is not finite.
+        """
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed; a feed made for Meta's ONNX export is taken too (`contract.adapt_meta_feed`).
+
+        Args:
+            feed: arrays by input name, not changed. `image_embeddings` may be left out after `set_image`; where it is given,
+                it counts for this call only.
+
+        Returns:
+            Every output by name, float32, in arrays that belong to the caller.
+
+        Raises:
+            ContractError: the feed does not fit the graph, or there is no image.
+            InferenceError: execution failed, or the runner is closed.
+        """
+
+    def close(self) -> None:
+        """Free everything; safe to call again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def checked_embedding(embedding: Array) -> npt.NDArray[np.float32]:
+    """Return a copy of an image embedding, float32 [1, 256, 64, 64], or raise ContractError."""
+    spec = TensorSpec("image_embeddings", "float32", EMBEDDING_SHAPE)
+    # A copy, because the runner keeps it and the caller may write on into the original.
+    return np.array(check_feed({spec.name: embedding}, (spec,))[spec.name])
+
+
+def checked_inputs(
+    feed: Mapping[str, Array],
+    inputs: tuple[TensorSpec, ...],
+    limits: Mapping[str, tuple[int, int]],
+    *,
+    has_image: bool,
+) -> dict[str, Array]:
+    """Adapt and check a feed for `Runner.run`; the result lacks `image_embeddings` where the image that is set counts.
+
+    Raises:
+        ContractError: the feed does not fit, or it has no image and none is set.
+    """
+    adapted = adapt_meta_feed(feed, inputs)
+    if "image_embeddings" not in adapted:
+        if not has_image:
+            raise ContractError("there is no image: give image_embeddings in the feed, or call set_image before run")
+        inputs = tuple(spec for spec in inputs if spec.name != "image_embeddings")
+    return check_feed(adapted, inputs, limits)
