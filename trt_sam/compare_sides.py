@@ -1,0 +1,173 @@
+"""What can be compared: a checkpoint in PyTorch, an ONNX graph on the CPU, an engine on a GPU, each opened as a runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import TensorSpec
+from trt_sam.errors import InferenceError, InputError, ManifestError
+from trt_sam.interface import Runner, checked_embedding, checked_inputs
+from trt_sam.manifest import MANIFEST_NAME, Manifest, open_manifest
+from trt_sam.ort import OnnxRunner
+from trt_sam.tensorrt import gpu_compute_capability
+
+if TYPE_CHECKING:
+    from trt_sam.model.checkpoint import Checkpoint
+
+__all__ = ["EmulationRunner", "Side", "open_side", "torch_side"]
+
+Array = npt.NDArray[Any]
+_DECODERS = ("decode", "decode_mask")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, ready to run; whoever opened it closes `runner`."""
+
+    source: str
+    """What was asked for."""
+    executed_by: str
+    """"PyTorch on the CPU", "ONNX Runtime on the CPU", ..."""
+    arithmetic: str
+    """"fp32", "tf32" (FP32 on a GPU, where TensorRT may use TF32) or "fp16": decides the tolerance."""
+    runner: Runner = field(repr=False)
+    checkpoint_sha256: str
+    """Of the decoder's weights; empty where unknown."""
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    """Where the side is a checkpoint."""
+
+
+def open_side(source: str, *, device: int = 0) -> Side:
+    """Open a checkpoint, a `.onnx` graph, or an engine set (its folder, manifest or engine) on GPU number `device`.
+
+    A float16 graph runs in the emulation that rounds every float16 tensor: ONNX Runtime on a CPU would run it in float32.
+
+    Raises:
+        TrtSamError: it cannot be opened, or it is an engine and cannot execute here; the message says what to do.
+    """
+    path = Path(source)
+    if path.suffix == ".onnx":
+        return _open_graph(path)
+    if path.suffix == ".engine" or path.name == MANIFEST_NAME or (path / MANIFEST_NAME).exists():
+        return _open_engine(path, device)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(
+            f"{path} has neither a {MANIFEST_NAME} (an engine set) nor a config.json (a checkpoint); "
+            "give one of them, a .pth or a .onnx"
+        )
+    require("torch", "to run a checkpoint")
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    return torch_side(load_checkpoint(source))
+
+
+def torch_side(checkpoint: Checkpoint) -> Side:
+    """A loaded checkpoint in PyTorch, float32, on the CPU."""
+    from trt_sam.torch_runner import TorchRunner
+
+    runner = TorchRunner(checkpoint.decoder)
+    return Side(checkpoint.source, "PyTorch on the CPU", "fp32", runner, checkpoint.sha256, checkpoint)
+
+
+def _open_graph(path: Path) -> Side:
+    runner = OnnxRunner(path)
+    if runner.options.precision != "fp16":
+        return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256)
+    emulation = EmulationRunner(path, runner)
+    return Side(str(path), "FP16 emulation on the CPU", "fp16", emulation, runner.checkpoint_sha256)
+
+
+def _open_engine(path: Path, device: int) -> Side:
+    """Open the engine of the set that is named by its folder, its manifest or the engine file."""
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir():
+        existing_file(path, "engine")
+    manifest = open_manifest(folder)
+    graph = next((g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine.name, *_any_name(path))), None)
+    if graph is None:
+        held = ", ".join(f"{g.engine.name} ({g.role})" for g in manifest.graphs)
+        raise ManifestError(f"{path} is no decoder engine of its set, which holds {held}; name one that decodes")
+    if gpu_compute_capability(device) is None:
+        raise InferenceError(_cannot_execute(manifest, folder / graph.onnx.name, device))
+    from trt_sam.runner import DecoderRunner
+
+    runner = DecoderRunner.open(folder, role=graph.role, device=device)
+    # TensorRT may run FP32 products in TF32, which has FP16's mantissa.
+    arithmetic = "fp16" if graph.options.precision == "fp16" else "tf32"
+    executed = f"{manifest.flavour} {manifest.flavour_version} on GPU {device}"
+    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256)
+
+
+def _any_name(path: Path) -> tuple[str, ...]:
+    return () if path.suffix == ".engine" else (path.name,)
+
+
+def _cannot_execute(manifest: Manifest, graph: Path, device: int) -> str:
+    missing = f"no NVIDIA GPU number {device}" if gpu_compute_capability(0) is not None else "no NVIDIA GPU or driver"
+    return (
+        f"engine set {manifest.folder} cannot execute here: this machine has {missing}; "
+        f"compare the graph it was built from instead: {graph}"
+    )
+
+
+class EmulationRunner:
+    """Runs a float16 graph in `emulation.Float16Emulation`; the interface is `interface.Runner`."""
+
+    def __init__(self, path: str | os.PathLike[str], graph: OnnxRunner) -> None:
+        """Emulate the graph at `path`, which `graph` has opened and checked; `graph` is closed."""
+        from trt_sam.emulation import Float16Emulation
+
+        require("onnx", "to emulate FP16")
+        self.inputs: tuple[TensorSpec, ...] = graph.inputs
+        self.outputs: tuple[TensorSpec, ...] = graph.outputs
+        self.limits: Mapping[str, tuple[int, int]] = graph.limits
+        graph.close()
+        self._emulation: Float16Emulation | None = Float16Emulation(path, threads=len(os.sched_getaffinity(0)))
+        self._image: npt.NDArray[np.float32] | None = None
+        self.image_id = 0
+
+    @property
+    def largest(self) -> float:
+        """Largest |x| so far of any tensor that is float16 in the graph (65504 is float16's limit); NaN where there was one."""
+        seen = list(self._emulation.largest.values()) if self._emulation is not None else []
+        return float(np.max(seen)) if seen else 0.0
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep a copy of `embedding` float32 [1, 256, 64, 64]; raises ContractError where it is not that."""
+        self._image = checked_embedding(embedding)
+        self.image_id += 1
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed (see `interface.Runner.run`); every output by name, float32, owned by the caller.
+
+        Raises:
+            ContractError: the feed does not fit, or there is no image.
+            InferenceError: the runner is closed.
+        """
+        if self._emulation is None:
+            raise InferenceError("the emulation is closed; open a new one")
+        arrays = checked_inputs(feed, self.inputs, self.limits, has_image=self._image is not None)
+        if self._image is not None:
+            arrays.setdefault("image_embeddings", self._image)
+        outputs = self._emulation.run(arrays)
+        return {spec.name: outputs[spec.name] for spec in self.outputs}
+
+    def close(self) -> None:
+        """Free the session; safe to call again."""
+        self._emulation = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
