@@ -1,0 +1,243 @@
+"""What this machine has: GPU and driver, optional packages, and what they allow. Looks without initialising anything of CUDA's
+runtime, and never fails: what is broken is described.
+
+Each package is imported in a process of its own, so that one that raises, exits or crashes is a line of the report.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trt_sam import __version__
+
+__all__ = ["Ability", "Driver", "Gpu", "MachineReport", "Package", "examine"]
+
+_TIMEOUT_S = 120
+_MARK = "trt-sam-doctor:"
+
+_PACKAGES = {
+    "torch": ("torch", "torch", "{'cuda': m.version.cuda or 'none'}"),
+    "onnx": ("export", "onnx", "{}"),
+    "onnxscript": ("export", "onnxscript", "{}"),
+    "onnxruntime": ("onnxruntime", "onnxruntime", "{'providers': m.get_available_providers()}"),
+    "transformers": ("hub", "transformers", "{}"),
+    "safetensors": ("hub", "safetensors", "{}"),
+    "PIL": ("image", "pillow", "{}"),
+    "polygraphy": ("compare", "polygraphy", "{}"),
+    "tensorrt_rtx": ("rtx", "tensorrt-rtx-cu13", "{}"),
+    "tensorrt": ("tensorrt", "tensorrt", "{}"),
+    "pycuda.driver": ("cuda", "pycuda", "{'version': '.'.join(map(str, __import__('pycuda').VERSION))}"),
+    "cuda.bindings.driver": ("cuda", "cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
+}
+"""Module to import: the extra and the distribution that bring it, and an expression over the module `m` for what else to ask."""
+
+_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 75, 76
+"""cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as the driver names it."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver."""
+
+    cuda: str
+    """The newest CUDA that it runs, "13.0"; empty where there is none."""
+    gpus: tuple[Gpu, ...]
+    error: str = ""
+    """Why there is no usable GPU; empty where there is one."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One optional package."""
+
+    module: str
+    status: str
+    """"ok", "missing", "broken", or "no driver" where it is installed and lacks libcuda alone."""
+    version: str
+    error: str
+    """Why it does not import, in one line."""
+    pip: str
+    """The command that mends it; empty where it is well or pip cannot help."""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that this machine can or cannot do."""
+
+    name: str
+    able: bool
+    needs: tuple[str, ...]
+    """What is in the way, empty where it is able."""
+    pip: str
+    """What installs the missing packages; empty where pip cannot help."""
+
+
+@dataclass(frozen=True)
+class MachineReport:
+    """Everything that `doctor` prints."""
+
+    trt_sam: str
+    python: str
+    platform: str
+    cpus: int
+    driver: Driver
+    packages: tuple[Package, ...]
+    abilities: tuple[Ability, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data."""
+        return asdict(self)
+
+
+def examine() -> MachineReport:
+    """Look at this machine; takes as long as the slowest import."""
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2)) as pool:
+        packages = tuple(pool.map(_examine_package, _PACKAGES))
+    driver = examine_driver()
+    return MachineReport(
+        trt_sam=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        driver=driver,
+        packages=packages,
+        abilities=abilities(driver, packages),
+    )
+
+
+def examine_driver() -> Driver:
+    """Ask libcuda itself; makes no context, so it takes no GPU memory."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return Driver("", (), f"no NVIDIA driver ({library} was not found)")
+    version, count = ctypes.c_int(), ctypes.c_int()
+    try:
+        cuda.cuDriverGetVersion(ctypes.byref(version))
+        name = f"{version.value // 1000}.{version.value % 1000 // 10}" if version.value else ""
+        if code := cuda.cuInit(0):
+            return Driver(name, (), f"the driver finds no usable GPU (cuInit gave {_error_name(cuda, code)})")
+        if code := cuda.cuDeviceGetCount(ctypes.byref(count)):
+            return Driver(name, (), f"the driver does not count its GPUs ({_error_name(cuda, code)})")
+        gpus = tuple(_examine_gpu(cuda, index) for index in range(count.value))
+    except (AttributeError, OSError, ValueError) as error:  # a libcuda that lacks a symbol
+        return Driver("", (), f"the driver cannot be asked ({error})")
+    return Driver(name, gpus, "" if gpus else "the driver has no GPU")
+
+
+def _examine_gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    codes = (
+        cuda.cuDeviceGet(ctypes.byref(handle), index),
+        cuda.cuDeviceGetName(name, len(name), handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _ATTRIBUTE_MAJOR, handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _ATTRIBUTE_MINOR, handle),
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle),
+    )
+    if failed := next((code for code in codes if code), 0):
+        raise ValueError(f"GPU {index}: {_error_name(cuda, failed)}")
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
+
+
+def _error_name(cuda: ctypes.CDLL, code: int) -> str:
+    text = ctypes.c_char_p()
+    if hasattr(cuda, "cuGetErrorName") and cuda.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value:
+        return text.value.decode(errors="replace")
+    return f"CUDA error {code}"
+
+
+def _examine_package(module: str) -> Package:
+    extra, distribution, ask = _PACKAGES[module]
+    again = f"pip install --force-reinstall {distribution}"
+    top = module.partition(".")[0]
+    script = (
+        "import importlib, importlib.util, json, sys\n"
+        f"if importlib.util.find_spec({top!r}) is None: sys.exit({_MISSING})\n"
+        # A namespace package such as `cuda` exists without what we want of it.
+        "try:\n"
+        f"    m = importlib.import_module({module!r})\n"
+        "except ModuleNotFoundError as error:\n"
+        f"    if error.name and {module!r}.startswith(error.name): sys.exit({_MISSING})\n"
+        "    raise\n"
+        f"found = {{'version': str(getattr(m, '__version__', '')), **{ask}}}\n"
+        f"print({_MARK!r} + json.dumps(found))\n"
+    )
+    # -P: a folder named like a package, in the current directory, must not be taken for it.
+    command = [sys.executable, "-P", "-c", script]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return Package(
+            module, "broken", "", f"the import took over {_TIMEOUT_S} s or could not be started ({type(error).__name__})", again
+        )
+    if done.returncode == _MISSING:
+        return Package(module, "missing", "", "", f"pip install 'trt-sam[{extra}]'")
+    lines = done.stdout.decode(errors="replace").splitlines()
+    answer = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), None)
+    if done.returncode != 0 or answer is None:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        reason = (said[-1].strip() if said else f"the import ended the process, {how}")[:300]
+        if "libcuda.so.1" in reason and "cannot open" in reason:
+            return Package(module, "no driver", "", reason, "")
+        return Package(module, "broken", "", reason, again)
+    details = json.loads(answer)
+    return Package(module, "ok", details.pop("version"), "", "", details)
+
+
+_MISSING = 97
+
+
+def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, ...]:
+    """What the driver and the packages allow together."""
+    by_name = {package.module: package for package in packages}
+    gpu = bool(driver.gpus)
+    no_gpu = () if gpu else (driver.error or "no GPU",)
+
+    def able(name: str, modules: tuple[str, ...], *, other: tuple[str, ...] = ()) -> Ability:
+        lacking = [by_name[module] for module in modules if by_name[module].status != "ok"]
+        pip = " && ".join(dict.fromkeys(package.pip for package in lacking if package.pip))
+        needs = tuple(f"{package.module} is {package.status}" for package in lacking if package.status != "no driver") + other
+        return Ability(name, not needs, needs, pip)
+
+    flavours = [module for module in ("tensorrt_rtx", "tensorrt") if by_name[module].status == "ok"]
+    # RTX engines do not run on every GPU: NVIDIA lists 8.0, 8.6, 8.9, 12.0 and later.
+    usable = [flavour for flavour in flavours if flavour == "tensorrt" or any(_rtx_runs_on(g) for g in driver.gpus)]
+    unfit = ("TensorRT for RTX does not run on this GPU",) if gpu and flavours and not usable else ()
+    runtime = usable[0] if usable else "tensorrt" if gpu and not any(_rtx_runs_on(g) for g in driver.gpus) else "tensorrt_rtx"
+    torch_export = ("torch", "onnx", "onnxscript", "onnxruntime")
+    return (
+        able("export a checkpoint to ONNX", torch_export),
+        able("embed photos", ("torch", "transformers", "safetensors", "PIL")),
+        able("run a graph on the CPU", ("onnxruntime",)),
+        able("compare", ("polygraphy", "onnxruntime", "onnx", "torch")),
+        able("build engines ahead of time (TensorRT for RTX, no GPU needed)", ("tensorrt_rtx", "onnx")),
+        able("build engines with TensorRT 10 or 11", ("tensorrt", "onnx"), other=no_gpu),
+        able("run engines", ("pycuda.driver", runtime), other=no_gpu + unfit),
+        able("capture CUDA graphs", ("pycuda.driver", "cuda.bindings.driver", runtime), other=no_gpu + unfit),
+    )
+
+
+def _rtx_runs_on(gpu: Gpu) -> bool:
+    major, minor = (int(part) for part in gpu.compute_capability.split("."))
+    return (major, minor) in ((8, 0), (8, 6), (8, 9)) or major >= 12
