@@ -100,11 +100,11 @@ def time_clicks(runner: Runner, embedding: Path) -> float:
 def print_table(folder: Path, built: dict[str, Any], executed: str, click_ms: float, overlays: list[Path]) -> None:
     fp16, fp32 = (json.loads((folder / f"{name}.json").read_text()) for name in ("fp16", "fp32"))
     files = {path: path.stat().st_size / 1e6 for path in sorted(folder.glob("**/decoder*")) if path.is_file()}
-    entry = built["graphs"][0]
+    entry, tensorrt = built["graphs"][0], built["tensorrt"]
     rows = [
         (
             "built by",
-            f"{built['tensorrt']['flavour']} {built['tensorrt']['version']}, FP16, in {built['created']['build_seconds']:.1f} s",
+            f"{tensorrt['flavour']} {tensorrt['version']}, FP16, in {built['created']['build_seconds']:.1f} s",
         ),
         ("executed by", executed),
         *((str(path), f"{size:.1f} MB") for path, size in files.items()),

@@ -1,0 +1,43 @@
+"""Every command of the README runs as it stands there, in order, in a copy of the checkout's samples."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    commands = [line for kind, text in blocks if kind == "sh" for line in text.splitlines() if line.strip()]
+    assert len(commands) >= 9
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert program == "trt-sam"
+        done = subprocess.run([sys.executable, "-m", "trt_sam", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert {p.name for p in tmp_path.iterdir()} >= {"decoder.onnx", "mask.png", "overlay.png", "engine", "embeddings"}
+    (code,) = [text for kind, text in blocks if kind == "python"]
+    check = code + "\nassert masks.shape == (3, 768, 1024) and masks.any()\nimport sys; assert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_names_the_targets_of_make() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())
+    assert {"demo", "test"} <= set(targets)
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_links_of_the_readmes_lead_somewhere() -> None:
+    for readme in (ROOT / "README.md", ROOT / "engines" / "README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", readme.read_text()):
+            assert (readme.parent / link).exists(), f"{readme}: {link}"
