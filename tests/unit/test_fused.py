@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -190,3 +192,31 @@ def test_wrong_options_say_what_to_do() -> None:
         for_target("tpu")
     with pytest.raises(ValueError, match="plain, projected, absorbed"):
         FormOptions(attention="flash")
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_exported_graph_keeps_its_dynamic_sizes(target: str, tmp_path: Path) -> None:
+    decoder = make_decoder(11)
+    fused = fuse(decoder, for_target(target))
+    image, coords, labels = torch.randn(1, 32, 8, 8), torch.rand(3, 4, 2), torch.ones(3, 4)
+    prompts, points = torch.export.Dim("num_prompts"), torch.export.Dim("num_points")
+    names = ["image_embeddings", "point_coords", "point_labels"]
+    path = str(tmp_path / "decoder.onnx")
+    torch.onnx.export(
+        fused,
+        (image, coords, labels),
+        path,
+        dynamo=True,
+        dynamic_shapes=({}, {0: prompts, 1: points}, {0: prompts, 1: points}),
+        input_names=names,
+        opset_version=20,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for num_prompts, num_points in [(1, 1), (1, 2), (5, 7)]:
+        coords = torch.rand(num_prompts, num_points, 2) * 128
+        labels = torch.randint(-2, 4, (num_prompts, num_points)).float()
+        feed = dict(zip(names, (image.numpy(), coords.numpy(), labels.numpy()), strict=True))
+        masks, iou = (torch.from_numpy(output) for output in session.run(None, feed))
+        exact = double(decoder)(image.double(), coords.double(), labels.double())
+        assert max(distance((masks, iou), exact)) < 1e-5

@@ -148,8 +148,12 @@ class FusedDecoder(nn.Module):
         else:
             tokens, image = self.transformer(image, tokens, token_bias, num_outputs)
         hyper, iou = self.heads(tokens)
+        # The row of the IoU token: cut early is less arithmetic, cut late a kernel less.
+        cut_late = self.form.batched_heads and self.form.attention == "projected"
+        if self.form.batched_heads and not cut_late:
+            hyper = hyper[:, 1:]
         masks = self.upscaling(image, hyper)
-        return (masks[:, 1:] if self.form.batched_heads else masks), iou
+        return (masks[:, 1:] if cut_late else masks), iou
 
 
 class _PlainUpscaling(nn.Module):

@@ -217,5 +217,5 @@ def _times_shared(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply x [n, heads, T, inner] by matrix [n or 1, inner, outer]; all prompts at once where the matrix is shared."""
     shape = [*x.shape[:3], matrix.shape[-1]]
     if matrix.shape[0] == 1:
-        return (x.reshape(-1, x.shape[-1]) @ matrix[0]).reshape(shape)
+        return (x.reshape(-1, x.shape[-1]) @ matrix.squeeze(0)).reshape(shape)
     return (x.flatten(1, 2) @ matrix).reshape(shape)
