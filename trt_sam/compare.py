@@ -119,8 +119,8 @@ def compare_sides(
 
     arithmetic = max(reference.arithmetic, other.arithmetic, key=_COARSENESS.index)
     tally = _Tally(feeds, TOLERANCES[arithmetic])
-    runners = [_as_polygraphy(side, f"{letter}: {side.source}") for letter, side in (("A", reference), ("B", other))]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        runners = [_as_polygraphy(side, f"{letter}: {side.source}") for letter, side in (("A", reference), ("B", other))]
         # Streaming: one feed's outputs in memory at a time, whatever --prompts says.
         results = Comparator.run(runners, data_loader=list(feeds), streaming=True)
         agreed = bool(Comparator.compare_accuracy(results, compare_func=tally))

@@ -19,9 +19,10 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_
 from trt_sam.embeddings import load_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import frame_shape
+from trt_sam.interface import Runner
 from trt_sam.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 
-__all__ = ["FEED_KINDS", "Image", "join_limits", "make_feeds", "random_images", "scene_images", "stored_images"]
+__all__ = ["FEED_KINDS", "Image", "common_feeds", "join_limits", "make_feeds", "random_images", "scene_images", "stored_images"]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -78,7 +79,7 @@ def make_feeds(
     """Feeds with `num_prompts` prompts in total, spread over the images in turn.
 
     Args:
-        images: at least one.
+        images: at least one; they take turns.
         num_prompts: from 1; the last feed gets more where `limits` ask for it.
         inputs: what the feeds must have: those of the contract's inputs that any side takes.
         limits: least and largest "num_prompts", "num_points", "height" and "width"; absent ones are free.
@@ -103,6 +104,23 @@ def make_feeds(
             feed["orig_im_size"] = np.array(clipped, np.int64)
         feeds.append(feed)
         left -= size
+    return feeds
+
+
+def common_feeds(images: Sequence[Image], num_prompts: int, runners: Sequence[Runner]) -> list[dict[str, Array]]:
+    """Feeds (as `make_feeds`) with every input that any of the runners takes, within the limits of all.
+
+    Earlier masks are used only where every runner takes them; elsewhere their flag is 0.
+
+    Raises:
+        InputError: the runners have no size in common.
+    """
+    specs = {spec.name: spec for runner in runners for spec in runner.inputs}
+    feeds = make_feeds(images, num_prompts, list(specs.values()), join_limits(runner.limits for runner in runners))
+    if not all(any(spec.name == "mask_input" for spec in runner.inputs) for runner in runners):
+        for feed in feeds:
+            if "has_mask_input" in feed:
+                feed["has_mask_input"][:] = 0
     return feeds
 
 

@@ -37,7 +37,7 @@ _PACKAGES = {
     "pycuda.driver": ("cuda", "pycuda", "{'version': '.'.join(map(str, __import__('pycuda').VERSION))}"),
     "cuda.bindings.driver": ("cuda", "cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
 }
-"""Module to import: the extra and the distribution that bring it, and an expression over the module `m` for what else to ask."""
+"""Module to import: the extra and the distribution that bring it, and what else to ask, an expression over the module `m`."""
 
 _ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 75, 76
 """cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""

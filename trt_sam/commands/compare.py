@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     device = gpu_number(args.device)
     require("polygraphy", "to compare")
     from trt_sam.compare import compare_sides
-    from trt_sam.compare_feeds import join_limits, make_feeds, stored_images
+    from trt_sam.compare_feeds import common_feeds, stored_images
     from trt_sam.compare_sides import open_side
 
     images = stored_images(args.embeddings) if args.embeddings is not None else []
@@ -69,12 +69,7 @@ def run(args: argparse.Namespace) -> int:
         data, meaningful = f"{len(images)} embeddings of {args.embeddings}", True
         if not images:
             images, data, meaningful = _default_images(reference, other, -(-args.prompts // _PROMPTS_PER_IMAGE))
-        specs = {spec.name: spec for side in sides for spec in side.runner.inputs}
-        both_take_masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
-        feeds = make_feeds(images, args.prompts, list(specs.values()), join_limits(side.runner.limits for side in sides))
-        if not both_take_masks:
-            for feed in (feed for feed in feeds if "has_mask_input" in feed):
-                feed["has_mask_input"][:] = 0
+        feeds = common_feeds(images, args.prompts, [side.runner for side in sides])
         report = compare_sides(reference, other, feeds, data=data, masks_mean_something=meaningful)
     if args.json:
         write_json(args.json, report.to_dict())
