@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,9 @@ def _on_own_thread(work: Callable[[], Result], stop: threading.Event) -> Result:
         try:
             results.append(work())
         except BaseException as error:
+            # The traceback keeps TensorRT's objects. Were they freed on another thread, which holds the GIL while it waits for
+            # TensorRT's lock, a build that logs, and so holds the lock while it waits for the GIL, would never end.
+            traceback.clear_frames(error.__traceback__)
             failures.append(error)
         finally:
             done.set()
@@ -257,5 +261,5 @@ def _on_own_thread(work: Callable[[], Result], stop: threading.Event) -> Result:
     if interrupted:
         raise KeyboardInterrupt
     if failures:
-        raise failures[0]
+        raise failures.pop()
     return results[0]

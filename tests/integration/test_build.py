@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -313,6 +314,18 @@ def test_parser_errors_name_the_node_and_the_reason(tmp_path: Path, rtx: Flavour
     tiny(path, node, inputs={"x": (single, [1]), "size": (onnx.TensorProto.INT64, [2])})
     with pytest.raises(BuildError, match=r"input 'size' .* decides shapes; only orig_im_size may"):
         build_engine(path, EngineRecipe(), flavour=rtx)
+
+
+def test_a_failed_build_holds_no_tensorrt_objects(tmp_path: Path, rtx: Flavour) -> None:
+    """Freed later, on a thread that holds the GIL, they deadlocked with the next build (seen once in some hundred)."""
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    path = tiny(tmp_path / "graph.onnx", node, inputs={"x": (onnx.TensorProto.FLOAT, ["batch"])})
+    with pytest.raises(BuildError) as caught:
+        build_engine(path, EngineRecipe(), flavour=rtx)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code.co_filename.endswith("builder.py")]
+    assert len(frames) >= 4
+    held = [value for frame in frames for value in frame.f_locals.values()]
+    assert not [value for value in held if "tensorrt" in type(value).__module__ and not isinstance(value, Flavour)]
 
 
 def test_inspect_compiles_a_graph_at_fixed_sizes(graph: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
