@@ -119,7 +119,8 @@ def compare_sides(
 
     arithmetic = max(reference.arithmetic, other.arithmetic, key=_COARSENESS.index)
     tally = _Tally(feeds, TOLERANCES[arithmetic])
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+    # Polygraphy takes statistics of every output, and warns of infinities, which the verdict says better.
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(invalid="ignore", over="ignore"):
         runners = [_as_polygraphy(side, f"{letter}: {side.source}") for letter, side in (("A", reference), ("B", other))]
         # Streaming: one feed's outputs in memory at a time, whatever --prompts says.
         results = Comparator.run(runners, data_loader=list(feeds), streaming=True)
