@@ -45,10 +45,13 @@ def append_full_resolution(model: onnx.ModelProto) -> None:
     add("Add", ["scaled", "long_side"], "rounded")
     add("Mul", ["long_side", "two"], "twice_long_side")
     add("Div", ["rounded", "twice_long_side"], "unpadded")
-    # `axes` keeps batch and channels out of it: they may be dynamic, and no shape of a big tensor has to be read.
-    add("Resize", ["low_res_masks", "", "", "frame"], "in_frame", axes=[2, 3], **resize)
+    # Resize could name its axes instead, but TensorRT-RTX 1.7 does not parse that: sizes must have all four numbers.
+    add("Shape", ["low_res_masks"], "outer", start=0, end=2)
+    add("Concat", ["outer", "frame"], "frame_shape", axis=0)
+    add("Concat", ["outer", "orig_im_size"], "full_shape", axis=0)
+    add("Resize", ["low_res_masks", "", "", "frame_shape"], "in_frame", **resize)
     add("Slice", ["in_frame", "start", "unpadded", "axes"], "cropped")
-    add("Resize", ["cropped", "", "", "orig_im_size"], "masks", axes=[2, 3], **resize)
+    add("Resize", ["cropped", "", "", "full_shape"], "masks", **resize)
     graph.input.append(helper.make_tensor_value_info("orig_im_size", TensorProto.INT64, [2]))
     graph.output.append(helper.make_tensor_value_info("masks", element, None))
 
