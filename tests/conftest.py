@@ -1,10 +1,32 @@
-"""What all tests share: the helpers in tests/fixtures, and the host-memory CUDA driver for tests marked `hostcuda`."""
+"""What all tests share: decoder graphs, the helpers in tests/fixtures, and the host-memory CUDA driver (mark `hostcuda`)."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `pytest` as well as `python -m pytest`
 
 pytest_plugins = ["tests.fixtures.hostcuda.plugin"]
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Decoder graphs by name (see `helpers.write_graphs`); do not change them."""
+    from helpers import write_graphs
+
+    return write_graphs(tmp_path_factory.mktemp("decoder_graphs"))
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Two threads on cores that others use wait for each other longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
