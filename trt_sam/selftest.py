@@ -6,6 +6,7 @@ A step that cannot run here is reported as not run, with the reason; it is never
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ PROMPTS = 12
 """Three of each kind, in feeds of 1, 4, 2 and 5 prompts."""
 
 _STANDIN = "standin"
+_TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,24 @@ def run_selftest(device: str | None = None, *, on_step: Callable[[Step], None] |
     started = time.perf_counter()
     number = _gpu_number(device)
     machine = examine()
-    with tempfile.TemporaryDirectory(prefix="trt-sam-selftest-") as name:
+    with tempfile.TemporaryDirectory(prefix="trt-sam-selftest-") as name, _torch_cache_in(Path(name)):
         trial = _Trial(Path(name), number, on_step or (lambda _: None))
         trial.run()
     where = "cpu" if number is None else f"cuda:{number}"
     return SelftestReport(where, machine, tuple(trial.steps), round(time.perf_counter() - started, 1))
+
+
+@contextlib.contextmanager
+def _torch_cache_in(folder: Path) -> Iterator[None]:
+    """Let the exporter's cache folder be made in `folder`, unless the user has chosen a place."""
+    if _TORCH_CACHE in os.environ:
+        yield
+        return
+    os.environ[_TORCH_CACHE] = str(folder / "torch")
+    try:
+        yield
+    finally:
+        os.environ.pop(_TORCH_CACHE, None)
 
 
 def _gpu_number(device: str | None) -> int | None:
