@@ -121,7 +121,7 @@ def run_stage(
         progress = max(step / steps, (time.monotonic() - start) / (60 * minutes))
         if progress >= 1:
             break
-        rate = peak_lr * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = peak_lr * min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, iou = train_step(model, [augment(rng, pool[int(rng.integers(len(pool)))]) for _ in range(images)], prompts, rng)

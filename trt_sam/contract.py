@@ -164,7 +164,8 @@ def _check_dims(spec: TensorSpec, array: Array, dims: dict[str, int], limits: Ma
             raise ContractError(f"{spec.name} has {dim} = {seen}, but another input has {dims[dim]}; they must agree")
         low, high = limits.get(dim, (1, np.iinfo(np.int32).max))
         if not low <= seen <= high:
-            advice = "split the call" if seen > high else "pad with label -2"
+            padding = "pad with label -2" if dim == "num_points" else f"give at least {low}"
+            advice = "split the call" if seen > high else padding
             raise ContractError(f"{spec.name} has {dim} = {seen}, this graph takes {low} to {high}; {advice}")
 
 
