@@ -68,6 +68,7 @@ def vision_settings() -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True, help="where the training state is kept (.pt)")
+    parser.add_argument("--start", type=Path, help="begin from a folder of save_standin.py, where there is no state yet")
     parser.add_argument("--log", type=Path, required=True, help="JSON lines")
     parser.add_argument(
         "--stage",
@@ -84,6 +85,8 @@ def main() -> None:
     model = Trainee()
     if args.state.exists():
         model.load_state_dict(torch.load(args.state, weights_only=True))
+    elif args.start:
+        load_folder(model, args.start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, betas=(0.9, 0.98))
     for index, text in enumerate(args.stage):
         size, images, prompts, lr, steps, minutes, scenes = (float(x) for x in text.split(":"))
@@ -92,6 +95,19 @@ def main() -> None:
         torch.save(model.state_dict(), args.state)
         report = evaluate(model, num_scenes=12)
         log(args.log, {"stage": text, "held_out_1024": report})
+
+
+def load_folder(model: Trainee, folder: Path) -> None:
+    """Go on from saved weights; they are float16 there, which the first steps make up for."""
+    from safetensors.torch import load_file
+
+    from trt_sam.model.checkpoint import load_checkpoint
+    from trt_sam.model.naming import HF_ENCODER_PREFIX
+
+    state = load_file(folder / "model.safetensors")
+    encoder = {n.removeprefix(HF_ENCODER_PREFIX): v for n, v in state.items() if n.startswith(HF_ENCODER_PREFIX)}
+    model.encoder.load_state_dict(encoder)
+    model.decoder.load_state_dict(load_checkpoint(folder).decoder.state_dict())
 
 
 def make_pool(count: int, size: int, seed: int) -> list[Scene]:
