@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import trt_sam
 from trt_sam._files import atomic_path
+from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, input_specs, output_specs
 from trt_sam.errors import ExportError
 from trt_sam.full_resolution import append_full_resolution
@@ -186,8 +187,6 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
 
 
 def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOptions) -> tuple[ParityRow, ...]:
-    from trt_sam._lazy import require
-
     ort = require("onnxruntime", "to check the exported graph")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3

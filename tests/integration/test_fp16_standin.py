@@ -11,6 +11,7 @@ import torch
 
 from trt_sam.emulation import Float16Emulation
 from trt_sam.export import export_decoder
+from trt_sam.metrics import mask_iou
 from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
 from trt_sam.scenes import HELD_OUT_SEED, make_scene, sample_prompt
@@ -46,9 +47,7 @@ def test_half_precision_keeps_the_masks(tmp_path: Path) -> None:
             emulated = emulation.run(feed)["low_res_masks"]
             changed = (expected > 0) != (emulated > 0)
             assert np.abs(expected[changed]).max(initial=0.0) <= 0.1
-            union = ((expected > 0) | (emulated > 0)).sum((2, 3))
-            iou = ((expected > 0) & (emulated > 0)).sum((2, 3)) / np.maximum(union, 1)
-            iou[union == 0] = 1.0
+            iou = mask_iou(expected, emulated)
             ious += iou.ravel().tolist()
             large += iou[(expected > 0).sum((2, 3)) >= 200].tolist()
             if index == 0:

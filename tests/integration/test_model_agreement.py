@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,13 +27,7 @@ FULL, SMALL = (64, 64), (16, 16)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads on cores that others use wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def make_decoder(grid: tuple[int, int], *, peaky: bool = False, seed: int = 0) -> SamDecoder:
