@@ -91,7 +91,7 @@ def main() -> None:
     for index, text in enumerate(args.stage):
         size, images, prompts, lr, steps, minutes, scenes = (float(x) for x in text.split(":"))
         pool = make_pool(int(scenes), int(size), seed=1000 * (args.seed + 1) * (index + 1) + 7)
-        run_stage(model, optimizer, pool, int(images), int(prompts), lr, int(steps), minutes, args.log)
+        run_stage(model, optimizer, pool, int(images), int(prompts), lr, int(steps), minutes, args)
         torch.save(model.state_dict(), args.state)
         report = evaluate(model, num_scenes=12)
         log(args.log, {"stage": text, "held_out_1024": report})
@@ -125,9 +125,12 @@ def run_stage(
     peak_lr: float,
     steps: int,
     minutes: float,
-    log_path: Path,
+    paths: argparse.Namespace,
 ) -> None:
-    """One stage: warm-up, then a cosine to a hundredth of `peak_lr` over steps or minutes, whichever ends first."""
+    """One stage: warm-up, then a cosine to a hundredth of `peak_lr` over steps or minutes, whichever ends first.
+
+    `paths.log` gets the means and `paths.state` the weights of every 100 steps.
+    """
     size = pool[0].image.shape[0]
     model.set_size(size)
     model.train()
@@ -150,10 +153,11 @@ def run_stage(
             mean = np.mean(recent, axis=0)
             seconds = time.monotonic() - start
             log(
-                log_path,
+                paths.log,
                 {"size": size, "step": step + 1, "seconds": round(seconds), "lr": rate, "loss": mean[0], "iou": mean[1]},
             )
             recent = []
+            torch.save(model.state_dict(), paths.state)
 
 
 def train_step(model: Trainee, scenes: list[Scene], prompts: int, rng: np.random.Generator) -> tuple[Tensor, float]:
