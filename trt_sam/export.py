@@ -26,7 +26,7 @@ from trt_sam.errors import ExportError
 from trt_sam.full_resolution import append_full_resolution
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
-from trt_sam.recipe import GraphOptions
+from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
 
 __all__ = ["PARITY_SHAPES", "PARITY_TOLERANCE", "DecoderGraph", "ExportReport", "ParityRow", "export_decoder"]
 
@@ -73,9 +73,14 @@ def export_decoder(
     agrees with PyTorch on it.
 
     Raises:
-        ExportError: the graph does not match PyTorch.
+        ExportError: the graph does not match PyTorch, or `options` ask for int8 or fp8, which need calibration.
         InputError: `path` cannot be written.
     """
+    if options.precision not in EXPORT_PRECISIONS:
+        raise ExportError(
+            f"precision {options.precision} needs calibrated scales; use trt-sam calibrate --precision {options.precision}, "
+            f"or export one of {', '.join(EXPORT_PRECISIONS)}"
+        )
     reference = copy.deepcopy(decoder).cpu().float().eval()
     graph = DecoderGraph(_decoder_form(reference, options), best_mask=options.best_mask).eval()
     with atomic_path(path) as temporary:

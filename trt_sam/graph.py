@@ -82,7 +82,7 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
             f"{graph.path} is not a decoder that trt-sam exported (it has no trt_sam.options); "
             "export one with trt-sam export --checkpoint C --target gpu"
         )
-    dtype = "float16" if options.precision == "fp16" else "float32"
+    dtype = "float32" if options.precision == "fp32" else "float16"
     inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
     outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
     for expected, seen in ((inputs, graph.inputs), (outputs, graph.outputs)):

@@ -193,7 +193,7 @@ def _checked_options(
             f"{path} was written by trt_sam {version} with options unknown here ({error}); export it again"
         ) from None
     expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
-    dtype = "float16" if options.precision == "fp16" else "float32"
+    dtype = "float32" if options.precision == "fp32" else "float16"
     expected += output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
     found = {spec.name: spec for spec in (*inputs, *outputs)}
     for spec in expected:

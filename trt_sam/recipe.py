@@ -14,9 +14,25 @@ from typing import Any
 
 from trt_sam.errors import RecipeError
 
-__all__ = ["PRECISIONS", "TARGETS", "EngineRecipe", "GraphOptions", "ShapeProfile", "list_recipes", "load_recipe"]
+__all__ = [
+    "CALIBRATORS",
+    "EXPORT_PRECISIONS",
+    "PRECISIONS",
+    "TARGETS",
+    "TIERS",
+    "EngineRecipe",
+    "GraphOptions",
+    "QuantizationOptions",
+    "ShapeProfile",
+    "list_recipes",
+    "load_recipe",
+]
 
-PRECISIONS = ("fp32", "fp16")
+EXPORT_PRECISIONS = ("fp32", "fp16")
+"""What export alone can write; "int8" and "fp8" need calibration."""
+PRECISIONS = (*EXPORT_PRECISIONS, "int8", "fp8")
+CALIBRATORS = ("entropy", "percentile", "mse", "max", "auto")
+TIERS = ("A", "B", "C")
 TARGETS = ("cpu", "gpu")
 BACKENDS = ("rtx", "tensorrt")
 
@@ -28,7 +44,8 @@ class GraphOptions:
     """What the exported graph computes."""
 
     precision: str = "fp16"
-    """"fp32" or "fp16": the type of weights and activations, but for the float32 islands."""
+    """"fp32" or "fp16": the type of weights and activations, but for the float32 islands; "int8" and "fp8": fp16 with quantized
+    products."""
     target: str = "gpu"
     """"cpu" or "gpu": which exact form of the decoder is exported."""
     mask_input: bool = False
@@ -41,9 +58,60 @@ class GraphOptions:
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("target", self.target, TARGETS)
+        if self.precision in {"int8", "fp8"} and self.target != "gpu":
+            raise RecipeError(f'precision {self.precision} needs target = "gpu"; target is {self.target!r}')
         for name in ("mask_input", "full_resolution", "best_mask"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """How the products of an int8 or fp8 graph get their scales; without effect on other precisions."""
+
+    method: str = "explicit"
+    """"explicit": QuantizeLinear/DequantizeLinear pairs in the graph. "implicit": TensorRT 10's own calibrator, int8 only."""
+    calibrator: str = "entropy"
+    """One of CALIBRATORS; "auto" picks per group of products by mask IoU."""
+    tiers: tuple[str, ...] = ("A",)
+    """"A": image-side products; "B": the two upscaling products; "C": token products."""
+    shift: bool = True
+    """Take each channel's mean off before quantizing, folded into the product's bias: exact."""
+    smooth_alpha: float | None = 0.5
+    """Per-channel scale before quantizing (SmoothQuant's alpha), folded into the weight: exact; None for no scale.
+
+    TOML has no null: there, 0 < alpha <= 1 or false for none.
+    """
+    keep_fp16: tuple[str, ...] = ()
+    """Groups of products that stay float16, as `trt-sam sensitivity` names them."""
+    prompts_per_image: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("method", self.method, ("explicit", "implicit"))
+        _check_choice("calibrator", self.calibrator, CALIBRATORS)
+        for name in ("tiers", "keep_fp16"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+                raise RecipeError(f"{name} is {value!r}, must be a list of strings")
+            object.__setattr__(self, name, tuple(value))
+        if not self.tiers or len(set(self.tiers)) != len(self.tiers):
+            raise RecipeError(
+                f"tiers is {list(self.tiers)}, must name each of {', '.join(TIERS)} at most once, and one at least"
+            )
+        for tier in self.tiers:
+            _check_choice("tier", tier, TIERS)
+        if not isinstance(self.shift, bool):
+            raise RecipeError(f"shift is {self.shift!r}, must be true or false")
+        if self.smooth_alpha is False:
+            object.__setattr__(self, "smooth_alpha", None)
+        alpha = self.smooth_alpha
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1):
+            raise RecipeError(f"smooth_alpha is {alpha!r}, must be above 0 and at most 1, or false")
+        for name, least in (("prompts_per_image", 1), ("seed", 0)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise RecipeError(f"{name} is {number!r}, must be a whole number from {least}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +147,7 @@ class EngineRecipe:
     """"standin", a path or a Hugging Face id; None where the command line must say it."""
     graph: GraphOptions = field(default_factory=GraphOptions)
     profiles: tuple[ShapeProfile, ...] = field(default_factory=lambda: (ShapeProfile(),))
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     backend: str | None = None
     """"rtx" or "tensorrt"; None takes TensorRT where it is installed with a GPU, else TensorRT-RTX."""
     compute_capabilities: tuple[str, ...] = ()
@@ -138,6 +207,7 @@ def parse_recipe(data: Mapping[str, Any]) -> EngineRecipe:
     if not isinstance(profiles, list):
         raise RecipeError("profiles must be a list: write [[profiles]]")
     fields["graph"] = graph
+    fields["quantization"] = _from_table(QuantizationOptions, fields.pop("quantization", {}), "quantization")
     fields["profiles"] = tuple(_from_table(ShapeProfile, p, "profiles") for p in profiles)
     capabilities = fields.get("compute_capabilities", ())
     if not isinstance(capabilities, list | tuple):

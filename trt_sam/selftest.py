@@ -21,7 +21,7 @@ from trt_sam.engine_set import build_set, copy_graph
 from trt_sam.errors import InputError, TrtSamError
 from trt_sam.machine import MachineReport, examine
 from trt_sam.manifest import open_manifest
-from trt_sam.recipe import PRECISIONS, EngineRecipe, GraphOptions
+from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 from trt_sam.tensorrt import Flavour, available_flavours, gpu_compute_capability
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class _Trial:
         checkpoint = load_checkpoint(_STANDIN)
         images = scene_images(checkpoint.image_encoder().embed, 1)
         flavours = available_flavours()
-        for precision in PRECISIONS:
+        for precision in EXPORT_PRECISIONS:
             self._try_precision(checkpoint, images, precision, flavours)
         if not flavours:
             with self._step("build engines"):
