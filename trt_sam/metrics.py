@@ -12,7 +12,19 @@ import numpy.typing as npt
 
 from trt_sam.contract import LABEL_ABSENT
 
-__all__ = ["best_masks", "decibels", "flip_rate", "mask_iou", "relative_error", "selection_scores", "sqnr_db"]
+__all__ = [
+    "best_masks",
+    "boundary_iou",
+    "decibels",
+    "flip_rate",
+    "kendall_tau",
+    "mask_boundary",
+    "mask_iou",
+    "powers",
+    "relative_error",
+    "selection_scores",
+    "sqnr_db",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -29,6 +41,56 @@ def mask_iou(reference: Array, other: Array, threshold: float = 0.0) -> FloatArr
     union = (first | second).sum((-2, -1))
     common = (first & second).sum((-2, -1))
     return np.asarray(np.where(union == 0, 1.0, common / np.maximum(union, 1)), np.float64)
+
+
+def boundary_iou(reference: Array, other: Array, threshold: float = 0.0, band: float = 0.02) -> FloatArray:
+    """IoU of the inner edges of each mask (`mask_boundary`); arguments and result as `mask_iou`.
+
+    Where `mask_iou` forgives a large mask a wrong edge, this does not.
+
+    Source: Cheng, Girshick, Dollar, Berg, Kirillov, "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation",
+    CVPR 2021; `band` is theirs for COCO and LVIS.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(reference, other)
+    first, second = (mask_boundary(logits > threshold, band) for logits in (reference, other))
+    return mask_iou(first, second, 0.5)
+
+
+def mask_boundary(mask: npt.NDArray[np.bool_], band: float = 0.02) -> npt.NDArray[np.bool_]:
+    """The pixels of bool masks [..., height, width] that lie within d of their edge; the picture's border is an edge too.
+
+    d is `band` times the diagonal, rounded, at least 1 pixel; distance is the larger of rows and columns (erosion by a square
+    of 2 d + 1), as in the paper's code.
+    """
+    height, width = mask.shape[-2:]
+    reach = max(1, round(band * float(np.hypot(height, width))))
+    eroded = _eroded(_eroded(mask, reach, -1), reach, -2)
+    return mask & ~eroded
+
+
+def kendall_tau(reference: Array, other: Array) -> FloatArray:
+    """Kendall's tau-a of each row: pairs in the same order less pairs in the opposite one, over all pairs; 1 is the same order.
+
+    A tie, and a value that is not finite, counts as neither.
+
+    Args:
+        reference: [num_prompts, num_scores], at least two scores.
+        other: likewise.
+
+    Returns:
+        float64 [num_prompts], -1 to 1.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(reference, other)
+    first, second = np.triu_indices(reference.shape[1], 1)
+    with np.errstate(invalid="ignore"):
+        orders = [np.sign(np.asarray(each, np.float64)[:, first] - each[:, second]) for each in (reference, other)]
+    return np.asarray(np.nan_to_num(orders[0] * orders[1]).mean(axis=1), np.float64)
 
 
 def relative_error(reference: Array, other: Array, *, floor: float = 0.0) -> float:
@@ -59,10 +121,26 @@ def sqnr_db(reference: Array, other: Array) -> float:
         ValueError: the shapes differ.
     """
     _check_shapes(reference, other)
-    if not (np.isfinite(reference).all() and np.isfinite(other).all()):
-        return float("-inf")
-    wide = np.asarray(reference, np.float64)
-    return decibels(float(np.square(wide).sum()), float(np.square(np.asarray(other, np.float64) - wide).sum()))
+    signal, noise = powers(reference.reshape(1, -1), other.reshape(1, -1))
+    return decibels(float(signal[0]), float(noise[0]))
+
+
+def powers(reference: Array, other: Array) -> tuple[FloatArray, FloatArray]:
+    """Power of each row of `reference` and of its difference, float64 [rows] both; 0 and infinity where one is not finite.
+
+    Their sums over rows give the SQNR of all rows together (`decibels`).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(reference, other)
+    wide = np.asarray(reference, np.float64).reshape(len(reference), -1)
+    narrow = np.asarray(other, np.float64).reshape(len(other), -1)
+    finite = np.isfinite(wide).all(axis=1) & np.isfinite(narrow).all(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = narrow - wide
+        signal, noise = np.einsum("ij,ij->i", wide, wide), np.einsum("ij,ij->i", difference, difference)
+    return np.where(finite, signal, 0.0), np.where(finite, noise, np.inf)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -98,6 +176,18 @@ def flip_rate(reference: Array, other: Array) -> float:
     """
     _check_shapes(reference, other)
     return float(np.mean(reference != other))
+
+
+def _eroded(mask: npt.NDArray[np.bool_], reach: int, axis: int) -> npt.NDArray[np.bool_]:
+    """Where all of the 2 reach + 1 pixels around, along `axis`, are set; what lies outside is not."""
+    pad = [(0, 0)] * mask.ndim
+    pad[axis] = (reach, reach)
+    run, width = np.moveaxis(np.pad(mask, pad), axis, 0), 1
+    # run[i] says whether `width` pixels from i are set: doubling gets there in log2 steps.
+    while width < 2 * reach + 1:
+        step = min(width, 2 * reach + 1 - width)
+        run, width = run[:-step] & run[step:], width + step
+    return np.moveaxis(run, 0, axis)
 
 
 def _check_shapes(reference: Array, other: Array) -> None:

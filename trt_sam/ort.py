@@ -36,7 +36,12 @@ class OnnxRunner:
     """Runs an exported graph; the interface is `interface.Runner`. One thread at a time."""
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int | None = None, providers: Sequence[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        emulate_quantization: bool = False,
     ) -> None:
         """Open a graph that `trt-sam export` wrote.
 
@@ -44,6 +49,8 @@ class OnnxRunner:
             path: the `.onnx` file.
             threads: CPU threads of one call; None takes the cores that this process may use.
             providers: ONNX Runtime's execution providers, best first; None is the CPU.
+            emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
+                integer products of this CPU, which saturate on some: slower, and the same everywhere.
 
         Raises:
             GraphError: the file is no ONNX graph, or not a SAM decoder of this package.
@@ -66,6 +73,7 @@ class OnnxRunner:
         # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
         # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
         try:
             session = ort.InferenceSession(os.fspath(path), settings, providers=chosen)
         except Exception as error:  # onnxruntime has a class per status, all directly under Exception
