@@ -1,0 +1,203 @@
+"""Statistics of a graph's inner tensors over feeds: each channel's mean and range, and histograms. ONNX Runtime on the CPU.
+
+The tensors become outputs of a copy of the graph, in memory; what they do not need is left out and never computed. Sums and
+counts do not depend on the order of the feeds. No more than a few prompts are run at a time, however many a feed has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from calibrators.histogram import BINS, Histogram, count_bins
+from trt_sam._lazy import require
+from trt_sam.errors import CalibrationError, InferenceError
+
+__all__ = ["ChannelStats", "Progress", "collect_channels", "collect_histograms"]
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float64]
+Feeds = Iterable[Mapping[str, Array]]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase ("channels", "ranges" or "counts"), feeds done and feeds in all (0 where nobody knows)."""
+
+_PROMPTS_AT_ONCE = 4
+"""An image-side tensor is 4 MiB per prompt, and a dozen of them are held at a time."""
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """What a tensor held per channel, its last axis."""
+
+    mean: FloatArray = field(repr=False)
+    """float64 [channels]."""
+    amin: FloatArray = field(repr=False)
+    """float64 [channels], the smallest value."""
+    amax: FloatArray = field(repr=False)
+    """float64 [channels], the largest value (not of |x|)."""
+    count: int
+    """Values per channel."""
+
+
+def collect_channels(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
+) -> dict[str, ChannelStats]:
+    """Mean and range of every channel of `tensors`, in one pass.
+
+    Args:
+        model: the graph; not changed.
+        tensors: names of float tensors in it, each [..., channels].
+        feeds: arrays by input name; inputs that the graph does not have are passed over.
+        progress: called after each feed.
+
+    Raises:
+        CalibrationError: there is no feed, or a tensor is NaN or infinite.
+        InferenceError: ONNX Runtime cannot run the graph.
+        ValueError: the graph has no such tensor.
+    """
+    sums: dict[str, _ChannelSums] = {}
+    for name, array in _values(model, tensors, feeds, "channels", progress):
+        rows = array.reshape(-1, array.shape[-1])
+        sums.setdefault(name, _ChannelSums(array.shape[-1])).add(rows, name)
+    return {name: sums[name].stats() for name in tensors}
+
+
+def collect_histograms(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, bins: int = BINS, progress: Progress | None = None
+) -> dict[str, Histogram]:
+    """Histograms of |x| of `tensors`, in two passes: ranges, then counts.
+
+    Args:
+        model: the graph; not changed.
+        tensors: names of float tensors in it.
+        feeds: as for `collect_channels`; iterated twice, and must give the same both times.
+        bins: of every histogram.
+        progress: called after each feed of both passes.
+
+    Raises:
+        CalibrationError: there is no feed, a tensor is NaN or infinite, or the feeds changed between the passes.
+        InferenceError: ONNX Runtime cannot run the graph.
+        TypeError: `feeds` can be iterated only once.
+        ValueError: the graph has no such tensor.
+    """
+    if isinstance(feeds, Iterator):
+        raise TypeError("feeds is an iterator, which ends after one pass; give a list or CalibrationFeeds")
+    ranges = dict.fromkeys(tensors, 0.0)
+    for name, array in _values(model, tensors, feeds, "ranges", progress):
+        low, high = float(array.min()), float(array.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise _not_finite(name)
+        ranges[name] = max(ranges[name], -low, high)
+    counts = {name: np.zeros(bins, np.int64) for name in tensors}
+    for name, array in _values(model, tensors, feeds, "counts", progress):
+        counts[name] += count_bins(array, ranges[name], bins)
+    return {name: Histogram(counts[name], ranges[name]) for name in tensors}
+
+
+class _ChannelSums:
+    """Sums to twice float64's precision, so that their rounded value does not depend on the order."""
+
+    def __init__(self, channels: int) -> None:
+        self._sum, self._rest = np.zeros(channels), np.zeros(channels)
+        self._amin, self._amax = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self._count = 0
+
+    def add(self, rows: Array, name: str) -> None:
+        self._amin = np.minimum(self._amin, rows.min(axis=0))
+        self._amax = np.maximum(self._amax, rows.max(axis=0))
+        if not (np.isfinite(self._amin).all() and np.isfinite(self._amax).all()):
+            raise _not_finite(name)
+        part = rows.sum(axis=0, dtype=np.float64)
+        # Knuth's exact sum of two: total + lost is the sum without any rounding.
+        total = self._sum + part
+        carried = total - self._sum
+        lost = (self._sum - (total - carried)) + (part - carried)
+        self._sum, self._rest = total, self._rest + lost
+        self._count += len(rows)
+
+    def stats(self) -> ChannelStats:
+        return ChannelStats((self._sum + self._rest) / self._count, self._amin, self._amax, self._count)
+
+
+def _values(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, phase: str, progress: Progress | None
+) -> Iterator[tuple[str, Array]]:
+    """Every tensor of every feed, some prompts at a time."""
+    inputs = {value.name for value in model.graph.input}
+    inner = [name for name in dict.fromkeys(tensors) if name not in inputs]
+    session = _session(_with_outputs(model, inner)) if inner else None
+    taken = {value.name for value in session.get_inputs()} if session is not None else set()
+    total = len(feeds) if isinstance(feeds, Sized) else 0
+    done = 0
+    for done, feed in enumerate(feeds, start=1):
+        for part in _slices(model, feed):
+            yield from ((name, np.asarray(part[name])) for name in dict.fromkeys(tensors) if name in inputs)
+            if session is not None:
+                given = {name: array for name, array in part.items() if name in taken}
+                yield from zip(inner, _run(session, inner, given), strict=True)
+        if progress is not None:
+            progress(phase, done, total)
+    if not done:
+        raise CalibrationError("there is no feed: calibration needs at least one image with a prompt")
+
+
+def _slices(model: onnx.ModelProto, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """The feed, a few prompts at a time; whole where its graph has no dimension `num_prompts`."""
+    per_prompt = {
+        value.name
+        for value in model.graph.input
+        if [dim.dim_param for dim in value.type.tensor_type.shape.dim][:1] == ["num_prompts"] and value.name in feed
+    }
+    count = max((len(feed[name]) for name in per_prompt), default=1)
+    for start in range(0, count, _PROMPTS_AT_ONCE):
+        rows = slice(start, start + _PROMPTS_AT_ONCE)
+        yield {name: array[rows] if name in per_prompt else array for name, array in feed.items()}
+
+
+def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+    """The graph with `tensors` as its only outputs, serialized; ONNX Runtime drops what they do not need."""
+    known = {name for node in model.graph.node for name in node.output}
+    for name in tensors:
+        if name not in known:
+            raise ValueError(f"the graph has no tensor {name!r}")
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    del changed.graph.output[:]
+    # Without a type: ONNX Runtime infers it.
+    changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    return changed.SerializeToString()
+
+
+def _session(model: bytes) -> Any:
+    ort = require("onnxruntime", "to calibrate")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # errors come as exceptions
+    settings.intra_op_num_threads = len(os.sched_getaffinity(0))
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
+        raise InferenceError(f"ONNX Runtime cannot load the graph to calibrate ({_first_line(error)})") from error
+
+
+def _run(session: Any, tensors: Sequence[str], feed: dict[str, Array]) -> list[Array]:
+    try:
+        results: list[Array] = session.run(list(tensors), feed)
+    except Exception as error:
+        raise InferenceError(f"the graph to calibrate failed in ONNX Runtime ({_first_line(error)})") from error
+    return results
+
+
+def _not_finite(name: str) -> CalibrationError:
+    return CalibrationError(f"tensor {name} is NaN or infinite on a feed; check the checkpoint and the embeddings")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
