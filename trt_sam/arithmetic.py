@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ class Arithmetic:
     dims: dict[str, int]
     """The dynamic dimensions as they were bound."""
     kinds: dict[str, KindCount] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
+    """Multiply-adds of each product or convolution, by the node's name as TensorRT's parser has it."""
 
     @property
     def nodes(self) -> int:
@@ -81,14 +83,18 @@ class Arithmetic:
         return {"dims": dict(self.dims), **totals, "kinds": by_kind}
 
 
-def count_graph(model: onnx.ModelProto | str | Path, dims: Mapping[str, int]) -> Arithmetic:
+def count_graph(
+    model: onnx.ModelProto | str | Path, dims: Mapping[str, int], values: Mapping[str, Sequence[int]] | None = None
+) -> Arithmetic:
     """Count a graph with its dynamic dimensions bound: `{"num_prompts": 1, "num_points": 2}`.
+
+    `values` are the contents of int64 inputs that decide shapes: `{"orig_im_size": [1080, 1920]}`.
 
     Raises:
         GraphError: the file is not ONNX, a dynamic input dimension is not in `dims`, a name in `dims` is not in the graph,
             a shape cannot be inferred, or an operator's arithmetic is not known.
     """
-    inferred = _infer(_bind(_load(model), dims), dims)
+    inferred = _infer(_bind(_load(model), dims, values or {}), dims)
     tensors = _tensors(inferred)
     result = Arithmetic(dict(dims))
     for node in inferred.node:
@@ -96,7 +102,9 @@ def count_graph(model: onnx.ModelProto | str | Path, dims: Mapping[str, int]) ->
             continue
         count = result.kinds.setdefault(node.op_type, KindCount())
         count.nodes += 1
-        count.multiply_adds += _multiply_adds(node, tensors)
+        if multiply_adds := _multiply_adds(node, tensors):
+            count.multiply_adds += multiply_adds
+            result.products[node.name or f"node_of_{node.output[0]}"] = multiply_adds
         count.bytes_moved += _bytes(node, tensors)
     return result
 
@@ -113,8 +121,14 @@ def _load(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         raise GraphError(f"graph {model} is not an ONNX file") from error
 
 
-def _bind(model: onnx.ModelProto, dims: Mapping[str, int]) -> onnx.ModelProto:
-    """Write the sizes into the inputs; forget the shapes that were stored for dynamic sizes."""
+def _bind(model: onnx.ModelProto, dims: Mapping[str, int], values: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """Write the sizes into the inputs, make inputs with a value constants; forget shapes that were stored for dynamic sizes."""
+    onnx = require("onnx", "to count a graph's arithmetic")
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in values.items()
+        if name in {item.name for item in model.graph.input}
+    )
     seen = set()
     stored = {initializer.name for initializer in model.graph.initializer}
     for value in model.graph.input:

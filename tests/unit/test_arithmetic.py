@@ -74,6 +74,27 @@ def test_views_are_free_and_lookups_read_what_they_write() -> None:
     assert counted.kinds["Gather"].bytes_moved == 2 * 4 * 4 + 2 * 8 + 2 * 4 * 4
 
 
+def test_inputs_that_decide_shapes_take_their_values() -> None:
+    sizes = helper.make_node("Concat", ["front", "size"], ["sizes"], axis=0)
+    resize = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear")
+    model = make_graph([sizes, resize], {"x": ["n", 4, 8, 8]}, ["y"], {"front": np.array([1, 4], np.int64)})
+    model.graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
+    counted = count_graph(model, {"n": 1}, {"size": [30, 50]})
+    assert counted.kinds["Resize"].bytes_moved == 4 * (4 * 8 * 8 + 4 * 30 * 50) + 4 * 8
+    with pytest.raises(GraphError, match="shape of 'y' at node 'Resize' cannot be inferred"):
+        count_graph(model, {"n": 1})
+
+
+def test_products_are_named_as_tensorrt_names_them() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "x"], ["y"], name="first"),
+        helper.make_node("MatMul", ["y", "x"], ["z"]),
+        helper.make_node("Relu", ["z"], ["r"], name="last"),
+    ]
+    counted = count_graph(make_graph(nodes, {"x": [3, 3]}, ["r"], {}), {})
+    assert counted.products == {"first": 27, "node_of_z": 27}
+
+
 def test_result_is_json_and_the_graph_is_not_changed(tmp_path: Path) -> None:
     model = make_graph([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n"]}, ["y"], {})
     before = model.SerializeToString()

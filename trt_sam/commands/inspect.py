@@ -1,10 +1,11 @@
-"""Show what a graph or an engine holds: tensors, types, metadata, and the kernels that TensorRT makes of it.
+"""Show what a graph or an engine holds: tensors, types, metadata, arithmetic, and the kernels that TensorRT makes of it.
 
-An ONNX graph is compiled with TensorRT-RTX, which needs no GPU, and its kernels are counted. An engine, or an engine set's
-folder, is read from its manifest.
+With sizes for its dynamic dimensions a graph's multiply-adds and bytes are counted. With --kernels it is compiled, by
+TensorRT-RTX without a GPU, its kernels are counted and, at fixed sizes, their time on an H100 and an RTX 4090 is modelled.
+An engine, or an engine set's folder, is read from its manifest.
 
 Example:
-  trt-sam inspect decoder.onnx --shape num_prompts=1,num_points=2 --compute-capability 8.9
+  trt-sam inspect decoder.onnx --prompts 1 --points 2 --kernels --compute-capability 8.9
 """
 
 from __future__ import annotations
@@ -18,33 +19,45 @@ from typing import Any
 
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import existing_file
+from trt_sam.arithmetic import Arithmetic, count_graph
 from trt_sam.builder import build_engine
 from trt_sam.commands._options import add_json_argument, write_json
 from trt_sam.commands.build import add_capability_argument, capabilities_from
 from trt_sam.contract import TensorSpec
-from trt_sam.errors import InputError, ManifestError
+from trt_sam.errors import GraphError, InputError, ManifestError
+from trt_sam.gpu_model import GPUS, kernel_costs, model_time, unplaced_products
 from trt_sam.graph import read_graph
 from trt_sam.manifest import MANIFEST_NAME, open_manifest
 from trt_sam.recipe import BACKENDS, EngineRecipe, ShapeProfile
 from trt_sam.tensorrt import load_flavour
 
-HELP = "tensors, types, metadata and kernels of a graph or engine"
+HELP = "tensors, types, metadata, arithmetic and kernels of a graph or engine"
+
+_GRAPH_FLAGS = ("--prompts", "--points", "--shape", "--kernels", "--compute-capability", "--backend")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `inspect`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="a .onnx graph, a .engine, or the folder of an engine set")
+    parser.add_argument("--prompts", metavar="N", help="short for --shape num_prompts=N")
+    parser.add_argument("--points", metavar="N", help="short for --shape num_points=N")
     parser.add_argument("--shape", metavar="LIST", help='fixed sizes, as "num_prompts=1,num_points=2" (default: dynamic)')
+    parser.add_argument(
+        "--kernels", action="store_true", help="compile the graph and count its kernels (the next two imply it)"
+    )
     add_capability_argument(parser)
-    parser.add_argument("--backend", choices=BACKENDS, default="rtx", help="which TensorRT compiles (default: rtx)")
+    parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT compiles (default: rtx)")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     if args.file.is_dir() or args.file.suffix == ".engine" or args.file.name == MANIFEST_NAME:
-        if args.shape or args.compute_capability:
-            raise InputError(f"{args.file} is built already; --shape and --compute-capability are for ONNX graphs")
+        given = [flag for flag in _GRAPH_FLAGS if getattr(args, flag.strip("-").replace("-", "_"))]
+        if given:
+            raise InputError(
+                f"{args.file} is built already; {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for ONNX graphs"
+            )
         report = _inspect_set(args.file)
     else:
         report = _inspect_graph(args)
@@ -62,26 +75,20 @@ def parse_shape(text: str | None) -> ShapeProfile:
     for part in text.split(",") if text is not None else ():
         name, equals, value = part.strip().partition("=")
         if name not in names or not equals or not value.isdecimal() or int(value) < 1:
-            raise InputError(f"--shape has {part!r}, must be NAME=SIZE with SIZE from 1 and NAME one of {', '.join(names)}")
+            raise InputError(f"size {part!r} must be NAME=SIZE with SIZE from 1 and NAME one of {', '.join(names)}")
+        if name in sizes:
+            raise InputError(f"{name} is given twice; --prompts and --points are short for --shape, so give each size once")
         sizes[name] = (int(value),) * 3
     return ShapeProfile(**sizes)
 
 
 def _inspect_graph(args: argparse.Namespace) -> dict[str, Any]:
-    profile = parse_shape(args.shape)
-    recipe = EngineRecipe(
-        profiles=(profile,),
-        compute_capabilities=capabilities_from(args.compute_capability) if args.compute_capability else (),
-    )
+    profile = parse_shape(_shape_text(args))
     graph = read_graph(args.file)
-    flavour = load_flavour(args.backend)
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
-        build = build_engine(args.file, recipe, flavour=flavour, progress=bar)
     dynamic = {dim for spec in graph.inputs for dim in spec.dims if isinstance(dim, str)}
-    if any(spec.name == "orig_im_size" for spec in graph.inputs):
-        dynamic |= {"height", "width"}
-    return {
+    sized = {"height", "width"} if any(spec.name == "orig_im_size" for spec in graph.inputs) else set()
+    shapes = {name: value for name, value in vars(profile).items() if name in dynamic | sized}
+    report = {
         "kind": "onnx",
         "path": graph.path,
         "inputs": [dataclasses.asdict(spec) for spec in graph.inputs],
@@ -89,14 +96,52 @@ def _inspect_graph(args: argparse.Namespace) -> dict[str, Any]:
         "opset": graph.opset,
         "metadata": dict(graph.metadata),
         "nodes": dict(graph.nodes),
+        "shapes": {name: list(value) for name, value in shapes.items()},
+    }
+    arithmetic = None
+    if dynamic <= set(shapes) and all(low == high for low, _, high in shapes.values()):
+        sizes = {name: value[0] for name, value in shapes.items()}
+        values = {"orig_im_size": [sizes["height"], sizes["width"]]} if sized else {}
+        try:
+            arithmetic = count_graph(args.file, {name: sizes[name] for name in sorted(dynamic)}, values)
+            report["arithmetic"] = arithmetic.to_dict()
+        except GraphError as error:  # TensorRT may still know the operator that is not known to the counter
+            report["arithmetic_error"] = str(error)
+    if args.kernels or args.compute_capability or args.backend:
+        report |= _compile(args, profile, arithmetic)
+    return report
+
+
+def _shape_text(args: argparse.Namespace) -> str | None:
+    parts = [
+        f"{name}={value}" for name, value in (("num_prompts", args.prompts), ("num_points", args.points)) if value is not None
+    ]
+    return ",".join([*parts, *([args.shape] if args.shape is not None else [])]) if parts or args.shape is not None else None
+
+
+def _compile(args: argparse.Namespace, profile: ShapeProfile, arithmetic: Arithmetic | None) -> dict[str, Any]:
+    """What TensorRT makes of the graph; with `arithmetic`, which fixed sizes have, also what its kernels cost."""
+    capabilities = capabilities_from(args.compute_capability) if args.compute_capability else ()
+    recipe = EngineRecipe(profiles=(profile,), compute_capabilities=capabilities)
+    flavour = load_flavour(args.backend or "rtx")
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+        build = build_engine(args.file, recipe, flavour=flavour, progress=bar)
+    layers = [{"name": layer.name, "type": layer.type, "onnx_nodes": list(layer.onnx_nodes)} for layer in build.layers]
+    report = {
         "tensorrt": {"flavour": flavour.name, "version": flavour.version},
         "compute_capabilities": list(build.compute_capabilities),
-        "shapes": {name: list(value) for name, value in vars(profile).items() if name in dynamic},
         "build_seconds": round(build.seconds, 3),
         "engine_bytes": len(build.engine),
         "kernels": [summary.to_dict() for summary in build.kernels],
-        "layers": [{"name": layer.name, "type": layer.type, "onnx_nodes": list(layer.onnx_nodes)} for layer in build.layers],
+        "layers": layers,
     }
+    if arithmetic is not None and build.layers:
+        costs = kernel_costs(build.layers, arithmetic.products)
+        report["kernel_costs"] = [dataclasses.asdict(cost) for cost in costs]
+        report["modelled"] = [model_time(costs, gpu).to_dict() for gpu in GPUS]
+        report["unplaced_products"] = unplaced_products(build.layers, arithmetic.products)
+    return report
 
 
 def _inspect_set(path: Path) -> dict[str, Any]:
@@ -115,24 +160,59 @@ def _inspect_set(path: Path) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    tensorrt = f"{report['tensorrt']['flavour']} {report['tensorrt']['version']}"
-    targets = ", ".join(report["compute_capabilities"]) or "all that RTX supports from 8.0"
-    lines = [report["path"]]
-    if report["kind"] == "engine":
-        for graph in report["graphs"]:
-            lines.append(f"role {graph['role']}, engine {graph['engine']['size'] / 1e6:.1f} MB")
-            lines += _tensor_lines(graph)
-            lines.append("options: " + _pairs(graph["options"]))
-            lines.append("limits: " + _pairs({name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}))
-            lines += _kernel_lines(graph["kernels"])
-        lines.append(f"built by {tensorrt} for compute capability {targets}; every file is as the manifest says")
-        return [*lines, "created: " + _pairs(report["created"])]
-    lines += _tensor_lines(report)
+    return [report["path"], *(_set_lines(report) if report["kind"] == "engine" else _graph_lines(report))]
+
+
+def _set_lines(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for graph in report["graphs"]:
+        lines.append(f"role {graph['role']}, engine {graph['engine']['size'] / 1e6:.1f} MB")
+        lines += _tensor_lines(graph)
+        lines.append("options: " + _pairs(graph["options"]))
+        lines.append("limits: " + _pairs({name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}))
+        lines += _kernel_lines(graph["kernels"])
+    lines.append(f"built by {_builder(report)}; every file is as the manifest says")
+    return [*lines, "created: " + _pairs(report["created"])]
+
+
+def _graph_lines(report: dict[str, Any]) -> list[str]:
+    lines = _tensor_lines(report)
     lines.append(f"opset {report['opset']}; metadata: " + (_pairs(report["metadata"]) or "none"))
     lines.append("nodes: " + _pairs(report["nodes"]))
-    lines.append(f"compiled by {tensorrt} for compute capability {targets}: {report['engine_bytes'] / 1e6:.1f} MB")
     lines.append("shapes (min, opt, max): " + (_pairs(report["shapes"]) or "static"))
-    return lines + _kernel_lines(report["kernels"])
+    if "arithmetic" in report:
+        lines += _arithmetic_lines(report["arithmetic"])
+    elif "arithmetic_error" in report:
+        lines.append(f"arithmetic: not counted, {report['arithmetic_error']}")
+    else:
+        lines.append("arithmetic: not counted; give every dynamic size, with --prompts and --points or --shape")
+    if "tensorrt" not in report:
+        return [*lines, "kernels: not counted; give --kernels to compile the graph"]
+    lines.append(f"compiled by {_builder(report)}: {report['engine_bytes'] / 1e6:.1f} MB")
+    lines += _kernel_lines(report["kernels"])
+    for time in report.get("modelled", ()):
+        bounds = ", ".join(f"{time[f'{bound}_bound']} by {bound}" for bound in ("launch", "bandwidth", "arithmetic"))
+        lines.append(f"modelled on {time['gpu']}: {time['microseconds']:.0f} us, not measured (kernels bound {bounds})")
+    if report.get("unplaced_products"):
+        flop = 2 * sum(report["unplaced_products"].values())
+        lines.append(
+            f"the layer list does not say which kernels compute {flop / 1e9:.3g} GFLOP; they are not in the modelled time"
+        )
+    return lines
+
+
+def _arithmetic_lines(counted: dict[str, Any]) -> list[str]:
+    head = f"arithmetic, unfused: {counted['gflop']:.3f} GFLOP ({counted['multiply_adds']:,} multiply-adds)"
+    lines = [f"{head}, {counted['bytes'] / 1e6:.1f} MB moved", f"  {'operator':22}{'nodes':>6}{'M multiply-adds':>17}{'MB':>9}"]
+    return lines + [
+        f"  {kind:22}{each['nodes']:6}{each['multiply_adds'] / 1e6:17.3f}{each['bytes'] / 1e6:9.3f}"
+        for kind, each in counted["kinds"].items()
+    ]
+
+
+def _builder(report: dict[str, Any]) -> str:
+    targets = ", ".join(report["compute_capabilities"]) or "all that RTX supports from 8.0"
+    return f"{report['tensorrt']['flavour']} {report['tensorrt']['version']} for compute capability {targets}"
 
 
 def _tensor_lines(graph: dict[str, Any]) -> list[str]:

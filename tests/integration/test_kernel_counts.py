@@ -1,0 +1,86 @@
+"""The kernels that TensorRT-RTX makes of the GPU form, FP16, without a mask input, counted from its layer list; nothing is timed.
+
+The counts hold for one version of the builder. Another one may fuse more or less: look before a bound is changed.
+"""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import pytest
+import torch
+
+import trt_sam.export
+from trt_sam.arithmetic import count_graph
+from trt_sam.builder import BuildResult, build_engine
+from trt_sam.export import export_decoder
+from trt_sam.gpu_model import GPUS, kernel_costs, model_time, unplaced_products
+from trt_sam.model import SamDecoder
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.tensorrt import Flavour, load_flavour
+
+PINNED = "1.7.1.116"
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    flavour = load_flavour("rtx")
+    if flavour.version != PINNED:
+        pytest.skip(f"kernels were counted with TensorRT-RTX {PINNED}, this is {flavour.version}")
+    return flavour
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kernels") / "decoder.onnx"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
+        export_decoder(SamDecoder().eval(), path, GraphOptions(precision="fp16", target="gpu"))
+    return path
+
+
+def build(graph: Path, rtx: Flavour, profile: ShapeProfile, gpu: str = "8.9") -> BuildResult:
+    return build_engine(graph, EngineRecipe(profiles=(profile,), compute_capabilities=(gpu,)), flavour=rtx)
+
+
+def fixed(prompts: int, points: int) -> ShapeProfile:
+    return ShapeProfile((prompts,) * 3, (points,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("profile", "bound"), [(fixed(1, 2), 54), (fixed(16, 2), 60), (ShapeProfile((1, 1, 16), (1, 2, 8)), 60)]
+)
+def test_kernels_of_the_gpu_form(profile: ShapeProfile, bound: int, graph: Path, rtx: Flavour) -> None:
+    result = build(graph, rtx, profile)
+    (kernels,) = result.kernels
+    assert kernels.kernels <= bound
+    assert kernels.fused_attentions == 7
+    assert kernels.waits == 0
+    assert kernels.convolutions == 0
+    assert not {"deconv", "signal", "wait"} & set(kernels.by_type)
+    assert kernels.int8_products == kernels.fp8_products == 0
+
+
+def test_the_gpu_form_is_the_same_on_other_gpus(graph: Path, rtx: Flavour) -> None:
+    (kernels,) = build(graph, rtx, fixed(1, 2), gpu="8.6").kernels
+    assert (kernels.kernels <= 54, kernels.fused_attentions) == (True, 7)
+
+
+def test_every_product_is_in_one_kernel_and_is_priced(graph: Path, rtx: Flavour) -> None:
+    counted = count_graph(graph, {"num_prompts": 1, "num_points": 2})
+    assert counted.gflop == pytest.approx(3.63, abs=0.03)
+    layers = build(graph, rtx, fixed(1, 2)).layers
+    assert unplaced_products(layers, counted.products) == {}
+    named = collections.Counter(name for layer in layers for name in layer.onnx_nodes if name in counted.products)
+    assert set(named.values()) == {1}
+    costs = kernel_costs(layers, counted.products)
+    assert sum(cost.flop for cost in costs) == 2 * counted.multiply_adds
+    assert sum(cost.bytes for cost in costs) < counted.bytes_moved / 2  # fusion saves more than half of the traffic
+    # Only the last products of the heads, with one row each, are sums on the vector units.
+    assert max(cost.flop for cost in costs if cost.unit == "vector") < 1e6
+    for gpu in GPUS:
+        time = model_time(costs, gpu)
+        assert len(costs) * 2e-6 <= time.seconds < 200e-6
+        assert time.arithmetic_bound == 0
