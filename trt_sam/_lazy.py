@@ -22,6 +22,7 @@ _EXTRAS = {
     "pycuda": "cuda",
     "cuda": "cuda",
     "polygraphy": "compare",
+    "matplotlib": "bench",
 }
 
 

@@ -23,7 +23,7 @@ from trt_sam.errors import GraphError, InferenceError, InputError, RecipeError
 from trt_sam.interface import checked_embedding, checked_inputs
 from trt_sam.recipe import GraphOptions
 
-__all__ = ["OnnxRunner"]
+__all__ = ["OnnxRunner", "session_options"]
 
 Array = npt.NDArray[Any]
 
@@ -67,13 +67,7 @@ class OnnxRunner:
         for name in chosen:
             if name not in available:
                 raise InputError(f"provider {name} is not in this onnxruntime; it has {', '.join(available)}")
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # errors come as exceptions; the log would say them twice, on stderr
-        settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
-        # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
+        settings = session_options(threads, emulate_quantization=emulate_quantization)
         try:
             session = ort.InferenceSession(os.fspath(path), settings, providers=chosen)
         except Exception as error:  # onnxruntime has a class per status, all directly under Exception
@@ -169,6 +163,18 @@ class OnnxRunner:
     def _require_open(self) -> None:
         if self._session is None:
             raise InferenceError(f"the runner of {self._path} is closed; open a new one")
+
+
+def session_options(threads: int | None = None, *, emulate_quantization: bool = False) -> Any:
+    """The `onnxruntime.SessionOptions` that `OnnxRunner` uses; its arguments are explained there."""
+    settings = require("onnxruntime", "to run an ONNX graph").SessionOptions()
+    settings.log_severity_level = 4  # errors come as exceptions; the log would say them twice, on stderr
+    settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
+    # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
+    return settings
 
 
 def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
