@@ -68,13 +68,13 @@ class Constants:
         """Change a product's bias; a node that adds it is made where there is none."""
         self._biases[product] = value
 
-    def names(self, product: str) -> dict[str, str | None]:
+    def names(self, product: str) -> tuple[str, str | None]:
         """The initializers that the product will have as its weight and bias when the work is finished."""
         weight = _new_name(product, 1) if (product, 1) in self._values else self._nodes[product].input[1]
         if product in self._biases:
-            return {"weight": weight, "bias": f"{product} bias"}
+            return weight, f"{product} bias"
         site = self._adds.get(product)
-        return {"weight": weight, "bias": None if site is None else self._nodes[site[0]].input[site[1]]}
+        return weight, None if site is None else self._nodes[site[0]].input[site[1]]
 
     def norm_before(self, tensor: str) -> str | None:
         """The LayerNormalization with scale and bias that makes `tensor`, if one does."""

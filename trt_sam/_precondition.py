@@ -3,9 +3,9 @@
 `x W + b = ((x - m) / s) (s W) + (b + m W)` for any m and s > 0: the tensor `(x - m) / s` is quantized instead of x. m is each
 channel's mean; s follows SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4): `amax^alpha / max|W|^(1 - alpha)`.
 
-Where it can, the change of x moves into what makes x, and costs nothing: into a LayerNorm that only products read; through an
-attention into its values, for the weights of a softmax add up to 1; and a scale through a ReLU. Elsewhere it is a Sub and a Mul
-before Q, which TensorRT fuses with their neighbours.
+Where it can, the change of x moves into what makes x, and costs nothing: into a LayerNorm that only products read, or through
+an attention into the product that makes its values, for the weights of a softmax add up to 1. Elsewhere it is a Sub and a Mul
+before Q, which TensorRT fuses with Q (seen with TensorRT-RTX 1.7: no kernel more than Q alone).
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def precondition(
     work = _Work(model, weights_from)
     changed = {}
     # Last products first: what moves into an earlier product is in its weight before that product is looked at.
-    for activation in reversed(list(dict.fromkeys(product.activation for product in products))):
-        readers = [product for product in products if product.activation == activation]
+    for readers in reversed(work.by_activation(products)):
         changed.update(work.change(readers, stats, shift=shift, alpha=smooth_alpha))
     return work.constants.finish(), tuple(changed[product.name] for product in products)
 
@@ -95,23 +94,37 @@ class _Work:
         self.known = find_products(model, TIERS)
         self.reference = {p.name: p for p in find_products(weights_from, TIERS)} if weights_from is not None else None
 
+    def by_activation(self, products: Sequence[Product]) -> list[list[Product]]:
+        """The products that read the same tensor together, in graph order."""
+        for product in products:
+            if product not in self.known:
+                raise GraphError(f"product {product.name} is not that of this graph; find the products of the graph itself")
+        readers: dict[str, list[Product]] = {}
+        for product in self.known:
+            if product in products:
+                readers.setdefault(product.activation, []).append(product)
+        return list(readers.values())
+
     def change(
         self, readers: Sequence[Product], stats: Mapping[str, ChannelStats], *, shift: bool, alpha: float | None
     ) -> dict[str, Product]:
         """Shift and scale what `readers` read; the products as they are afterwards, by name."""
-        for product in readers:
-            if product not in self.known:
-                raise GraphError(f"product {product.name} is not that of this graph; find the products of the graph itself")
         old = readers[0].activation
         group = next(product.group for product in self.known if product.activation == old)
         new = f"{group} input"
         if shift or alpha is not None:
+            if old == new:
+                raise GraphError(f"{old!r} is shifted and scaled already; start from the graph that trt-sam export wrote")
             mean, amax = self._stats(readers[0], stats, shift=shift)
             scale = np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha)
             self._apply(readers, new, mean, scale)
         else:
             self.constants.rename(old, new)
-        return {p.name: dataclasses.replace(p, activation=new, **self.constants.names(p.name)) for p in readers}
+        return {p.name: self._renamed(p, new) for p in readers}
+
+    def _renamed(self, product: Product, activation: str) -> Product:
+        weight, bias = self.constants.names(product.name)
+        return dataclasses.replace(product, activation=activation, weight=weight, bias=bias)
 
     def _stats(self, product: Product, stats: Mapping[str, ChannelStats], *, shift: bool) -> tuple[Vector, Vector]:
         """The mean [channels], or zeros, and the largest |x - mean| of each channel."""

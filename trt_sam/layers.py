@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KernelSummary", "Layer", "LayerTensor", "parse_layers", "summarize_layers"]
+__all__ = ["KernelSummary", "Layer", "LayerTensor", "parse_layers", "product_types", "summarize_layers"]
 
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\w+)(?:, (?P<rest>.*))?$")
 _TENSOR = re.compile(
@@ -173,6 +173,20 @@ def summarize_layers(layers: Sequence[Layer]) -> tuple[KernelSummary, ...]:
         part = _PART.search(layer.name)
         groups.setdefault(profile_of.get(part[1], 0) if part else 0, []).append(layer)
     return tuple(_summarize(groups[profile]) for profile in sorted(groups))
+
+
+def product_types(layers: Iterable[Layer]) -> dict[str, tuple[str, ...]]:
+    """What the product kernels of each ONNX node read, once per kernel: {"upscaling.first/MatMul": ("Int8",)}.
+
+    Only of nodes that are in a matrix product or convolution; products that share a kernel have the same type. A kernel that
+    only scales or adds to a product lists the product's node too, but is none.
+    """
+    types: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        if layer.is_kernel and (layer.is_matrix_product or layer.is_convolution) and layer.inputs:
+            for node in dict.fromkeys(layer.onnx_nodes):
+                types[node] = (*types.get(node, ()), layer.inputs[0].dtype)
+    return types
 
 
 def _summarize(layers: Iterable[Layer]) -> KernelSummary:

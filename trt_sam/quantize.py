@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trt_sam._constants import replace_nodes
 from trt_sam._precondition import ChannelStats, precondition
 from trt_sam._products import Product, find_products, product_groups
 from trt_sam._qdq import insert_qdq
@@ -29,10 +30,26 @@ __all__ = [
 
 
 def quantization_share(model: onnx.ModelProto, products: Sequence[Product]) -> float:
-    """The share of the graph's multiply-adds, for one prompt of two points, that is in `products`: 0 to 1.
+    """The share of the decoder's multiply-adds, for one prompt of two points, that is in `products`: 0 to 1.
+
+    Resizing masks to the image is not counted: its size is not known.
 
     Raises:
         GraphError: the graph's shapes cannot be inferred.
     """
+    decoder = _without_full_resolution(model)
     dims = {"num_prompts": 1, "num_points": 2}
-    return sum(product.multiply_adds for product in products) / count_graph(model, dims).multiply_adds
+    return sum(product.multiply_adds for product in products) / count_graph(decoder, dims).multiply_adds
+
+
+def _without_full_resolution(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without what `full_resolution` appended to it."""
+    decoder = type(model).FromString(model.SerializeToString())
+    graph = decoder.graph
+    for values, dropped in ((graph.output, "masks"), (graph.input, "orig_im_size")):
+        for index in reversed(range(len(values))):
+            if values[index].name == dropped:
+                del values[index]
+    nodes = [node for node in graph.node if not node.name.startswith("full_resolution/")]
+    replace_nodes(graph, nodes)
+    return decoder
