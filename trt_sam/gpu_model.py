@@ -7,7 +7,8 @@ no measurement, and where it is wrong is known:
 
 - every byte is charged to DRAM, although what one kernel writes the next often finds in the L2 cache: too slow;
 - peaks are never reached, and elementwise work, softmax and LayerNorm statistics count no FLOP: too fast;
-- a product that several kernels name is split evenly among them; one that none names is charged to none, and reported.
+- of several kernels that name a product (an INT8 one and the kernel that scales its result) the tensor cores' is charged, of
+  several such each with its share; a product that no kernel names is charged to none, and reported.
 """
 
 from __future__ import annotations
@@ -106,10 +107,15 @@ def kernel_costs(layers: Sequence[Layer], products: Mapping[str, int]) -> tuple[
         ValueError: a kernel has a dynamic dimension, or a type whose size is not known here.
     """
     kernels = [layer for layer in layers if layer.is_kernel]
-    shares = Counter(name for layer in kernels for name in set(layer.onnx_nodes))
+    on_tensor_cores = {name for layer in kernels if _uses_tensor_cores(layer) for name in layer.onnx_nodes}
+    computed = [
+        {name for name in layer.onnx_nodes if name in products and (_uses_tensor_cores(layer) or name not in on_tensor_cores)}
+        for layer in kernels
+    ]
+    shares = Counter(name for names in computed for name in names)
     costs = []
-    for layer in kernels:
-        flop = sum(2 * products[name] / shares[name] for name in set(layer.onnx_nodes) if name in products)
+    for layer, names in zip(kernels, computed, strict=True):
+        flop = sum(2 * products[name] / shares[name] for name in names)
         moved = {tensor.name: _bytes(layer, tensor) for tensor in layer.inputs + layer.constants}
         written = sum(_bytes(layer, tensor) for tensor in layer.outputs)
         costs.append(KernelCost(layer.name, layer.type, _unit(layer), sum(moved.values()) + written, round(flop)))
@@ -122,9 +128,13 @@ def unplaced_products(layers: Sequence[Layer], products: Mapping[str, int]) -> d
     return {name: count for name, count in products.items() if name not in named}
 
 
+def _uses_tensor_cores(layer: Layer) -> bool:
+    """Attention, products and convolutions do; other generated kernels sum on the vector units."""
+    return layer.is_attention or layer.is_matrix_product or layer.is_convolution
+
+
 def _unit(layer: Layer) -> str:
-    """Tensor cores serve attention, products and convolutions; generated kernels sum on the vector units."""
-    if not (layer.is_attention or layer.is_matrix_product or layer.is_convolution):
+    if not _uses_tensor_cores(layer):
         return _VECTOR
     for dtype, unit in (("Int8", "int8"), ("FP8", "fp8"), ("Half", "half"), ("BF", "half")):
         if layer.reads(dtype):

@@ -67,9 +67,10 @@ def test_each_kernel_takes_its_largest_bound() -> None:
 
 
 def test_products_go_to_the_kernels_that_name_them() -> None:
-    layers = [gemm("a", "one", "shared", "one"), gemm("b", "shared"), Layer("w", "wait", onnx_nodes=("two",))]
-    products = {"one": 10, "shared": 100, "two": 7}
-    assert [cost.flop for cost in kernel_costs(layers, products)] == [20 + 100, 100]
+    scaling = Layer("__myl_MulAdd_myl0_2", "kgen", (tensor("y", 8, 4),), (), (), "", ("one", "small", "other"))
+    layers = [gemm("a", "one", "shared", "one"), gemm("b", "shared"), scaling, Layer("w", "wait", onnx_nodes=("two",))]
+    products = {"one": 10, "shared": 100, "two": 7, "small": 3}
+    assert [cost.flop for cost in kernel_costs(layers, products)] == [20 + 100, 100, 6]
     assert unplaced_products(layers, products) == {"two": 7}
 
 
