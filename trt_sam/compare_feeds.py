@@ -22,7 +22,18 @@ from trt_sam.images import frame_shape
 from trt_sam.interface import Runner
 from trt_sam.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 
-__all__ = ["FEED_KINDS", "Image", "common_feeds", "join_limits", "make_feeds", "random_images", "scene_images", "stored_images"]
+__all__ = [
+    "FEED_KINDS",
+    "Image",
+    "common_feeds",
+    "draw_earlier_mask",
+    "draw_prompt",
+    "join_limits",
+    "make_feeds",
+    "random_images",
+    "scene_images",
+    "stored_images",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -97,7 +108,7 @@ def make_feeds(
         feed = {"image_embeddings": image.embedding, **_prompts(rng, image, FEED_KINDS[turn % len(FEED_KINDS)], size, limits)}
         if "mask_input" in names:
             feed["has_mask_input"] = ((np.arange(size) + turn) % 2).astype(np.float32)
-            feed["mask_input"] = np.stack([_earlier_mask(rng, image) for _ in range(size)])[:, None]
+            feed["mask_input"] = np.stack([draw_earlier_mask(rng, image) for _ in range(size)])[:, None]
         if "orig_im_size" in names:
             bounds = (limits.get("height", (1, 1 << 30)), limits.get("width", (1, 1 << 30)))
             clipped = [int(np.clip(n, low, high)) for n, (low, high) in zip(image.original_size, bounds, strict=True)]
@@ -128,7 +139,7 @@ def _prompts(rng: np.random.Generator, image: Image, kind: str, size: int, limit
     fewest, most = limits.get("num_points", (1, 1 << 30))
     kinds = [kind] * size if kind != "padded" else [FEED_KINDS[i % 3] for i in range(size)]
     # Where an engine takes few points the end goes first: SAM's "not a point", then later clicks.
-    drawn = [tuple(part[:most] for part in _prompt(rng, image, each)) for each in kinds]
+    drawn = [tuple(part[:most] for part in draw_prompt(rng, image, each)) for each in kinds]
     longest = max(len(labels) for _, labels in drawn)
     width = max(fewest, min(most, longest + 1) if kind == "padded" else longest)
     coords = np.zeros((size, width, 2), np.float32)
@@ -138,8 +149,8 @@ def _prompts(rng: np.random.Generator, image: Image, kind: str, size: int, limit
     return {"point_coords": coords, "point_labels": labels}
 
 
-def _prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[FloatArray, FloatArray]:
-    """Coordinates [num_points, 2] in the frame and labels [num_points] of one prompt."""
+def draw_prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[FloatArray, FloatArray]:
+    """A prompt of kind "click", "clicks" or "box": coordinates float32 [num_points, 2] in the frame, labels [num_points]."""
     if image.objects is not None:
         mask = image.objects[int(rng.integers(len(image.objects)))]
         return sample_prompt(rng, mask, kind, extra_clicks=int(rng.integers(1, 4)))
@@ -153,7 +164,7 @@ def _prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[FloatArr
     return np.concatenate([points, [(0.0, 0.0)]]).astype(np.float32), labels.astype(np.float32)
 
 
-def _earlier_mask(rng: np.random.Generator, image: Image) -> FloatArray:
+def draw_earlier_mask(rng: np.random.Generator, image: Image) -> FloatArray:
     """Logits [256, 256] as an earlier call could have given: an object of the image, or an ellipse, with soft values."""
     if image.objects is not None:
         step = FRAME_SIZE // LOW_RES_SIZE

@@ -1,0 +1,223 @@
+"""Calibration feeds: image embeddings and prompts, as often as they are wanted, one embedding in memory at a time. numpy only.
+
+Statistics are only as good as what they are taken of, so nothing is made up: no data is an error, and every embedding is read
+once, whole, before calibration begins. An image's prompts depend on the seed and on its embedding alone, not on its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrators.prompt_file import read_prompts
+from calibrators.prompts import Prompt, sample_prompts
+from calibrators.sources import SourceImage, digest_of, embedding_files, from_folder, from_memory
+from trt_sam.compare_feeds import Image, draw_earlier_mask
+from trt_sam.contract import LOW_RES_SIZE
+from trt_sam.errors import InputError
+
+__all__ = ["CalibrationFeeds", "FeedOptions", "calibration_feeds"]
+
+Array = npt.NDArray[Any]
+
+_MASK_EVERY = 4
+"""Where the graph takes masks, every fourth prompt brings one of an earlier call."""
+_FORMAT = "trt_sam calibration feeds 1"
+"""Hashed into fingerprints; a change of how prompts are drawn gets a new number."""
+
+
+@dataclass(frozen=True)
+class FeedOptions:
+    """How prompts are put on the images."""
+
+    prompts_per_image: int = 16
+    """Without effect where the prompts come from a file: then all of them are used."""
+    seed: int = 0
+    mask_input: bool = False
+    """Whether the graph takes `mask_input` and `has_mask_input`."""
+    prompts_per_feed: int = 8
+    """At most; prompts of one feed have equally many points, so that none is padded that would not be."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts_per_image", 1), ("seed", 0), ("prompts_per_feed", 1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise InputError(f"{name} is {number!r}, must be a whole number from {least}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image: its prompts, and where its embedding is."""
+
+    name: str
+    digest: bytes
+    """SHA-256 of the embedding's values."""
+    load: Callable[[], Image] = field(repr=False)
+    prompts: tuple[Prompt, ...] = field(repr=False)
+
+
+class CalibrationFeeds:
+    """Feeds for a decoder graph, each of one image: ordered, finite, the same on every iteration.
+
+    Made by `calibration_feeds`.
+    """
+
+    def __init__(self, entries: Sequence[_Entry], options: FeedOptions, skipped: Sequence[str] = ()) -> None:
+        self._entries = tuple(entries)
+        self.options = options
+        self.names = tuple(entry.name for entry in self._entries)
+        """Of the images, in order."""
+        self.skipped = tuple(skipped)
+        """Images for which the user's file has no prompt."""
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        """Feeds in order; their arrays belong to whoever iterates.
+
+        Raises:
+            InputError: an embedding file has gone, or changed since it was first read.
+        """
+        for entry in self._entries:
+            image = entry.load()
+            if digest_of(image.embedding) != entry.digest:
+                raise InputError(f"{entry.name} has changed since calibration began; start again")
+            for rows in _batches(entry.prompts, self.options.prompts_per_feed):
+                yield self._feed(entry, image, rows)
+
+    def __len__(self) -> int:
+        """How many feeds an iteration gives."""
+        return sum(len(_batches(entry.prompts, self.options.prompts_per_feed)) for entry in self._entries)
+
+    @property
+    def num_images(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_prompts(self) -> int:
+        return sum(len(entry.prompts) for entry in self._entries)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the embeddings' values, the prompts and the options: equal feeds have equal ones."""
+        digest = hashlib.sha256(f"{_FORMAT}\n{json.dumps(dataclasses.asdict(self.options), sort_keys=True)}\n".encode())
+        for entry in self._entries:
+            digest.update(entry.digest + len(entry.prompts).to_bytes(8, "little"))
+            for prompt in entry.prompts:
+                digest.update(len(prompt.labels).to_bytes(8, "little"))
+                digest.update(prompt.coords.astype("<f4").tobytes() + prompt.labels.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def split(self, held_out: float = 0.25) -> tuple[CalibrationFeeds, CalibrationFeeds]:
+        """Two sets of images: those to calibrate with, and a share `held_out` of them to judge by; both keep the order.
+
+        Which image is held out depends on the embeddings alone, not on their names.
+
+        Raises:
+            InputError: `held_out` is not between 0 and 1, or there are fewer than two different images.
+        """
+        if not 0 < held_out < 1:
+            raise InputError(f"held_out is {held_out!r}, must be between 0 and 1")
+        ranked = sorted({entry.digest for entry in self._entries})
+        if len(ranked) < 2:
+            raise InputError(
+                f"there is {len(ranked)} different image, which cannot be both calibrated with and judged by; give more"
+            )
+        chosen = set(ranked[: min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)])
+        parts = [[entry for entry in self._entries if (entry.digest in chosen) is wanted] for wanted in (False, True)]
+        return CalibrationFeeds(parts[0], self.options), CalibrationFeeds(parts[1], self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the feeds are, as JSON-able data."""
+        kinds = [prompt.kind for entry in self._entries for prompt in entry.prompts]
+        return {
+            "fingerprint": self.fingerprint,
+            "images": self.num_images,
+            "prompts": self.num_prompts,
+            "prompts_by_kind": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "images_without_prompts": len(self.skipped),
+            **dataclasses.asdict(self.options),
+        }
+
+    def _feed(self, entry: _Entry, image: Image, rows: Sequence[int]) -> dict[str, Array]:
+        prompts = [entry.prompts[row] for row in rows]
+        feed: dict[str, Array] = {
+            "image_embeddings": image.embedding.copy(),
+            "point_coords": np.stack([prompt.coords for prompt in prompts]),
+            "point_labels": np.stack([prompt.labels for prompt in prompts]),
+        }
+        if self.options.mask_input:
+            feed["mask_input"] = np.zeros((len(rows), 1, LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
+            feed["has_mask_input"] = np.zeros(len(rows), np.float32)
+            for place, row in enumerate(rows):
+                if row % _MASK_EVERY == _MASK_EVERY - 1 and prompts[place].kind != "file":
+                    # Drawn anew on every iteration: kept, they would be 256 KiB per prompt.
+                    rng = np.random.default_rng((self.options.seed, row, *entry.digest))
+                    feed["mask_input"][place, 0] = draw_earlier_mask(rng, image)
+                    feed["has_mask_input"][place] = 1
+        return feed
+
+
+def calibration_feeds(
+    source: str | os.PathLike[str] | Sequence[Image],
+    options: FeedOptions | None = None,
+    *,
+    prompts: str | os.PathLike[str] | None = None,
+    encoder_sha256: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CalibrationFeeds:
+    """Feeds over every image of `source`.
+
+    Args:
+        source: a folder of embedding files (`trt-sam embed`; bare .npy and .safetensors too, which are taken to fill the 1024
+            frame unless COCO says their size), or images in memory.
+        options: how prompts are drawn; None for the defaults.
+        prompts: a JSON file of the user's own prompts (see `prompt_file`), for a folder; images without any are skipped.
+        encoder_sha256: of the checkpoint's image encoder; a file that names another one is an error. "" where unknown.
+        progress: called after each image with "embeddings", images read and images in all.
+
+    Raises:
+        InputError: no image, or no prompt on any; a file that cannot be read, or holds another shape or dtype, NaN, one value
+            everywhere, or the work of another encoder; a prompt outside its image.
+    """
+    options = options or FeedOptions()
+    found = None if prompts is None else read_prompts(prompts)
+    images: Iterator[SourceImage]
+    if isinstance(source, str | os.PathLike):
+        images, count = from_folder(Path(source), found, encoder_sha256), len(embedding_files(Path(source)))
+    elif found is not None:
+        raise InputError("a prompt file names photos, but the images were given in memory; give a folder of embeddings")
+    else:
+        images, count = from_memory(source), len(source)
+    entries, skipped = [], []
+    for done, each in enumerate(images, start=1):
+        digest, drawn = digest_of(each.image.embedding), each.prompts
+        if drawn is None:
+            drawn = sample_prompts(np.random.default_rng((options.seed, *digest)), each.image, options.prompts_per_image)
+        if drawn:
+            entries.append(_Entry(each.name, digest, each.load, drawn))
+        else:
+            skipped.append(each.name)
+        if progress is not None:
+            progress("embeddings", done, count)
+    if not entries and found is not None:
+        held = ", ".join(list(found.prompts)[:3])
+        raise InputError(f"prompt file {prompts} names no photo of {source}, but {held}; use the photos' file names")
+    if not entries:
+        raise InputError("there is no image to calibrate with; give at least one")
+    return CalibrationFeeds(entries, options, skipped)
+
+
+def _batches(prompts: Sequence[Prompt], most: int) -> list[list[int]]:
+    """Rows of prompts with equally many points, at most `most` together."""
+    by_length: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt.labels), []).append(row)
+    return [rows[start : start + most] for rows in by_length.values() for start in range(0, len(rows), most)]

@@ -1,0 +1,84 @@
+"""Prompts for calibration: drawn with a seed in fixed proportions, or the user's, brought to the 1024 frame. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrators.prompt_file import FilePrompt
+from trt_sam.compare_feeds import Image, draw_prompt
+from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
+from trt_sam.errors import InputError
+from trt_sam.resize import boxes_to_frame, coords_to_frame
+
+__all__ = ["PATTERN", "Prompt", "from_file", "sample_prompts"]
+
+FloatArray = npt.NDArray[np.float32]
+
+PATTERN = ("click", "box", "clicks", "click", "padded", "box", "click", "clicks")
+"""Kinds in turn: of eight prompts three are one click, two are boxes, two are several clicks, and one has absent points behind
+it, as a row of a batch has where another row is longer. Each image begins at another place."""
+
+_MOST_ABSENT = 3
+_OUTSIDE = 1.0
+"""Pixels by which a box may reach over the image's edge, as rounding makes it in COCO."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as the decoder gets it."""
+
+    kind: str
+    """One of PATTERN, or "file"."""
+    coords: FloatArray = field(repr=False)
+    """float32 [num_points, 2], (x, y) in the 1024 frame."""
+    labels: FloatArray = field(repr=False)
+    """float32 [num_points]."""
+
+
+def sample_prompts(rng: np.random.Generator, image: Image, count: int) -> tuple[Prompt, ...]:
+    """Draw `count` prompts on the image's objects, or anywhere in the picture where they are unknown."""
+    start = int(rng.integers(len(PATTERN)))
+    return tuple(_sample(rng, image, PATTERN[(start + i) % len(PATTERN)]) for i in range(count))
+
+
+def from_file(prompts: Sequence[FilePrompt], original_size: tuple[int, int], where: str) -> tuple[Prompt, ...]:
+    """The user's prompts for an image of `original_size` (height, width), as `Predictor` would send them.
+
+    Raises:
+        InputError: a point or box lies outside the image; the message begins with `where`.
+    """
+    return tuple(
+        _to_frame(prompt, original_size, f"{where}, prompt {number}") for number, prompt in enumerate(prompts, start=1)
+    )
+
+
+def _sample(rng: np.random.Generator, image: Image, kind: str) -> Prompt:
+    if kind != "padded":
+        return Prompt(kind, *draw_prompt(rng, image, kind))
+    coords, labels = draw_prompt(rng, image, "click")
+    absent = int(rng.integers(1, _MOST_ABSENT + 1))
+    padding = np.zeros((absent, 2), np.float32), np.full(absent, LABEL_ABSENT, np.float32)
+    return Prompt(kind, np.concatenate([coords, padding[0]]), np.concatenate([labels, padding[1]]))
+
+
+def _to_frame(prompt: FilePrompt, original_size: tuple[int, int], where: str) -> Prompt:
+    height, width = original_size
+    corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
+    given = np.array([*prompt.points, *corners], np.float64).reshape(-1, 2)
+    if (given < -_OUTSIDE).any() or (given > np.array([width, height]) + _OUTSIDE).any():
+        x, y = given[np.any((given < -_OUTSIDE) | (given > np.array([width, height]) + _OUTSIDE), axis=1)][0]
+        raise InputError(
+            f"{where}: ({x:g}, {y:g}) is outside the image of {width}x{height}; give pixels of the original image, (x, y)"
+        )
+    coords = coords_to_frame(np.array(prompt.points, np.float64).reshape(-1, 2), original_size)
+    if prompt.box is not None:
+        coords = np.concatenate([coords, boxes_to_frame(np.array(prompt.box), original_size)])
+        labels = [*prompt.labels, LABEL_BOX_START, LABEL_BOX_END]
+    else:
+        coords = np.concatenate([coords, np.zeros((1, 2), np.float32)])
+        labels = [*prompt.labels, LABEL_NOT_A_POINT]
+    return Prompt("file", coords, np.array(labels, np.float32))

@@ -1,0 +1,137 @@
+"""Where calibration images come from: embedding files of a folder, or images in memory; checked one at a time. numpy only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibrators.prompt_file import PromptFile
+from calibrators.prompts import Prompt, from_file
+from trt_sam.compare_feeds import Image
+from trt_sam.contract import FRAME_SIZE
+from trt_sam.embeddings import Embedding, load_embedding
+from trt_sam.errors import InputError
+from trt_sam.interface import checked_embedding
+
+__all__ = ["EMBEDDING_SUFFIXES", "SourceImage", "digest_of", "embedding_files", "from_folder", "from_memory"]
+
+EMBEDDING_SUFFIXES = (".npz", ".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image as it was found."""
+
+    name: str
+    image: Image = field(repr=False)
+    load: Callable[[], Image] = field(repr=False)
+    """Gives the image again, so that it need not be kept."""
+    prompts: tuple[Prompt, ...] | None = field(repr=False, default=None)
+    """The user's own, perhaps none for this image; None where they are to be drawn."""
+
+
+def from_memory(images: Sequence[Image]) -> Iterator[SourceImage]:
+    """The images, checked.
+
+    Raises:
+        InputError: another shape or dtype, NaN, or one value everywhere.
+    """
+    for number, image in enumerate(images, start=1):
+        checked_embedding(image.embedding)
+        _check_varies(image.embedding, f"image {number}")
+        yield SourceImage(f"image {number}", image, functools.partial(_itself, image))
+
+
+def from_folder(folder: Path, prompts: PromptFile | None, encoder_sha256: str) -> Iterator[SourceImage]:
+    """Every embedding file of `folder`, by name, with the prompts that `prompts` has for it.
+
+    A bare array (.npy, .safetensors) does not know its photo: it is taken to fill the 1024 frame, unless it has prompts of its
+    own, whose file must then say the photo's size.
+
+    Raises:
+        InputError: none; one that cannot be read or is no embedding; another encoder's; a prompt outside its photo.
+    """
+    first: tuple[Path, str] | None = None
+    for path in embedding_files(folder):
+        size = None if path.suffix == ".npz" else _bare_size(path, prompts)
+        embedding = load_embedding(path, original_size=size)
+        first = _check_encoder(path, embedding, encoder_sha256, first)
+        _check_varies(embedding.image_embeddings, f"embedding file {path}")
+        own = None if prompts is None else _own_prompts(path, embedding, prompts)
+        yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own)
+
+
+def digest_of(embedding: npt.NDArray[Any]) -> bytes:
+    """SHA-256 of the values of a float32 embedding."""
+    return hashlib.sha256(np.ascontiguousarray(embedding, "<f4").data).digest()
+
+
+def embedding_files(folder: Path) -> list[Path]:
+    """The embedding files directly in `folder`, at least one, by name; InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"embeddings folder not found: {folder}; write one with trt-sam embed PHOTOS --output {folder}")
+    try:
+        files = sorted(p for p in folder.iterdir() if p.suffix in EMBEDDING_SUFFIXES and not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
+    if not files:
+        kinds = ", ".join(EMBEDDING_SUFFIXES)
+        raise InputError(f"no embedding file ({kinds}) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
+    return files
+
+
+def _bare_size(path: Path, prompts: PromptFile | None) -> tuple[int, int] | None:
+    key = prompts.find(path.name, path.stem) if prompts is not None else None
+    return (FRAME_SIZE, FRAME_SIZE) if prompts is None or key is None else prompts.sizes.get(key)
+
+
+def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple[Prompt, ...]:
+    key = prompts.find(*filter(None, (embedding.file_name, path.stem)))
+    if key is None:
+        return ()
+    known = prompts.sizes.get(key, embedding.original_size)
+    if known != embedding.original_size:
+        raise InputError(
+            f"the prompt file says that {key} is {known[1]}x{known[0]}, but {path} is of a photo of "
+            f"{embedding.original_size[1]}x{embedding.original_size[0]}; they must be the same photo"
+        )
+    return from_file(prompts.prompts[key], embedding.original_size, f"prompt file, image {key}")
+
+
+def _check_encoder(path: Path, embedding: Embedding, expected: str, first: tuple[Path, str] | None) -> tuple[Path, str] | None:
+    """Raise where the embedding is another encoder's; else the first file that names one."""
+    found = embedding.encoder_sha256
+    if not found:
+        return first
+    if expected and found != expected:
+        raise InputError(
+            f"embedding file {path} was made by another image encoder ({found[:12]}) than the checkpoint's ({expected[:12]}); "
+            "embed the photos with this checkpoint"
+        )
+    if first is not None and found != first[1]:
+        raise InputError(f"embedding files {first[0]} and {path} were made by different image encoders; embed the photos again")
+    return first or (path, found)
+
+
+def _check_varies(embedding: npt.NDArray[Any], what: str) -> None:
+    if embedding.min() == embedding.max():
+        raise InputError(f"{what} holds {embedding.flat[0]:g} everywhere; that is no embedding of a photo, embed it again")
+
+
+def _image(embedding: Embedding) -> Image:
+    return Image(embedding.image_embeddings, embedding.original_size)
+
+
+def _load(path: Path, size: tuple[int, int] | None) -> Image:
+    return _image(load_embedding(path, original_size=size))
+
+
+def _itself(image: Image) -> Image:
+    return image
