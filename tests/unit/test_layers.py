@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trt_sam.layers import KernelSummary, Layer, LayerTensor, parse_layers, summarize_layers
+from trt_sam.layers import KernelSummary, Layer, LayerTensor, parse_layers, product_types, summarize_layers
 
 MESSAGE = (Path(__file__).parent / "data" / "layer_list.txt").read_text()
 
@@ -73,6 +73,18 @@ def test_int8_weights_alone_are_no_int8_product() -> None:
     half, int8 = LayerTensor("x", (1, 4), "Half", "f"), LayerTensor("w", (4, 4), "Int8", "f")
     (summary,) = summarize_layers([Layer("mm_myl0_0", "gemm", inputs=(half,), constants=(int8,))])
     assert (summary.matrix_products, summary.int8_products) == (1, 0)
+
+
+def test_product_types_are_those_of_the_activations() -> None:
+    half, int8 = LayerTensor("x", (1, 4), "Half", "f"), LayerTensor("w", (4, 4), "Int8", "f")
+    layers = [
+        Layer("a+b_myl0_0", "gemm", inputs=(int8,), onnx_nodes=("a", "b", "a/Dequantize")),
+        Layer("__myl_MulAdd_myl0_1", "kgen", inputs=(half,), onnx_nodes=("a",)),
+        Layer("__myl_FcAdd_myl0_2", "runtime_fusion", inputs=(half,), constants=(int8,), onnx_nodes=("c", "c")),
+        Layer("a+b_myl1_0", "gemm", inputs=(half,), onnx_nodes=("a",)),
+    ]
+    assert product_types(layers) == {"a": ("Int8", "Half"), "b": ("Int8",), "a/Dequantize": ("Int8",), "c": ("Half",)}
+    assert product_types(parse_layers(MESSAGE))["wdq"] == ("Int8",)
 
 
 def test_a_summary_survives_json() -> None:

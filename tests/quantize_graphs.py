@@ -1,0 +1,88 @@
+"""Graphs and activations that the tests of quantization share: each export is made once per process."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import trt_sam.export
+from trt_sam.export import export_decoder, random_feed
+from trt_sam.model import SamDecoder
+from trt_sam.quantize import Product
+from trt_sam.recipe import GraphOptions
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """`ChannelStats` of a tensor [..., channels]."""
+
+    mean: Array
+    amin: Array
+    amax: Array
+
+
+@functools.cache
+def gpu_graph(precision: str = "fp32", mask_input: bool = False, full_resolution: bool = False) -> onnx.ModelProto:
+    """A `--target gpu` graph of a decoder with random weights, always the same; do not change it."""
+    options = GraphOptions(precision=precision, mask_input=mask_input, full_resolution=full_resolution)
+    torch.manual_seed(7)
+    decoder = SamDecoder().eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        # Parity is tested elsewhere: one small feed has to do here.
+        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+        export_decoder(decoder, Path(folder) / "decoder.onnx", options)
+        return onnx.load(Path(folder) / "decoder.onnx")
+
+
+@functools.cache
+def feeds() -> tuple[dict[str, Array], ...]:
+    """Two feeds of two prompts with three points each; their channels have means, as those of real embeddings have."""
+    rng = np.random.default_rng(3)
+    made = [random_feed(rng, 2, 3, GraphOptions(precision="fp32")) for _ in range(2)]
+    means = rng.normal(0, 1, (1, 256, 1, 1)).astype(np.float32)
+    for feed in made:
+        feed["image_embeddings"] = feed["image_embeddings"] * np.abs(means) + means
+    return tuple(made)
+
+
+def run(model: onnx.ModelProto, feed: dict[str, Array], names: Iterable[str] = ()) -> dict[str, Array]:
+    """The graph's outputs, and the tensors `names` inside it, in floating point."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(exposed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in exposed.graph.output], session.run(None, feed), strict=True))
+
+
+def collect(model: onnx.ModelProto, products: Sequence[Product]) -> dict[str, Stats]:
+    """The statistics of what the products read, over `feeds()`."""
+    names = list(dict.fromkeys(product.activation for product in products))
+    seen: dict[str, list[Array]] = {name: [] for name in names}
+    for feed in feeds():
+        tensors = run(model, feed, names)
+        for name in names:
+            seen[name].append(tensors[name].reshape(-1, tensors[name].shape[-1]).astype(np.float64))
+    rows = {name: np.concatenate(arrays) for name, arrays in seen.items()}
+    return {name: Stats(array.mean(0), array.min(0), array.max(0)) for name, array in rows.items()}
+
+
+def ranges(stats: dict[str, Stats]) -> dict[str, float]:
+    """Largest |x| of each tensor: what the "max" calibrator gives."""
+    return {name: float(max(each.amax.max(), -each.amin.min())) for name, each in stats.items()}
