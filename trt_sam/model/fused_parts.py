@@ -92,10 +92,11 @@ class BatchedHeads(nn.Module):
     """The IoU head and the hypernetworks, five three-layer MLPs, as three batched products.
 
     Narrower layers are padded with zeros, which ReLU keeps zero. The last bias is the weight of a hidden unit that is always
-    1: for one prompt TensorRT would add it in a kernel of its own. The IoU's last product is float32 in a half model.
+    1: for one prompt TensorRT would add it in a kernel of its own. The last product is float32 in a half model, for the IoU's
+    sake: one product for all five is a kernel less than the IoU's own.
     """
 
-    hyper: Tensor
+    last: Tensor
 
     def __init__(self, decoder: MaskDecoder) -> None:
         super().__init__()
@@ -103,21 +104,20 @@ class BatchedHeads(nn.Module):
         mlps = [head for head in heads if isinstance(head, MLP)]
         *layers, last = [[_linear(mlp, index) for mlp in mlps] for index in range(len(mlps[0].layers))]
         self.hidden = nn.ModuleList(_BatchedLinear(row, units=8 if row is layers[-1] else 0) for row in layers)
-        width = max(layer.in_features for layer in last)
-        iou, *hyper = (_bias_as_weight(layer, width) for layer in last)
-        # The IoU token's row stays zero: it costs less than to cut it off before the mask product, again a kernel.
-        self.register_buffer("hyper", torch.stack([torch.zeros_like(hyper[0]), *hyper]))
-        self.last = folded_linear(iou.T, None, iou.dtype)
+        inner, outer = (max(getattr(layer, f"{side}_features") for layer in last) for side in ("in", "out"))
+        self.num_ious = last[0].out_features
+        self.register_buffer("last", torch.stack([_bias_as_weight(layer, inner, outer) for layer in last]))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """From tokens [n, 1 + masks, C], the IoU token first, to hyper [n, 1 + masks, C / 8] and IoU [n, masks].
 
-        Row 0 of hyper, and so the first mask made from it, is zero.
+        Row 0 of hyper, and so the first mask made from it, means nothing: to cut it off before the mask product costs a kernel.
         """
         x = tokens.transpose(0, 1)
         for layer in self.hidden:
             x = torch.relu(layer(x))
-        return (x @ self.hyper).transpose(0, 1), self.last(x[0].to(self.last.weight.dtype))
+        outputs = (x.to(self.last.dtype) @ self.last).transpose(0, 1)
+        return outputs.to(x.dtype), outputs[:, 0, : self.num_ious]
 
 
 class _BatchedLinear(nn.Module):
@@ -142,11 +142,11 @@ class _BatchedLinear(nn.Module):
         return x @ self.weight + self.bias
 
 
-def _bias_as_weight(layer: nn.Linear, width: int) -> Tensor:
-    """The weight [width + 8, out] of a layer, its bias in row `width`; eight, so that rows stay aligned in float16."""
-    weight = layer.weight.detach().new_zeros(width + 8, layer.out_features)
-    weight[: layer.in_features] = layer.weight.detach().T
-    weight[width] = layer.bias.detach()
+def _bias_as_weight(layer: nn.Linear, inner: int, outer: int) -> Tensor:
+    """The weight [inner + 8, outer] of a layer, its bias in row `inner`; eight, so that rows stay aligned in float16."""
+    weight = layer.weight.detach().new_zeros(inner + 8, outer)
+    weight[: layer.in_features, : layer.out_features] = layer.weight.detach().T
+    weight[inner, : layer.out_features] = layer.bias.detach()
     return weight
 
 

@@ -71,15 +71,19 @@ class FusedTransformer(nn.Module):
         """
         token_pe, queries = tokens, tokens[:, :0]
         terms = self.terms(tokens).split(self.widths, dim=-1)
-        for index, (layer, image_side, norm) in enumerate(
-            zip(self.token_layers, self.image_layers, self.image_norms, strict=True)
-        ):
-            assert isinstance(layer, _TokenLayer)
+        layers = [layer for layer in self.token_layers if isinstance(layer, _TokenLayer)]
+        own = layers[0].own_parts(tokens, terms[0])
+        for index, (layer, image_side, norm) in enumerate(zip(layers, self.image_layers, self.image_norms, strict=True)):
             assert isinstance(image_side, ProjectedImageSide | AbsorbedImageSide)
             projected = image_side.project(image)
-            tokens = layer.self_attention(tokens, terms[2 * index], token_bias)
+            tokens = layer.self_attention(tokens, own, token_bias)
             tokens = layer.after_image(tokens, image_side.attend_to_image(layer.queries(tokens + token_pe), projected))
-            keys, values, queries = layer.keys_values_queries(tokens, terms[2 * index + 1])
+            _, term, *later = terms[2 * index :]
+            if later and not self.cut_early:
+                keys, values, *own = _arrange_together(tokens, layer, term, layers[index + 1], later[0])
+            else:
+                keys, values, queries = layer.keys_values_queries(tokens, term)
+                own = layers[index + 1].own_parts(tokens, later[0]) if later else []
             image = norm(image_side.attend_to_tokens(keys, values, projected, token_bias))
         if self.cut_early:
             queries, tokens = queries[:, :, :num_outputs], tokens[:, :num_outputs]
@@ -106,12 +110,16 @@ class _TokenLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (copy.deepcopy(norm) for norm in (block.norm1, block.norm2, block.norm3))
         self.mlp = copy.deepcopy(block.mlp)
 
-    def self_attention(self, tokens: Tensor, term: Tensor, token_bias: Tensor) -> Tensor:
-        """Tokens [n, T, C] after their self-attention; term [n, T, 3 * C]."""
+    def own_parts(self, tokens: Tensor, term: Tensor) -> list[Tensor]:
+        """Queries, keys and values [n, heads, T, d] of the self-attention; term [n, T, 3 * C]."""
         products = split_heads(term, 3 * self.num_heads)
         if not self.is_first:
             products = split_heads(self.own(tokens), 3 * self.num_heads) + products
-        q, k, v = split_parts(products, self.num_heads)
+        return split_parts(products, self.num_heads)
+
+    def self_attention(self, tokens: Tensor, own: list[Tensor], token_bias: Tensor) -> Tensor:
+        """Tokens [n, T, C] after their self-attention with its queries, keys and values."""
+        q, k, v = own
         attended = self.own_out(attend(q, k, v, token_bias))
         return self.norm1(attended if self.is_first else tokens + attended)
 
@@ -131,3 +139,19 @@ class _TokenLayer(nn.Module):
         products = split_heads(self.product(tokens), heads) + split_heads(term, heads)
         keys, values, *queries = split_parts(products, self.num_heads)
         return keys, values, queries[0] if queries else keys[:, :0]
+
+
+def _arrange_together(
+    tokens: Tensor, layer: _TokenLayer, term: Tensor, following: _TokenLayer, following_term: Tensor
+) -> list[Tensor]:
+    """Keys and values for the image, then queries, keys and values of the next self-attention, each [n, heads, T, d].
+
+    Their heads differ in width. Cut into pieces of the smaller width, all are arranged by one kernel in TensorRT.
+    """
+    heads = layer.num_heads
+    products = torch.cat([layer.product(tokens), following.own(tokens)], dim=-1)
+    terms = torch.cat([term, following_term], dim=-1)
+    pieces = products.shape[-1] * 2 * heads // term.shape[-1]
+    products = split_heads(products, pieces) + split_heads(terms, pieces)
+    wide = products[:, 2 * heads :].unflatten(1, (3 * heads, -1)).transpose(2, 3).flatten(3)
+    return [*split_parts(products[:, : 2 * heads], heads), *split_parts(wide, heads)]
