@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trt_sam._lazy import require
+from trt_sam.compare_feeds import Image, draw_prompt
 from trt_sam.contract import FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE
 from trt_sam.embeddings import load_embedding
 from trt_sam.images import frame_shape, read_image
@@ -88,13 +90,12 @@ def photos(paths: Sequence[Path], embed: Embed) -> Iterator[PromptedImage]:
     Raises:
         InputError: one cannot be read.
     """
-    from PIL import Image
-
+    pil = require("PIL.Image", "to read images")
     for path in paths:
         rgb = read_image(path)
         height, width = frame_shape(*rgb.shape[:2])
         frame = np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
-        frame[:height, :width] = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        frame[:height, :width] = np.asarray(pil.fromarray(rgb).resize((width, height), pil.Resampling.BILINEAR))
         yield PromptedImage(path.name, embed(rgb), rgb.shape[:2], _shrink(frame))
 
 
@@ -131,20 +132,13 @@ class _Prompt:
 
 
 def _draw(rng: np.random.Generator, image: PromptedImage, kind: str) -> _Prompt:
-    extra = int(rng.integers(1, 4))
     if image.objects is not None:
         mask = image.objects[int(rng.integers(len(image.objects)))]
-        coords, labels = sample_prompt(rng, mask, kind, extra_clicks=extra)
+        coords, labels = sample_prompt(rng, mask, kind, extra_clicks=int(rng.integers(1, 4)))
         covered = mask.reshape(LOW_RES_SIZE, _STEP, LOW_RES_SIZE, _STEP).mean(axis=(1, 3))
         return _Prompt(kind, coords, labels, covered >= 0.5)
-    height, width = frame_shape(*image.original_size)
-    if kind == "box":
-        corners = np.sort(rng.uniform(0, (width, height), (2, 2)), axis=0)
-        return _Prompt(kind, corners.astype(np.float32), np.array([2, 3], np.float32), None)
-    count = 1 if kind == "click" else 1 + extra
-    points = np.concatenate([rng.uniform(0, (width, height), (count, 2)), [(0.0, 0.0)]])
-    labels = np.concatenate([[1.0], rng.integers(0, 2, count - 1), [-1.0]])
-    return _Prompt(kind, points.astype(np.float32), labels.astype(np.float32), None)
+    coords, labels = draw_prompt(rng, Image(image.embedding, image.original_size), kind)
+    return _Prompt(kind, coords, labels, None)
 
 
 def _example(image: PromptedImage, prompts: Sequence[_Prompt]) -> Example:

@@ -1,0 +1,204 @@
+"""`choose`: which calibrator's range each group of products takes, and which groups are better left in float16.
+
+What counts is the masks on held-out prompts (`trials.Trials`), not the error of a tensor. The search starts with the calibrator
+that is best for all groups alike, and changes it group by group where another is better: it ends no worse than any single one.
+Then groups go back to float16, the costliest first, as long as one costs more than TOLERANCE of mean IoU with all the others
+quantized; last, a later tier goes if all that is left of it costs as much. Costs are those within the whole: errors of groups
+add up like noise, so the first of them looks dear against float32 and is cheap among the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from calibrators.trials import Score, Trials
+from trt_sam.quantize import Product, insert_qdq, product_groups
+
+__all__ = ["TIE", "TOLERANCE", "Choice", "GroupChoice", "choose"]
+
+TOLERANCE = 0.003
+"""Mean mask IoU that a group, or a tier, may cost."""
+TIE = 1e-4
+"""Mean IoUs this near are equal; the calibrator that comes first in `ranges` wins."""
+_SAME_RANGE = 0.005
+"""Ranges this near, relatively, are tried once."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with "trials", trials done, and the most that may be needed."""
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What was decided for one group."""
+
+    group: str
+    tier: str
+    calibrator: str | None
+    """None: it stays in float16."""
+    cost: float
+    """Mean IoU gained by leaving it out of what was quantized when that was last tried."""
+    tried: Mapping[str, float]
+    """Mean IoU of the whole with each calibrator's range for this group; ranges that hardly differ were tried once."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The whole decision."""
+
+    amax: Mapping[str, float]
+    """Range by activation, for `insert_qdq`."""
+    groups: tuple[GroupChoice, ...]
+    score: Score
+    """Of all chosen groups together."""
+    trials: int
+    notes: tuple[str, ...]
+    """What was left out and why, in words."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Groups that stay in float16, as `keep_fp16` takes them."""
+        return tuple(each.group for each in self.groups if each.calibrator is None)
+
+    def kept(self, products: Sequence[Product]) -> tuple[Product, ...]:
+        """Those of `products` that are to be quantized."""
+        return tuple(product for product in products if product.group not in self.left_out)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as JSON-able data."""
+        return {**dataclasses.asdict(self), "left_out": list(self.left_out)}
+
+
+def choose(
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    ranges: Mapping[str, Mapping[str, float]],
+    trials: Trials,
+    *,
+    precision: str = "int8",
+    progress: Progress | None = None,
+) -> Choice:
+    """Choose a calibrator per group.
+
+    Args:
+        model: the float32 graph, preconditioned if the quantized one will be.
+        products: its products that may be quantized.
+        ranges: by calibrator, in order of preference, the range of every activation of `products`.
+        trials: over the same decoder in float32, on feeds that the ranges were not made from.
+        precision: "int8" or "fp8".
+        progress: told of every trial.
+
+    At least one group is quantized, whatever it costs.
+
+    Raises:
+        InferenceError: ONNX Runtime cannot run a trial.
+    """
+    return _Search(model, products, ranges, trials, precision, progress).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        products: Sequence[Product],
+        ranges: Mapping[str, Mapping[str, float]],
+        trials: Trials,
+        precision: str,
+        progress: Progress | None,
+    ) -> None:
+        self._model, self._ranges, self._trials, self._precision = model, ranges, trials, precision
+        self._groups = product_groups(products)
+        self._progress = progress
+        tiers = {group[0].tier for group in self._groups.values()}
+        self._most = (len(self._groups) + 1) * len(ranges) + len(self._groups) + len(tiers)
+        self._before = trials.runs
+
+    def run(self) -> Choice:
+        uniform = {cal: self._score(dict.fromkeys(self._groups, cal)) for cal in self._ranges}
+        start = self._preferred(uniform)
+        chosen, reached = dict.fromkeys(self._groups, start), uniform[start]
+        tried: dict[str, dict[str, float]] = {}
+        for name, products in self._groups.items():
+            scores = {start: reached}
+            for cal in self._distinct(products, start):
+                scores[cal] = self._score({**chosen, name: cal})
+            best = self._preferred(scores)
+            chosen[name], reached = best, scores[best]
+            tried[name] = {cal: score.mean_iou for cal, score in scores.items()}
+        chosen, reached, costs, notes = self._leave_out(chosen, reached)
+        groups = tuple(
+            GroupChoice(name, products[0].tier, chosen.get(name), costs[name], tried[name])
+            for name, products in self._groups.items()
+        )
+        return Choice(self._amax(chosen), groups, reached, self._trials.runs - self._before, tuple(notes))
+
+    def _leave_out(self, chosen: dict[str, str], reached: Score) -> tuple[dict[str, str], Score, dict[str, float], list[str]]:
+        """(what stays, its score, what each group cost when it was last tried, what was left out, in words)."""
+        notes: list[str] = []
+        costs: dict[str, float] = {}
+        suspects = list(chosen)
+        while suspects and len(chosen) > 1:
+            without = {name: self._score(_less(chosen, [name])) for name in suspects}
+            costs |= {name: score.mean_iou - reached.mean_iou for name, score in without.items()}
+            worst = max(without, key=lambda name: costs[name])
+            if costs[worst] <= TOLERANCE:
+                break
+            notes.append(f"{worst} stays in float16: {without[worst]} instead of {reached}")
+            chosen, reached = _less(chosen, [worst]), without[worst]
+            # Only those that were too dear are tried again; the others were cheap among more noise, and are no suspects.
+            suspects = [name for name in suspects if name != worst and costs[name] > TOLERANCE]
+        # The first tier holds most of the work: a later one must earn its place beside it, not the other way round.
+        for tier in sorted({group[0].tier for group in self._groups.values()}, reverse=True)[:-1]:
+            members = [name for name in chosen if self._groups[name][0].tier == tier]
+            if 1 < len(members) < len(chosen):
+                rest = _less(chosen, members)
+                score = self._score(rest)
+                if score.mean_iou - reached.mean_iou > TOLERANCE:
+                    notes.append(f"tier {tier} stays in float16: {score} instead of {reached}")
+                    chosen, reached = rest, score
+        for name in chosen:
+            # The only group there is: against float32.
+            costs.setdefault(name, 1.0 - reached.mean_iou)
+        if 1.0 - reached.mean_iou > TOLERANCE and len(chosen) == 1:
+            notes.append(f"{next(iter(chosen))} alone costs more than {TOLERANCE}, and stays quantized as the last group")
+        return chosen, reached, costs, notes
+
+    def _distinct(self, products: Sequence[Product], start: str) -> list[str]:
+        """The calibrators whose ranges differ for these products, from each other and from that of `start`."""
+        kept = [start]
+        for cal, amax in self._ranges.items():
+            same = (
+                all(abs(amax[p.activation] / self._ranges[other][p.activation] - 1) <= _SAME_RANGE for p in products)
+                for other in kept
+            )
+            if not any(same):
+                kept.append(cal)
+        return kept[1:]
+
+    def _preferred(self, tried: Mapping[str, Score]) -> str:
+        """The one whose mean IoU is the best, or the first to tie with it."""
+        top = max(score.mean_iou for score in tried.values())
+        return next(cal for cal, score in tried.items() if score.mean_iou >= top - TIE)
+
+    def _amax(self, chosen: Mapping[str, str]) -> dict[str, float]:
+        amax: dict[str, float] = {}
+        for name, cal in chosen.items():
+            for product in self._groups[name]:
+                # Where two groups read one tensor, its range is the first one's.
+                amax.setdefault(product.activation, self._ranges[cal][product.activation])
+        return amax
+
+    def _score(self, chosen: Mapping[str, str]) -> Score:
+        products = [product for name in chosen for product in self._groups[name]]
+        score = self._trials.score(insert_qdq(self._model, products, self._amax(chosen), self._precision))
+        if self._progress is not None:
+            self._progress("trials", self._trials.runs - self._before, self._most)
+        return score
+
+
+def _less(chosen: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: cal for name, cal in chosen.items() if name not in names}

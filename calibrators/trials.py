@@ -1,0 +1,168 @@
+"""`Trials`: quantized forms of a decoder judged by what users see, its masks, on prompts that no range was calibrated on.
+
+The float32 graph runs once; of its masks only bits are kept. A trial runs a quantized graph on the same prompts and compares
+the mask that SAM's rule selects by the float32 scores, index by index, and which mask would be selected.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from trt_sam._lazy import require
+from trt_sam.accuracy import CLEAR_MARGIN
+from trt_sam.errors import CalibrationError, InferenceError
+from trt_sam.metrics import mask_iou, selection_scores
+from trt_sam.ort import session_options
+
+__all__ = ["Score", "Trials", "trial_feeds"]
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+_OUTPUTS = ("low_res_masks", "iou_predictions")
+_PROMPTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Score:
+    """How near a graph's masks are to float32's."""
+
+    mean_iou: float
+    p5_iou: float
+    """5th percentile over prompts."""
+    flips: int
+    """Prompts for which another mask is selected."""
+    clear_flips: int
+    """Of these, the ones whose mask float32 itself scores lower by more than `accuracy.CLEAR_MARGIN`."""
+    prompts: int
+
+    def __str__(self) -> str:
+        share = 100 * self.clear_flips / self.prompts
+        return f"IoU {self.mean_iou:.4f}, 5 % {self.p5_iou:.4f}, flips {self.flips} ({share:.1f} % clear)"
+
+
+class Trials:
+    """Float32's masks on some prompts, and the comparison with them."""
+
+    def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
+        """Run the float32 graph `model` once on `feeds`, which are kept (4 MiB an image).
+
+        Raises:
+            CalibrationError: there is no feed, or the graph selects the best mask itself.
+            InferenceError: ONNX Runtime cannot run the graph.
+        """
+        self._feeds = list(feeds)
+        self._kept = [_Kept(masks, ranked) for masks, ranked in _run(model, self._feeds)]
+        if not self._kept:
+            raise CalibrationError("there is no held-out feed to try quantization on; give more images")
+        self.prompts = sum(len(kept.best) for kept in self._kept)
+        self.runs = 0
+        """Trials so far."""
+
+    def score(self, model: onnx.ModelProto) -> Score:
+        """Run `model`, a quantized form of the float32 graph; raises InferenceError where ONNX Runtime cannot."""
+        ious, flips, costs = [], [], []
+        for kept, (masks, ranked) in zip(self._kept, _run(model, self._feeds), strict=True):
+            rows = np.arange(len(kept.best))
+            ious.append(mask_iou(kept.masks(), masks[rows, kept.best] > 0, 0.5))
+            best = ranked.argmax(axis=1)
+            flips.append(best != kept.best)
+            costs.append(kept.ranked[rows, kept.best] - kept.ranked[rows, best])
+        self.runs += 1
+        iou, flipped, cost = np.concatenate(ious), np.concatenate(flips), np.concatenate(costs)
+        clear = int((cost > CLEAR_MARGIN).sum())
+        return Score(float(iou.mean()), float(np.percentile(iou, 5)), int(flipped.sum()), clear, len(iou))
+
+
+def trial_feeds(feeds: Iterable[Feed], *, images: int = 8, prompts: int = 8) -> list[Feed]:
+    """A few prompts of the first images of `feeds`, of every feed of an image in turn, so that kinds stay mixed.
+
+    Args:
+        feeds: held out from calibration (`CalibrationFeeds.split`); all feeds of one image lie side by side.
+        images: at most.
+        prompts: of each image, at most.
+    """
+    kept: list[Feed] = []
+    for _, same in itertools.islice(itertools.groupby(feeds, key=_image_mark), images):
+        parts = list(same)
+        counts = [0] * len(parts)
+        sizes = [len(part["point_labels"]) for part in parts]
+        for _ in range(min(prompts, sum(sizes))):
+            room = [place for place in range(len(parts)) if counts[place] < sizes[place]]
+            counts[min(room, key=lambda place: counts[place])] += 1
+        kept += [_first_prompts(part, count) for part, count in zip(parts, counts, strict=True) if count]
+    return kept
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The float32 masks of one feed that SAM's rule selects, as bits."""
+
+    best: Array
+    ranked: Array
+    bits: Array = field(repr=False)
+    shape: tuple[int, ...]
+
+    def __init__(self, masks: Array, ranked: Array) -> None:
+        best = ranked.argmax(axis=1)
+        selected = masks[np.arange(len(best)), best] > 0
+        object.__setattr__(self, "best", best)
+        object.__setattr__(self, "ranked", ranked)
+        object.__setattr__(self, "bits", np.packbits(selected))
+        object.__setattr__(self, "shape", selected.shape)
+
+    def masks(self) -> Array:
+        return np.unpackbits(self.bits, count=int(np.prod(self.shape))).reshape(self.shape).astype(np.bool_)
+
+
+def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[Array, Array]]:
+    """(masks [n, 4, 256, 256], scores as SAM's rule ranks them [n, 4]) of each feed."""
+    ort = require("onnxruntime", "to try a quantized graph")
+    names = {value.name for value in model.graph.input}
+    try:
+        # Pairs in floating point, so that a choice does not depend on the CPU's integer instructions.
+        settings = session_options(emulate_quantization=True)
+        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
+        raise InferenceError(f"ONNX Runtime cannot load the graph to try ({_first_line(error)})") from error
+    for feed in feeds:
+        parts = []
+        for start in range(0, len(feed["point_labels"]), _PROMPTS_AT_ONCE):
+            given = {name: array for name, array in _rows(feed, start).items() if name in names}
+            try:
+                parts.append(session.run(list(_OUTPUTS), given))
+            except Exception as error:
+                raise InferenceError(f"the graph to try failed in ONNX Runtime ({_first_line(error)})") from error
+        masks, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if scores.shape[1] == 1:
+            raise CalibrationError("the graph gives the selected mask only; try quantization on one without --best-mask")
+        yield masks, selection_scores(scores, feed["point_labels"])
+
+
+def _rows(feed: Feed, start: int) -> dict[str, Array]:
+    return {name: _sliced(name, array, slice(start, start + _PROMPTS_AT_ONCE)) for name, array in feed.items()}
+
+
+def _first_prompts(feed: Feed, count: int) -> Feed:
+    # Copies: a slice would hold the whole feed.
+    return {name: np.array(_sliced(name, array, slice(count))) for name, array in feed.items()}
+
+
+def _sliced(name: str, array: Array, rows: slice) -> Array:
+    return array if name in ("image_embeddings", "orig_im_size") else array[rows]
+
+
+def _image_mark(feed: Feed) -> bytes:
+    """Tells images apart without keeping them: a thin sample of the embedding."""
+    return np.ascontiguousarray(feed["image_embeddings"].reshape(-1)[::997]).tobytes()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
