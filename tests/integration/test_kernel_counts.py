@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX makes of the GPU form, FP16, without a mask input, counted from its layer list; nothing is timed.
+"""The kernels that TensorRT-RTX makes of the GPU form in FP16 without a mask input, from its layer list; nothing is timed.
 
 The counts hold for one version of the builder. Another one may fuse more or less: look before a bound is changed.
 """
@@ -50,7 +50,7 @@ def fixed(prompts: int, points: int) -> ShapeProfile:
 
 
 @pytest.mark.parametrize(
-    ("profile", "bound"), [(fixed(1, 2), 54), (fixed(16, 2), 60), (ShapeProfile((1, 1, 16), (1, 2, 8)), 60)]
+    ("profile", "bound"), [(fixed(1, 2), 53), (fixed(16, 2), 58), (ShapeProfile((1, 1, 16), (1, 2, 8)), 58)]
 )
 def test_kernels_of_the_gpu_form(profile: ShapeProfile, bound: int, graph: Path, rtx: Flavour) -> None:
     result = build(graph, rtx, profile)
@@ -65,7 +65,7 @@ def test_kernels_of_the_gpu_form(profile: ShapeProfile, bound: int, graph: Path,
 
 def test_the_gpu_form_is_the_same_on_other_gpus(graph: Path, rtx: Flavour) -> None:
     (kernels,) = build(graph, rtx, fixed(1, 2), gpu="8.6").kernels
-    assert (kernels.kernels <= 54, kernels.fused_attentions) == (True, 7)
+    assert (kernels.kernels <= 53, kernels.fused_attentions) == (True, 7)
 
 
 def test_every_product_is_in_one_kernel_and_is_priced(graph: Path, rtx: Flavour) -> None:
