@@ -1,7 +1,7 @@
 """Calibration of the SAM decoder: feeds of SAM embeddings, histograms, and the choice of each tensor's range.
 
-These names need numpy alone. `calibrators.collect` runs graphs in ONNX Runtime, and `calibrators.pipeline` goes from a checkpoint to
-a quantized graph.
+These names need numpy alone. `calibrators.collect` runs graphs in ONNX Runtime; `calibrators.pipeline` goes all the way from a
+checkpoint to a quantized graph.
 """
 
 from __future__ import annotations

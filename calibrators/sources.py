@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,32 @@ from calibrators.prompt_file import PromptFile
 from calibrators.prompts import Prompt, from_file
 from trt_sam.compare_feeds import Image
 from trt_sam.contract import FRAME_SIZE
-from trt_sam.embeddings import Embedding, load_embedding
+from trt_sam.embeddings import Embedding, load_embedding, save_embedding
 from trt_sam.errors import InputError
+from trt_sam.images import read_image
 from trt_sam.interface import checked_embedding
 
-__all__ = ["EMBEDDING_SUFFIXES", "SourceImage", "digest_of", "embedding_files", "from_folder", "from_memory"]
+__all__ = [
+    "EMBEDDING_SUFFIXES",
+    "Encoder",
+    "SourceImage",
+    "digest_of",
+    "embedding_files",
+    "from_folder",
+    "from_memory",
+    "write_embeddings",
+]
 
 EMBEDDING_SUFFIXES = (".npz", ".npy", ".safetensors")
+
+
+class Encoder(Protocol):
+    """An image encoder that knows its weights' hash, such as `Checkpoint.image_encoder()` gives."""
+
+    sha256: str
+
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed uint8 [height, width, 3] RGB to float32 [1, 256, 64, 64]."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,23 @@ def from_folder(folder: Path, prompts: PromptFile | None, encoder_sha256: str) -
         _check_varies(embedding.image_embeddings, f"embedding file {path}")
         own = None if prompts is None else _own_prompts(path, embedding, prompts)
         yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own)
+
+
+def write_embeddings(
+    photos: Sequence[Path], encoder: Encoder, folder: Path, *, progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Embed `photos` into files of `folder`, for `from_folder`; `progress` is told "photos", done and in all.
+
+    Raises:
+        InputError: a photo cannot be read, or a file cannot be written.
+    """
+    for number, photo in enumerate(photos, start=1):
+        rgb = read_image(photo)
+        embedding = Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), photo.name, encoder.sha256)
+        # Numbered, because photos of different folders may share a name.
+        save_embedding(folder / f"{number:06d}_{photo.stem}.npz", embedding)
+        if progress is not None:
+            progress("photos", number, len(photos))
 
 
 def digest_of(embedding: npt.NDArray[Any]) -> bytes:

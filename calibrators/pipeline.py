@@ -1,0 +1,191 @@
+"""From a checkpoint and calibration feeds to a quantized graph, with a report of every range.
+
+The float32 graph is calibrated: channel statistics of what the products read, the exact shift and scale, histograms of the
+result, a range for each. The float16 graph of the same decoder gets the same shift, scale and ranges, and the Q/DQ pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+import trt_sam
+from calibrators.calibration import Calibration
+from calibrators.feeds import CalibrationFeeds
+from calibrators.report import CalibrationReport
+from calibrators.trials import Trials, trial_feeds
+from trt_sam._files import atomic_path
+from trt_sam.errors import CalibrationError, InputError
+from trt_sam.export import export_decoder
+from trt_sam.ort import OnnxRunner
+from trt_sam.quantize import insert_qdq, quantization_share
+from trt_sam.recipe import GraphOptions, QuantizationOptions
+
+if TYPE_CHECKING:
+    from trt_sam.model.checkpoint import Checkpoint
+
+__all__ = ["HELD_OUT", "quantize_decoder"]
+
+HELD_OUT = 0.25
+"""Share of the images that "auto" judges by and does not calibrate with."""
+
+_PRECISIONS = ("int8", "fp8")
+_WEIGHTS = {"export": 4, "channels": 3, "ranges": 3, "counts": 3, "trials": 12, "check": 2}
+"""About how long the stages take, for the progress bar."""
+_CHECKED_IMAGES, _CHECKED_PROMPTS = 4, 4
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction that is done, never falling, and the stage."""
+
+
+def quantize_decoder(
+    checkpoint: Checkpoint,
+    feeds: CalibrationFeeds,
+    options: GraphOptions,
+    quantization: QuantizationOptions,
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> CalibrationReport:
+    """Calibrate `checkpoint` on `feeds` and write the quantized graph.
+
+    Args:
+        checkpoint: as `load_checkpoint` gives it.
+        feeds: with earlier masks where the graph takes them.
+        options: of the graph; its precision is "int8" or "fp8".
+        quantization: how; its prompts_per_image and seed are only recorded, the feeds have theirs.
+        output: the `.onnx` file, written whole or not at all.
+        progress: told how far it is.
+
+    Raises:
+        CalibrationError: the data tell no range for a tensor, or nothing can be quantized at a bearable cost ("auto").
+        ExportError: a graph does not match PyTorch.
+        InferenceError: ONNX Runtime cannot run a graph.
+        InputError: options that do not fit each other, too few images for "auto", or `output` cannot be written.
+    """
+    _check(feeds, options, quantization)
+    stages = _Stages(progress, auto=quantization.calibrator == "auto")
+    with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
+        plain, half = _export(checkpoint, options, Path(folder), stages)
+        calibration, held_out = feeds.split(HELD_OUT) if quantization.calibrator == "auto" else (feeds, None)
+        work = Calibration(plain, calibration, quantization, options.precision, progress=stages)
+        choice = None if held_out is None else work.choose(held_out)
+        calibrators = work.calibrators(choice)
+        amax = work.ranges(calibrators)
+        delivered = work.deliver(half, amax)
+        _describe(delivered, calibration, quantization, calibrators)
+        onnx.save(delivered, temporary)
+        stages.start("check")
+        _check_runs(temporary, feeds, options)
+        trials = Trials(plain, trial_feeds(calibration, images=_CHECKED_IMAGES, prompts=_CHECKED_PROMPTS))
+        agreement = trials.score(insert_qdq(work.model, work.products, amax, options.precision))
+    stages.finish()
+    return CalibrationReport(
+        path=str(output),
+        options=options,
+        quantization=quantization,
+        checkpoint_sha256=checkpoint.sha256,
+        tensors=work.rows(calibrators),
+        quantized_share=quantization_share(plain, work.found),
+        left_out=(*quantization.keep_fp16, *(choice.left_out if choice is not None else ())),
+        feeds=calibration.to_dict(),
+        agreement=agreement,
+        versions={
+            "trt_sam": trt_sam.__version__,
+            **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")},
+        },
+        choice=choice,
+    )
+
+
+class _Stages:
+    """Progress of named stages as one fraction; itself a `collect.Progress`, whose phases are stages."""
+
+    def __init__(self, progress: Progress | None, *, auto: bool) -> None:
+        self._progress = progress
+        self._weights = {name: weight for name, weight in _WEIGHTS.items() if auto or name != "trials"}
+        self._best = 0.0
+
+    def start(self, stage: str) -> None:
+        self(stage, 0, 1)
+
+    def finish(self) -> None:
+        if self._progress is not None:
+            self._progress(1.0, "done")
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._progress is None:
+            return
+        names = list(self._weights)
+        before = sum(self._weights[name] for name in names[: names.index(stage)])
+        share = min(1.0, done / total) if total else 0.0
+        # A stage may come twice ("auto"): the bar then waits.
+        self._best = max(self._best, (before + share * self._weights[stage]) / sum(self._weights.values()))
+        self._progress(self._best, stage)
+
+
+def _check(feeds: CalibrationFeeds, options: GraphOptions, quantization: QuantizationOptions) -> None:
+    if options.precision not in _PRECISIONS:
+        raise InputError(
+            f"precision is {options.precision!r}, must be one of {', '.join(_PRECISIONS)}; trt-sam export writes the others"
+        )
+    if quantization.method != "explicit":
+        raise InputError(
+            f"method is {quantization.method!r}: a graph is quantized explicitly; implicit is for building with TensorRT 10"
+        )
+    if options.mask_input and not feeds.options.mask_input:
+        raise InputError("the graph takes mask_input, but the calibration feeds bring no masks; make them with mask_input")
+
+
+def _export(
+    checkpoint: Checkpoint, options: GraphOptions, folder: Path, stages: _Stages
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The float32 graph to calibrate, with the contract's four masks, and the float16 one that is asked for."""
+    wanted = {
+        "plain": GraphOptions(precision="fp32", target="gpu", mask_input=options.mask_input),
+        "half": dataclasses.replace(options, precision="fp16"),
+    }
+    models = []
+    for number, (name, each) in enumerate(wanted.items()):
+        stages("export", number, len(wanted))
+        path = folder / f"{name}.onnx"
+        export_decoder(checkpoint.decoder, path, each, checkpoint_sha256=checkpoint.sha256)
+        models.append(onnx.load(path))
+    return models[0], models[1]
+
+
+def _describe(
+    model: onnx.ModelProto, feeds: CalibrationFeeds, quantization: QuantizationOptions, calibrators: Mapping[str, str]
+) -> None:
+    """Put into the graph's metadata what it was calibrated on, and how."""
+    about = {
+        "fingerprint": feeds.fingerprint,
+        "images": feeds.num_images,
+        "prompts": feeds.num_prompts,
+        "quantization": dataclasses.asdict(quantization),
+        "calibrators": dict(calibrators),
+    }
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "trt_sam.calibration", json.dumps(about)
+
+
+def _check_runs(path: Path, feeds: CalibrationFeeds, options: GraphOptions) -> None:
+    """Run the delivered graph once; what ONNX Runtime cannot run or what is not finite is never written."""
+    feed = dict(next(iter(feeds)))
+    if options.full_resolution:
+        feed["orig_im_size"] = np.array([96, 128], np.int64)
+    if not options.mask_input:
+        feed = {name: array for name, array in feed.items() if name not in ("mask_input", "has_mask_input")}
+    with OnnxRunner(path) as runner:
+        for name, array in runner.run(feed).items():
+            if not np.isfinite(array).all():
+                raise CalibrationError(f"the quantized graph gives {name} that are not finite; try other tiers or keep_fp16")

@@ -1,0 +1,69 @@
+"""What a calibration reports: every range, where it came from, and what the quantized graph was made of. numpy alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trt_sam.recipe import GraphOptions, QuantizationOptions
+
+if TYPE_CHECKING:
+    from calibrators.auto import Choice
+    from calibrators.trials import Score
+
+__all__ = ["CalibrationReport", "TensorRange"]
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """The range of one quantized activation."""
+
+    tensor: str
+    group: str
+    """Of the first product that reads it, as `keep_fp16` names it."""
+    tier: str
+    products: tuple[str, ...]
+    """The nodes that read it."""
+    calibrator: str
+    amax: float
+    """The |value| that becomes the largest quantized one."""
+    scale: float
+    """amax / 127 for int8, amax / 448 for fp8, before it is rounded to float16."""
+    largest: float
+    """The largest |value| seen."""
+    clipped: float
+    """Share of the values beyond `amax`."""
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What was written, and from what."""
+
+    path: str
+    options: GraphOptions
+    quantization: QuantizationOptions
+    checkpoint_sha256: str
+    tensors: tuple[TensorRange, ...]
+    quantized_share: float
+    """Of the decoder's multiply-adds, for one prompt of two points."""
+    left_out: tuple[str, ...]
+    """Groups of the tiers that stay in float16: `keep_fp16`, and what "auto" left out."""
+    feeds: Mapping[str, Any]
+    """`CalibrationFeeds.to_dict`: fingerprint, images, prompts."""
+    agreement: Score
+    """Masks of the quantized float32 graph against the float32 graph's on a few of the calibration prompts, in ONNX Runtime."""
+    versions: Mapping[str, str]
+    choice: Choice | None = field(default=None, repr=False)
+    """What "auto" tried and decided."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data."""
+        shallow = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "choice"}
+        data = {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in shallow.items()
+        }
+        data["tensors"] = [dataclasses.asdict(each) for each in self.tensors]
+        return {**data, "choice": None if self.choice is None else self.choice.to_dict()}
