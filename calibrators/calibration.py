@@ -97,12 +97,15 @@ class Calibration:
         """
         return {tensor: self._range(tensor, calibrator) for tensor, calibrator in calibrators.items()}
 
-    def deliver(self, half: onnx.ModelProto, amax: Mapping[str, float]) -> onnx.ModelProto:
-        """The float16 graph `half` of the same decoder, changed as the float32 one was, with its Q/DQ pairs; `half` stays."""
+    def deliver(self, half: onnx.ModelProto, amax: Mapping[str, float], *, precision: str | None = None) -> onnx.ModelProto:
+        """The float16 graph `half` of the same decoder, changed as the float32 one was, with its Q/DQ pairs; `half` stays.
+
+        `precision` may be another than the calibration's own: shift, scale and histograms serve both.
+        """
         names = {product.name for product in self.found}
         found = [p for p in find_products(half, self._quantization.tiers, self._quantization.keep_fp16) if p.name in names]
         model, products = self._precondition(half, found, self.plain)
-        return insert_qdq(model, products, amax, self._precision)
+        return insert_qdq(model, products, amax, precision or self._precision)
 
     def rows(self, calibrators: Mapping[str, str]) -> tuple[TensorRange, ...]:
         """The ranges with everything that is to be reported about them, in graph order."""
