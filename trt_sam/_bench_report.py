@@ -119,7 +119,7 @@ def _ratio_lines(report: BenchmarkReport) -> Iterator[str]:
     if not report.ratios:
         return
     yield from ("", f"## Times as fast as {report.ratios[0].baseline}", "")
-    yield "| side | prompts | ratio of medians | quartiles of rounds | range of rounds |"
+    yield "| side | prompts | ratio of medians | quartiles of the rounds | range |"
     yield "|---|---:|---:|---:|---:|"
     for r in report.ratios:
         yield f"| {r.side} | {r.prompts} | {r.ratio:.2f} | {r.low:.2f} to {r.high:.2f} | {r.least:.2f} to {r.most:.2f} |"

@@ -35,7 +35,7 @@ class Ratio:
     baseline: str
     prompts: int
     ratio: float
-    """Of the medians of all samples."""
+    """The median of the rounds' own ratios, each of two medians."""
     low: float
     """Lower quartile of the rounds' own ratios."""
     high: float
@@ -77,6 +77,4 @@ def ratio_of_medians(
     # Within a round both sides saw the same state of the machine, so their ratio varies less than either.
     each = [float(np.median(base) / np.median(own)) for own, base in zip(rounds, base_rounds, strict=True)]
     low, high = np.quantile(each, [0.25, 0.75])
-    overall = np.median(np.concatenate([np.asarray(r) for r in base_rounds]))
-    overall /= np.median(np.concatenate([np.asarray(r) for r in rounds]))
-    return Ratio(side, baseline, prompts, float(overall), float(low), float(high), min(each), max(each), len(each))
+    return Ratio(side, baseline, prompts, float(np.median(each)), float(low), float(high), min(each), max(each), len(each))

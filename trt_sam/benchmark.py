@@ -32,8 +32,8 @@ METHOD = (
     "One process per side. A round times each side in turn for a slice of the time, with every number of prompts; the order "
     "of the sides rotates from round to round. The first call of each shape is apart, then calls warm up, and each slice "
     "begins with a call that is not counted. Percentiles are over the calls of all rounds; p90 needs 10 calls and p99 100. "
-    "Throughput is prompts over the sum of the calls' times. A ratio is of medians over all rounds; its spread is the "
-    "interquartile range of the rounds' own ratios."
+    "Throughput is prompts over the sum of the calls' times. A ratio is of two medians in one round; what is "
+    "given is the median of the rounds, and their quartiles."
 )
 
 

@@ -153,8 +153,9 @@ class Device:
         """A non-blocking stream."""
         return Stream(self)
 
-    def event(self) -> Event:
-        return Event(self)
+    def event(self, *, timing: bool = False) -> Event:
+        """An event; with `timing`, one whose distance to another can be asked."""
+        return Event(self, timing=timing)
 
     def close(self) -> None:
         """Free what is left, latest first. May be called again. The primary context stays for the process.
@@ -313,8 +314,8 @@ class Event(_Owned):
 
     kind = "events"
 
-    def __init__(self, device: Device) -> None:
-        flags = device._driver.event_flags.DISABLE_TIMING
+    def __init__(self, device: Device, *, timing: bool = False) -> None:
+        flags = device._driver.event_flags.DEFAULT if timing else device._driver.event_flags.DISABLE_TIMING
         with device.active(), _guard("making an event"):
             event = device._driver.Event(flags)
         super().__init__(device, event)
@@ -327,6 +328,11 @@ class Event(_Owned):
         """Wait until what was queued before the mark has run."""
         with _guard("waiting for an event"):
             self._handle.synchronize()
+
+    def elapsed_ms(self, since: Event) -> float:
+        """Milliseconds on the device from `since` to here; both made with `timing`, recorded, and waited for."""
+        with _guard("timing"):
+            return float(self._handle.time_since(since._handle))
 
     def done(self) -> bool:
         """Whether what was queued before the mark has run; returns at once."""
