@@ -1,0 +1,295 @@
+"""Exact forms of the decoder side by side: arithmetic, traffic, kernels, modelled GPU time, ONNX Runtime time.
+
+    python benchmarks/graph_forms.py --output benchmarks/graph_forms.md
+
+No GPU is needed. Weights are random: nothing here depends on their values. `--graphs DIR` keeps the exported graphs, so that a
+second run starts from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from trt_sam._files import write_atomically
+from trt_sam.arithmetic import Arithmetic, count_graph
+from trt_sam.builder import build_engine
+from trt_sam.export import export_decoder, random_feed
+from trt_sam.gpu_model import GPUS, kernel_costs, model_time
+from trt_sam.layers import KernelSummary
+from trt_sam.model import SamDecoder
+from trt_sam.model.fused import FormOptions, for_target
+from trt_sam.quantize import find_products, insert_qdq, precondition
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.tensorrt import load_flavour
+
+PROMPTS = (1, 16, 64)
+POINTS = 2
+CAPABILITY = "8.9"
+SWITCHES = ("fold_positions", "deferred_shuffle", "batched_heads", "gathered_points", "shared_image")
+META = "plain"
+SHORT = {gpu.name: gpu.name.replace(" SXM", "").replace("RTX ", "") for gpu in GPUS}
+RUNS = {1: 15, 16: 5, 64: 3}
+TIMED_AT_64 = ("plain, switches on", "cpu", "gpu")
+QUANTIZED = {"int8, tiers A and B": ("A", "B"), "int8, tiers A, B and C": ("A", "B", "C")}
+
+
+def forms() -> dict[str, FormOptions]:
+    """The plain form, the two targets, and each target with one switch the other way."""
+    named = {META: FormOptions("plain", *[False] * len(SWITCHES)), "plain, switches on": FormOptions("plain")}
+    for target in ("cpu", "gpu"):
+        named[target] = for_target(target)
+        for switch in SWITCHES:
+            named[f"{target}, no {switch}"] = dataclasses.replace(for_target(target), **{switch: False})
+    return named
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One form at one precision and one number of prompts."""
+
+    arithmetic: Arithmetic
+    kernels: KernelSummary
+    modelled: Mapping[str, float]
+    """Microseconds by GPU."""
+
+
+@dataclass
+class Results:
+    counted: dict[tuple[str, str, int], Counted] = field(default_factory=dict)
+    """By form, precision, prompts."""
+    ratios: dict[tuple[str, int], tuple[float, float, float]] = field(default_factory=dict)
+    """By form, prompts: time of the plain form over this form's; least, median and largest of the rounds."""
+    milliseconds: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Median of the form's own runs."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, required=True, metavar="F.md")
+    parser.add_argument("--graphs", type=Path, metavar="DIR", help="keep exported graphs here and take them from here")
+    parser.add_argument("--no-timing", action="store_true", help="leave ONNX Runtime's times out")
+    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime (default: 2)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.graphs or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        graphs = export_all(folder)
+        results = Results()
+        for (name, precision), path in graphs.items():
+            for prompts in PROMPTS:
+                results.counted[name, precision, prompts] = count(path, prompts)
+                progress(f"counted {name}, {precision}, {prompts} prompts")
+        if not args.no_timing:
+            time_all({name: path for (name, precision), path in graphs.items() if precision == "fp32"}, args.threads, results)
+        write_atomically(args.output, report(results, args.threads))
+    return 0
+
+
+def export_all(folder: Path) -> dict[tuple[str, str], Path]:
+    """Every form at float32 and float16, and the GPU's quantized."""
+    torch.manual_seed(0)
+    decoder = SamDecoder().eval()
+    graphs = {}
+    for name, form in forms().items():
+        for precision in ("fp32", "fp16"):
+            path = folder / f"{name}-{precision}.onnx".replace(", ", "-").replace(" ", "_")
+            if not path.exists():
+                progress(f"exporting {name}, {precision}")
+                # export_decoder knows targets only; each form is compared with PyTorch as an export is, at one shape.
+                with mock.patch.multiple(
+                    "trt_sam.export", for_target=lambda *_, form=form, **__: form, PARITY_SHAPES=((1, POINTS),)
+                ):
+                    export_decoder(decoder, path, GraphOptions(precision=precision, target="gpu"))
+            graphs[name, precision] = path
+    for precision, tiers in QUANTIZED.items():
+        path = folder / f"gpu-int8-{''.join(tiers)}.onnx"
+        quantize(graphs["gpu", "fp16"], path, tiers)
+        graphs["gpu", precision] = path
+    return graphs
+
+
+@dataclass(frozen=True)
+class MadeUpStats:
+    """Of one activation: right for counting kernels, not for masks."""
+
+    mean: np.ndarray[Any, Any]
+    amin: np.ndarray[Any, Any]
+    amax: np.ndarray[Any, Any]
+
+
+def quantize(source: Path, path: Path, tiers: Sequence[str]) -> None:
+    """Q/DQ pairs after the recipe's shift and scale, with statistics that are made up."""
+    model = onnx.load(source)
+    products = find_products(model, tiers)
+    channels = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer}
+    rng = np.random.default_rng(0)
+    stats = {}
+    for product in products:
+        mean, spread = rng.normal(0, 0.1, channels[product.weight]), rng.uniform(3, 4, channels[product.weight])
+        stats[product.activation] = MadeUpStats(mean, mean - spread, mean + spread)
+    model, products = precondition(model, products, stats, shift=True, smooth_alpha=0.5)
+    onnx.save(insert_qdq(model, products, {product.activation: 4.0 for product in products}, precision="int8"), path)
+
+
+def count(path: Path, prompts: int) -> Counted:
+    arithmetic = count_graph(path, {"num_prompts": prompts, "num_points": POINTS})
+    profile = ShapeProfile((prompts,) * 3, (POINTS,) * 3)
+    build = build_engine(
+        path, EngineRecipe(profiles=(profile,), compute_capabilities=(CAPABILITY,)), flavour=load_flavour("rtx")
+    )
+    costs = kernel_costs(build.layers, arithmetic.products)
+    return Counted(arithmetic, build.kernels[0], {gpu.name: model_time(costs, gpu).seconds * 1e6 for gpu in GPUS})
+
+
+def time_all(graphs: Mapping[str, Path], threads: int, results: Results) -> None:
+    """Each form against the plain one, run in turns in one process, so that the machine's moods meet both."""
+    for prompts in PROMPTS:
+        feed = random_feed(np.random.default_rng(0), prompts, POINTS, GraphOptions(precision="fp32"))
+        for name, path in graphs.items():
+            if name == META or (prompts == PROMPTS[-1] and name not in TIMED_AT_64):
+                continue
+            seconds = run_in_turns([graphs[META], path], feed, threads, RUNS[prompts])
+            ratios = [plain / form for plain, form in zip(*seconds, strict=True)]
+            median = statistics.median(seconds[0]) / statistics.median(seconds[1])
+            results.ratios[name, prompts] = min(ratios), median, max(ratios)
+            results.milliseconds[name, prompts] = statistics.median(seconds[1]) * 1e3
+            results.milliseconds.setdefault((META, prompts), statistics.median(seconds[0]) * 1e3)
+            progress(f"timed {name}, {prompts} prompts: {median:.2f} times plain")
+
+
+def run_in_turns(paths: Sequence[Path], feed: Mapping[str, Any], threads: int, rounds: int) -> list[list[float]]:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    # Spinning threads of one session would take the cores from the other.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    sessions = [onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"]) for path in paths]
+    seconds: list[list[float]] = [[] for _ in paths]
+    for number in range(rounds + 1):
+        for taken, session in zip(seconds, sessions, strict=True):
+            started = time.perf_counter()
+            session.run(None, dict(feed))
+            if number:  # the first run allocates
+                taken.append(time.perf_counter() - started)
+    return seconds
+
+
+PREFACE = """\
+# Forms of the decoder's graph
+
+Generated by `python {command}`; do not edit. What was tried by hand on the way there is in
+[graph_forms_notes.md](graph_forms_notes.md).
+
+- {versions}.
+- One image, {points} points per prompt, no mask input, random weights. Every form gives the plain decoder's outputs
+  (`tests/unit/test_fused.py`). "no X" is the target's form with that switch of `FormOptions` off. INT8 is the float16 form with
+  Q/DQ pairs after the default recipe's shift and scale, from made-up statistics.
+- GFLOP: two per multiply-add of products and convolutions. MB: what each ONNX node reads and writes, nothing fused.
+- Kernels, fused attentions (of seven), transposed convolutions, INT8 products: from TensorRT-RTX's layer list, compute
+  capability {capability}, shapes fixed, built without a GPU.
+- H100, 4090: modelled microseconds per call on an H100 SXM and an RTX 4090 (`trt_sam.gpu_model`): the sum over the kernels of
+  max(2 us, bytes / bandwidth, FLOP / peak). No GPU ran anything. H100 (9.0) is not among RTX's targets: its column prices the
+  kernels of {capability}.
+- ORT: ONNX Runtime's time of the plain form divided by this form's (more than 1 is faster), float32, {threads} threads, no
+  spinning: ratio of medians [least, largest ratio of a round]. The two run in turns in one process; rounds: {rounds}.
+  Float16 is not timed: on a CPU, ONNX Runtime computes it in float32.
+"""
+
+REASONING = """\
+"""
+
+
+def report(results: Results, threads: int) -> str:
+    preface = PREFACE.format(
+        command=shlex.join(sys.argv),
+        versions=versions(),
+        points=POINTS,
+        capability=CAPABILITY,
+        threads=threads,
+        rounds=", ".join(f"{runs} at {prompts} prompts" for prompts, runs in RUNS.items()),
+    )
+    lines = preface.split("\n")
+    precisions = list(dict.fromkeys(precision for _, precision, _ in results.counted))
+    for precision in precisions:
+        for prompts in PROMPTS:
+            lines += [
+                f"## {precision}, {prompts} prompt{'s' if prompts > 1 else ''}",
+                "",
+                *table(results, precision, prompts),
+                "",
+            ]
+    return "\n".join([*lines, "## What the targets take, and why", "", *winners(results), "", REASONING])
+
+
+def table(results: Results, precision: str, prompts: int) -> list[str]:
+    timed = precision == "fp32" and any(key[1] == prompts for key in results.ratios)
+    head = ["form", "GFLOP", "MB", "kernels", "fused", "deconv", "INT8", *SHORT.values(), *(["ORT ms", "ORT"] if timed else [])]
+    rows = [head]
+    for (name, of, at), counted in results.counted.items():
+        if (of, at) != (precision, prompts):
+            continue
+        kernels = counted.kernels
+        row = [name, f"{counted.arithmetic.gflop:.2f}", f"{counted.arithmetic.bytes_moved / 1e6:.0f}", str(kernels.kernels)]
+        row += [str(kernels.fused_attentions), str(kernels.by_type.get("deconv", 0)), str(kernels.int8_products)]
+        row += [f"{counted.modelled[gpu]:.0f}" for gpu in SHORT]
+        if timed:
+            milliseconds, ratio = results.milliseconds.get((name, prompts)), results.ratios.get((name, prompts))
+            row.append("" if milliseconds is None else f"{milliseconds:.0f}")
+            row.append("" if ratio is None else f"{ratio[1]:.2f} [{ratio[0]:.2f}, {ratio[2]:.2f}]")
+        rows.append(row)
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|---|" + "---:|" * (len(rows[0]) - 1), *lines[1:]]
+
+
+def versions() -> str:
+    rtx = load_flavour("rtx")
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "torch", "onnx"))
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{rtx.title} {rtx.version}, {packages}, Python {platform.python_version()}, {machine}"
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def winners(results: Results) -> list[str]:
+    """The best form by each measure beside the target's."""
+    rows = [["precision", "prompts", *(f"least, {gpu}" for gpu in SHORT.values()), "`gpu`", "fastest in ORT", "`cpu`"]]
+    for precision in ("fp32", "fp16"):
+        for prompts in PROMPTS:
+            at = {name: counted for (name, of, n), counted in results.counted.items() if (of, n) == (precision, prompts)}
+            best = {gpu: min(at, key=lambda name, gpu=gpu: at[name].modelled[gpu]) for gpu in SHORT}
+            row = [precision, str(prompts), *(f"{name}: {at[name].modelled[gpu]:.0f}" for gpu, name in best.items())]
+            row.append(", ".join(f"{at['gpu'].modelled[gpu]:.0f}" for gpu in SHORT))
+            ratios = {name: ratio[1] for (name, n), ratio in results.ratios.items() if n == prompts and precision == "fp32"}
+            fastest = max(ratios, key=lambda name: ratios[name], default="")
+            row += [f"{fastest}: {ratios[fastest]:.2f}", f"{ratios['cpu']:.2f}"] if ratios else ["", ""]
+            rows.append(row)
+    return markdown(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
