@@ -19,6 +19,7 @@ from trt_sam._lazy import require
 from trt_sam.compare_feeds import Image, draw_prompt
 from trt_sam.contract import FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE
 from trt_sam.embeddings import load_embedding
+from trt_sam.errors import InputError
 from trt_sam.images import frame_shape, read_image
 from trt_sam.scenes import HELD_OUT_SEED, PROMPT_KINDS, make_scene, sample_prompt
 
@@ -99,14 +100,19 @@ def photos(paths: Sequence[Path], embed: Embed) -> Iterator[PromptedImage]:
         yield PromptedImage(path.name, embed(rgb), rgb.shape[:2], _shrink(frame))
 
 
-def stored(paths: Sequence[str | os.PathLike[str]]) -> Iterator[PromptedImage]:
+def stored(paths: Sequence[str | os.PathLike[str]], encoder_sha256: str = "") -> Iterator[PromptedImage]:
     """Embedding files (.npz).
 
     Raises:
-        InputError: one cannot be read.
+        InputError: one cannot be read, or names another encoder than `encoder_sha256` ("": any).
     """
     for path in paths:
         loaded = load_embedding(path)
+        if encoder_sha256 and loaded.encoder_sha256 not in ("", encoder_sha256):
+            raise InputError(
+                f"embedding file {path} was made by another image encoder ({loaded.encoder_sha256[:12]}) than the checkpoint's "
+                f"({encoder_sha256[:12]}); embed the photos with this checkpoint"
+            )
         name = loaded.file_name or Path(path).name
         yield PromptedImage(name, loaded.image_embeddings, loaded.original_size, embedding_picture(loaded.image_embeddings))
 

@@ -1,0 +1,266 @@
+"""How far FP16, INT8 and FP8 are from PyTorch in FP32: masks, edges, choices and scores, as a table, JSON and a page.
+
+Example:
+  trt-sam accuracy --checkpoint standin --output report/
+  trt-sam accuracy --checkpoint sam.pth --embeddings embeddings/ --variants fp16,int8-entropy-A,int8-auto-AB --output report/
+  trt-sam accuracy --checkpoint standin --variants fp16 --graph mine=int8.onnx --output report/
+
+Variants are fp16, fp32, or PRECISION-CALIBRATOR-TIERS, calibrated here on other images than those that are judged. Without
+--embeddings or --photos the stand-ins are judged on synthetic scenes that none of them was trained on.
+
+Everything runs on the CPU. Quantized graphs are measured as they are delivered, float16 around the pairs, with the pairs in
+floating point, so that no figure depends on the CPU's integer instructions; ONNX Runtime took 1.3 times as long for that as for
+the same pairs in a float32 graph. It computes their float16 parts in float32. FP16 itself runs in the emulation that
+rounds every float16 tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_sam._build_callbacks import TerminalBar
+from trt_sam._files import existing_file, write_atomically
+from trt_sam._lazy import require
+from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
+from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.errors import InputError
+from trt_sam.recipe import GraphOptions
+
+if TYPE_CHECKING:
+    import onnx
+
+    from trt_sam.accuracy import Variant
+    from trt_sam.accuracy_report import AccuracyReport
+    from trt_sam.interface import Runner
+    from trt_sam.model.checkpoint import Checkpoint
+
+HELP = "FP16, INT8 and FP8 against PyTorch: the accuracy table"
+
+DEFAULT_VARIANTS = (
+    "fp16",
+    *(f"int8-{calibrator}-{tiers}" for tiers in ("A", "AB") for calibrator in ("entropy", "percentile", "mse", "max")),
+    "fp8-max-A",
+)
+_FLOAT = ("fp16", "fp32")
+_REPORTS = ("report.md", "report.json", "report.html")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `accuracy`."""
+    parser.add_argument("--checkpoint", required=True, metavar="C", help="standin, standin-hard, a .pth, a folder or id")
+    add_image_arguments(parser, images=16, prompts=16, calibration=16)
+    parser.add_argument(
+        "--variants",
+        metavar="LIST",
+        default=",".join(DEFAULT_VARIANTS),
+        help='what to judge, "" for none (default: %(default)s)',
+    )
+    parser.add_argument(
+        "--graph", metavar="NAME=F.onnx", action="append", default=[], help="judge this graph of the checkpoint too; repeatable"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=f"for {', '.join(_REPORTS)}")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure; 0 when the report was written."""
+    names = [part.strip() for part in args.variants.split(",") if part.strip()]
+    given = _given_graphs(args.graph)
+    _check_names(names, [name for name, _ in given])
+    _check_output(args.output)
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL"):
+        require(package, "to measure accuracy")
+    from trt_sam.accuracy import measure
+    from trt_sam.accuracy_feeds import make_examples
+    from trt_sam.accuracy_page import accuracy_page
+    from trt_sam.accuracy_report import make_report, markdown
+    from trt_sam.model.checkpoint import load_checkpoint
+    from trt_sam.torch_runner import TorchRunner
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    quantized = [name for name in names if name not in _FLOAT]
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+        variants = [_variant(name, path, checkpoint) for name, path in given]
+        work = _Work(args, checkpoint, Path(stack.enter_context(tempfile.TemporaryDirectory())), bar)
+        images = work.open_images(calibrate=bool(quantized))
+        made = {variant.name: variant for variant in work.make(names, images)}
+        variants = [*(made[name] for name in names), *variants]
+        total = args.images * args.prompts_per_image * len(variants)
+        examples = make_examples(images.evaluation(), args.prompts_per_image, prompts_per_call=4, seed=args.seed)
+        progress = _counted(bar, total)
+        measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, progress=progress)
+    report = make_report(
+        measurement,
+        title=f"Accuracy of {args.checkpoint}",
+        conditions={**_conditions(checkpoint, args, images), **work.about},
+        descriptions={variant.name: variant.description for variant in variants},
+        facts=work.facts,
+    )
+    data = report.to_dict()
+    write_json(str(args.output / "report.json"), data)
+    write_atomically(args.output / "report.md", markdown(report))
+    write_atomically(args.output / "report.html", accuracy_page(report, measurement.worst))
+    if args.json:
+        write_json(args.json, data)
+    if args.json != "-":
+        print(_summary(report, args.output))
+    return 0
+
+
+class _Work:
+    """Makes the variants in a temporary folder."""
+
+    def __init__(self, args: argparse.Namespace, checkpoint: Checkpoint, folder: Path, bar: TerminalBar | None) -> None:
+        self._args, self._checkpoint, self._folder, self._bar = args, checkpoint, folder, bar
+        self.about: dict[str, Any] = {}
+        """Of the calibration, for the report's head."""
+        self.facts: dict[str, Any] = {}
+        """By variant: its ranges."""
+
+    def open_images(self, *, calibrate: bool) -> Images:
+        folder = self._folder / "calibration"
+        folder.mkdir()
+        return open_images(self._args, self._checkpoint, folder, calibrate=calibrate, progress=self._bar)
+
+    def make(self, names: Sequence[str], images: Images) -> Iterator[Variant]:
+        from calibrators.feeds import FeedOptions, calibration_feeds
+        from calibrators.variants import parse_variant, write_variants
+
+        if "fp32" in names:
+            self._export("fp32")
+            yield _variant("fp32", self._path("fp32"), self._checkpoint)
+        if "fp16" in names:
+            self._export("fp16")
+            yield _variant("fp16", self._path("fp16"), self._checkpoint)
+        if images.calibration is None:
+            return
+        options = FeedOptions(prompts_per_image=self._args.calibration_prompts, seed=self._args.seed)
+        feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256)
+        self.about = {
+            "calibration": f"{feeds.num_images} other images, {feeds.num_prompts} prompts, fingerprint {feeds.fingerprint[:16]}"
+        }
+        parsed = [parse_variant(name) for name in names if name not in _FLOAT]
+        spelled = {str(name): text for name, text in zip(parsed, (n for n in names if n not in _FLOAT), strict=True)}
+        plain, half = self._export("fp32"), self._export("fp16")
+        for written in write_variants(parsed, plain, half, feeds, self._folder, progress=self._bar):
+            name = spelled[written.name]
+            self.facts[name] = written.facts
+            yield dataclasses.replace(_variant(name, written.path, self._checkpoint), description=written.description)
+
+    def _export(self, precision: str) -> onnx.ModelProto:
+        import onnx
+
+        from trt_sam.export import export_decoder
+
+        path = self._path(precision)
+        if not path.exists():
+            if self._bar is not None:
+                self._bar(0.0, f"export {precision}")
+            options = GraphOptions(precision=precision, target="gpu")
+            export_decoder(self._checkpoint.decoder, path, options, checkpoint_sha256=self._checkpoint.sha256)
+        return onnx.load(path)
+
+    def _path(self, precision: str) -> Path:
+        return self._folder / f"{precision}.onnx"
+
+
+def _variant(name: str, path: Path, checkpoint: Checkpoint) -> Variant:
+    """A graph as a variant, opened once now to see that it can be, and that it is of this checkpoint."""
+    from trt_sam.accuracy import Variant
+    from trt_sam.compare_sides import EmulationRunner
+    from trt_sam.ort import OnnxRunner
+
+    with OnnxRunner(path) as runner:
+        precision = runner.options.precision
+        if runner.options.best_mask:
+            raise InputError(f"{path} gives the selected mask only; measure a graph without --best-mask")
+        if runner.checkpoint_sha256 not in ("", checkpoint.sha256):
+            raise InputError(
+                f"{path} holds the weights {runner.checkpoint_sha256[:12]}, the checkpoint {checkpoint.source} has "
+                f"{checkpoint.sha256[:12]}; name the checkpoint that the graph was made from"
+            )
+
+    def open_runner() -> Runner:
+        runner = OnnxRunner(path, emulate_quantization=True)
+        return EmulationRunner(path, runner) if precision == "fp16" else runner
+
+    described = {"fp16": "FP16, every float16 tensor rounded in emulation", "fp32": "the FP32 graph in ONNX Runtime"}
+    return Variant(name, open_runner, described.get(precision, f"{precision.upper()} graph {path.name}"))
+
+
+def _given_graphs(texts: Sequence[str]) -> list[tuple[str, Path]]:
+    graphs = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--graph is {text!r}, must be NAME=F.onnx")
+        graphs.append((name, existing_file(path, "graph")))
+    return graphs
+
+
+def _check_names(names: Sequence[str], given: Sequence[str]) -> None:
+    from calibrators.variants import parse_variant
+
+    everything = [*(name if name in _FLOAT else str(parse_variant(name)) for name in names), *given]
+    if not everything:
+        raise InputError("there is nothing to judge: give --variants or --graph")
+    for name in everything:
+        if everything.count(name) > 1:
+            raise InputError(f"variant {name} is named twice; name each once")
+
+
+def _check_output(folder: Path) -> None:
+    """Raise where the report could not be written at the end."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write into {folder}: it is a file; name a folder")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"cannot write into {folder}: {nearest} is not writable; choose another output folder")
+
+
+def _conditions(checkpoint: Checkpoint, args: argparse.Namespace, images: Images) -> dict[str, Any]:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("onnxruntime", "torch", "onnx", "numpy"))
+    stand_in = " (a stand-in trained on synthetic scenes: no figure here is one of SAM)"
+    return {
+        "checkpoint": f"{args.checkpoint}{stand_in if checkpoint.encoder_kind == 'vit_standin' else ''}, "
+        f"decoder {checkpoint.sha256[:16]}",
+        "judged on": f"{images.description}, {args.images * args.prompts_per_image} prompts, seed {args.seed}",
+        "reference": "PyTorch, FP32, on the CPU",
+        "executed by": "ONNX Runtime on the CPU; INT8 and FP8 graphs as delivered, their pairs in floating point "
+        "(session.disable_quant_qdq = 1) and their float16 parts computed in float32",
+        "versions": f"trt-sam {metadata.version('trt-sam')}, {versions}, {platform.machine()}",
+    }
+
+
+def _counted(bar: TerminalBar | None, total: int) -> Any:
+    done: dict[str, int] = {}
+
+    def progress(name: str, prompts: int) -> None:
+        done[name] = prompts
+        if bar is not None:
+            bar(min(1.0, sum(done.values()) / total), f"measure {name}")
+
+    return progress
+
+
+def _summary(report: AccuracyReport, folder: Path) -> str:
+    from trt_sam.accuracy_report import overall_row, shown_columns
+
+    columns = shown_columns(report)
+    rows = [["variant", *(title for title, _ in columns)], *(overall_row(each, columns) for each in report.variants)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows
+    ]
+    return "\n".join([*lines, f"{folder}: {', '.join(_REPORTS)}"])
