@@ -1,4 +1,4 @@
-"""CUDA as the runner needs it: the only file that imports PyCUDA, and cuda-bindings for what PyCUDA lacks (graphs).
+"""CUDA as the runner needs it: the only file that imports PyCUDA. What PyCUDA lacks (graphs) is in `_cuda_bindings`.
 
 The primary context is used, so that torch in the same process shares it. It is retained once per device and process and
 released at exit: PyCUDA leaves a dead context current when it releases one earlier.
@@ -17,7 +17,6 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InferenceError
 
-__all__ = ["Device", "DeviceBuffer", "Event", "Graph", "Stream", "outstanding", "page_locked"]
+__all__ = ["Device", "DeviceBuffer", "Event", "Owned", "Stream", "outstanding", "page_locked"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -86,15 +85,52 @@ class _guard:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or isinstance(error, InferenceError):
+        if isinstance(error, Exception) and not isinstance(error, InferenceError):
+            _raise_ours(error, self.doing)
+
+
+def _raise_ours(error: Exception, doing: str) -> None:
+    """Raise our error for a CUDA error, and any other as it is."""
+    driver = _driver()
+    if isinstance(error, driver.MemoryError):
+        raise InferenceError(
+            f"the GPU is out of memory in {doing}: {error}; free memory, or use an engine with a smaller profile"
+        ) from error
+    if isinstance(error, driver.Error):
+        raise InferenceError(f"CUDA failed in {doing}: {error}") from error
+    raise error
+
+
+class _Active:
+    """The body of `Device.active`; a class for the same reason as `_guard`."""
+
+    __slots__ = ("_before", "_device", "_pushed")
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        # Pushed once per thread: PyCUDA's own stack is wrong for good when a nested push fails.
+        self._before = getattr(_entered, "device", None)
+        self._pushed = self._before != self._device.index
+        if self._pushed:
+            try:
+                self._device._context.push()
+            except Exception as error:
+                _raise_ours(error, "switching to the GPU's context")
+            _entered.device = self._device.index
+
+    def __exit__(self, *_: object) -> None:
+        if not self._pushed:
             return
-        driver = _driver()
-        if isinstance(error, driver.MemoryError):
-            raise InferenceError(
-                f"the GPU is out of memory in {self.doing}: {error}; free memory, or use an engine with a smaller profile"
-            ) from error
-        if isinstance(error, driver.Error):
-            raise InferenceError(f"CUDA failed in {self.doing}: {error}") from error
+        _entered.device = self._before
+        driver = self._device._driver
+        try:
+            driver.Context.pop()
+        except Exception as error:
+            with contextlib.suppress(driver.Error):
+                driver.Context.pop()  # else the context would stay current on this thread for ever
+            _raise_ours(error, "switching from the GPU's context")
 
 
 class Device:
@@ -109,29 +145,16 @@ class Device:
         self.index = index
         self._driver = _driver()
         self._context = _primary_context(index)
-        self._owned: dict[int, _Owned] = {}
+        self._owned: dict[int, Owned] = {}
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> _Active:
         """Make the context current on this thread; may be nested, and used by several threads at once."""
-        # Pushed once per thread: PyCUDA's own stack is wrong for good when a nested push fails.
-        if getattr(_entered, "device", None) == self.index:
-            yield
-            return
-        with _guard("switching to the GPU's context"):
-            self._context.push()
-        before, _entered.device = getattr(_entered, "device", None), self.index
-        try:
-            yield
-        finally:
-            _entered.device = before
-            with _guard("switching from the GPU's context"):
-                try:
-                    self._driver.Context.pop()
-                except self._driver.Error:
-                    with contextlib.suppress(self._driver.Error):
-                        self._driver.Context.pop()  # else the context would stay current on this thread for ever
-                    raise
+        return _Active(self)
+
+    def synchronize(self) -> None:
+        """Wait for all work of the context, that of other libraries included."""
+        with _guard("waiting for the GPU"):
+            self._driver.Context.synchronize()
 
     @property
     def name(self) -> str:
@@ -173,7 +196,7 @@ class Device:
         self.close()
 
 
-class _Owned:
+class Owned:
     """Something of a device that is freed once, in its context."""
 
     kind = ""
@@ -201,7 +224,7 @@ class _Owned:
         return None
 
 
-class DeviceBuffer(_Owned):
+class DeviceBuffer(Owned):
     """`nbytes` of device memory at `address`, aligned to 256 bytes at least."""
 
     kind = "device_bytes"
@@ -247,7 +270,7 @@ def page_locked(device: Device, nbytes: int) -> Bytes:
     return np.asarray(_PageLocked(device, nbytes))
 
 
-class Stream(_Owned):
+class Stream(Owned):
     """A non-blocking stream: work given to it runs in order, later. `handle` is its CUstream as an integer."""
 
     kind = "streams"
@@ -260,56 +283,39 @@ class Stream(_Owned):
 
     def upload(self, target: int, source: Bytes) -> None:
         """Queue a copy of page-locked bytes to device address `target`; they must not change before it has run."""
-        with _guard("copying to the GPU"):
+        try:
             self._device._driver.memcpy_htod_async(target, source, self._handle)
+        except Exception as error:
+            _raise_ours(error, "copying to the GPU")
 
     def download(self, target: Bytes, source: int) -> None:
         """Queue a copy from device address `source` into page-locked bytes; nothing is there before a wait."""
-        with _guard("copying from the GPU"):
+        try:
             self._device._driver.memcpy_dtoh_async(target, source, self._handle)
+        except Exception as error:
+            _raise_ours(error, "copying from the GPU")
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Queue a copy from one device address to another."""
-        with _guard("copying on the GPU"):
+        try:
             self._device._driver.memcpy_dtod_async(target, source, nbytes, self._handle)
+        except Exception as error:
+            _raise_ours(error, "copying on the GPU")
 
     def synchronize(self) -> None:
         """Wait for everything queued; raises what went wrong in it. Other Python threads run meanwhile."""
-        with _guard("waiting for the GPU"):
+        try:
             self._handle.synchronize()
+        except Exception as error:
+            _raise_ours(error, "waiting for the GPU")
 
     def wait(self, event: Event) -> None:
         """Queue a wait: what comes after it runs after `event`."""
         with _guard("queueing a wait"):
             self._handle.wait_for_event(event._handle)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` queues on this stream, without running it.
 
-        Run the same work once for real before: what it allocates on first use must not be allocated while recording. Shapes
-        and addresses are fixed in the graph.
-        """
-        bindings = require("cuda.bindings.driver", "for CUDA graphs")
-        mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        stream = bindings.CUstream(self.handle)
-        _checked(bindings.cuStreamBeginCapture(stream, mode), "beginning a capture")
-        try:
-            work()
-        except BaseException:
-            # The stream is of no use until its capture has ended; what `work` raised is the error to tell.
-            _, graph = bindings.cuStreamEndCapture(stream)
-            if graph and int(graph):
-                bindings.cuGraphDestroy(graph)
-            raise
-        (graph,) = _checked(bindings.cuStreamEndCapture(stream), "ending a capture")
-        try:
-            (executable,) = _checked(bindings.cuGraphInstantiate(graph, 0), "instantiating a graph")
-        finally:
-            bindings.cuGraphDestroy(graph)
-        return Graph(self._device, executable)
-
-
-class Event(_Owned):
+class Event(Owned):
     """A mark in a stream that can be waited for."""
 
     kind = "events"
@@ -321,8 +327,10 @@ class Event(_Owned):
         super().__init__(device, event)
 
     def record(self, stream: Stream) -> None:
-        with _guard("recording an event"):
+        try:
             self._handle.record(stream._handle)
+        except Exception as error:
+            _raise_ours(error, "recording an event")
 
     def synchronize(self) -> None:
         """Wait until what was queued before the mark has run."""
@@ -338,23 +346,3 @@ class Event(_Owned):
         """Whether what was queued before the mark has run; returns at once."""
         with _guard("asking for an event"):
             return bool(self._handle.query())
-
-
-class Graph(_Owned):
-    """Recorded work that one call queues again, with the same shapes and addresses. Made by `Stream.capture`."""
-
-    kind = "graphs"
-
-    def launch(self, stream: Stream) -> None:
-        bindings = require("cuda.bindings.driver", "for CUDA graphs")
-        _checked(bindings.cuGraphLaunch(self._handle, bindings.CUstream(stream.handle)), "launching a graph")
-
-    def _free(self, handle: Any) -> None:
-        require("cuda.bindings.driver", "for CUDA graphs").cuGraphExecDestroy(handle)
-
-
-def _checked(answer: tuple[Any, ...], doing: str) -> tuple[Any, ...]:
-    code, *values = answer
-    if int(code):
-        raise InferenceError(f"CUDA failed in {doing}: {code.name}")
-    return tuple(values)

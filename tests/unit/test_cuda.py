@@ -11,6 +11,7 @@ import pytest
 
 from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 from trt_sam import cuda
+from trt_sam._cuda_bindings import capture, device_of, order_after
 from trt_sam.errors import InferenceError
 
 pytestmark = pytest.mark.hostcuda
@@ -112,11 +113,11 @@ def test_a_graph_runs_nothing_while_recorded_and_replays_new_contents(host_cuda:
 
         host[:] = 0
         with device.active():
-            graph = stream.capture(functools.partial(work, host[:64], host[64:]))
+            graph = capture(device, stream, functools.partial(work, host[:64], host[64:]))
             assert (host == 0).all()
             for value in (3, 4):
                 host[:64] = value
-                graph.launch(stream)
+                graph.launch()
                 assert (host[64:] == 0xFF).all()
                 stream.synchronize()
                 assert (host[64:] == value).all()
@@ -129,9 +130,40 @@ def test_a_wait_inside_a_capture_is_an_error_and_the_stream_lives_on(host_cuda: 
         stream = device.stream()
         with device.active():
             with pytest.raises(InferenceError, match="capturing"):
-                stream.capture(stream.synchronize)
+                capture(device, stream, stream.synchronize)
             stream.synchronize()
-            stream.capture(lambda: None).close()
+            capture(device, stream, lambda: None).close()
+
+
+def test_whose_memory_a_pointer_is(host_cuda: HostCuda) -> None:
+    with cuda.Device() as device:
+        buffer, host, pageable = device.buffer(64), cuda.page_locked(device, 64), np.zeros(64, np.uint8)
+        with device.active():
+            assert device_of(buffer.address) == 0
+            assert device_of(buffer.address + 63) == 0
+            assert device_of(host.ctypes.data) is None
+            assert device_of(pageable.ctypes.data) is None
+            address = buffer.address
+            buffer.close()
+            assert device_of(address) is None
+            host_cuda.fail("cuPointerGetAttribute", 1, ILLEGAL_ADDRESS)
+            with pytest.raises(InferenceError, match="ILLEGAL_ADDRESS"):
+                device_of(address)
+        del host
+
+
+def test_a_foreign_stream_waits_for_an_event(host_cuda: HostCuda) -> None:
+    with cuda.Device() as device:
+        ours, theirs, buffer = device.stream(), device.stream(), device.buffer(64)
+        host = cuda.page_locked(device, 128)
+        host[:64] = 9
+        with device.active():
+            ours.upload(buffer.address, host[:64])
+            order_after(theirs.handle, ours)
+            theirs.download(host[64:], buffer.address)
+            theirs.synchronize()
+        assert (host[64:] == 9).all()
+        del host
 
 
 def test_out_of_memory_is_named(host_cuda: HostCuda) -> None:
