@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure and write the report; 0 when any side could be measured."""
     sides = _parse_sides(args.sides)
     device = _device(args.device)
+    usual = "1,4,16" if device == "cpu" else "1,4,16,64,256"
     plan = Plan(
-        prompts=_parse_prompts(args.prompts or ("1,4,16" if device == "cpu" else "1,4,16,64,256")),
+        prompts=_parse_prompts(args.prompts if args.prompts is not None else usual),
         seconds=args.seconds,
         rounds=args.rounds,
         warmup_s=args.warmup,
