@@ -30,7 +30,7 @@ __all__ = ["ChannelStats", "precondition"]
 
 Vector = npt.NDArray[np.float64]
 _SPREAD = 100.0
-"""A channel's scale stays within this factor of the typical one: channels that never vary would get 0."""
+"""A channel's scale stays within this factor of the median: one that never varied would get 0."""
 
 _VALUES = (
     (r"transformer\.image_layers\.(\d+)\.out_image", r"transformer.token_layers.\1.product", 1),
@@ -144,13 +144,13 @@ class _Work:
         return mean, np.maximum(high - mean, mean - low)
 
     def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float) -> Vector:
-        """SmoothQuant's scale, geometric mean 1: a common factor changes nothing but the range of float16."""
+        """SmoothQuant's scale, median 1: a common factor changes nothing but where float16's range is spent."""
         weights = np.max([np.abs(self.constants.weight(product.name)).max(axis=1) for product in readers], axis=0)
         alive = (amax > 0) & (weights > 0)
         scale = np.ones_like(amax)
         if alive.any():
             scale[alive] = amax[alive] ** alpha / weights[alive] ** (1 - alpha)
-            scale[alive] /= np.exp(np.log(scale[alive]).mean())
+            scale[alive] /= np.median(scale[alive])
         return np.clip(scale, 1 / _SPREAD, _SPREAD)
 
     def _apply(self, readers: Sequence[Product], new: str, mean: Vector, scale: Vector) -> None:
