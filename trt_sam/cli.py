@@ -17,7 +17,20 @@ from trt_sam.errors import TrtSamError
 
 __all__ = ["main"]
 
-COMMANDS = ("export", "build", "inspect", "embed", "segment", "compare", "doctor", "selftest")
+COMMANDS = (
+    "export",
+    "embed",
+    "calibrate",
+    "build",
+    "segment",
+    "compare",
+    "accuracy",
+    "sensitivity",
+    "bench",
+    "inspect",
+    "doctor",
+    "selftest",
+)
 """Each is a module of `trt_sam.commands` with `HELP`, `add_arguments(parser)` and `run(args) -> int`."""
 
 

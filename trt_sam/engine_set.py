@@ -21,6 +21,7 @@ from typing import Any
 from trt_sam import __version__
 from trt_sam._build_callbacks import Progress
 from trt_sam._files import existing_file
+from trt_sam._implicit import MakeCalibrator, check_method
 from trt_sam.builder import BuildResult, build_engine
 from trt_sam.errors import BuildError, InputError
 from trt_sam.graph import check_decoder, read_graph
@@ -53,6 +54,7 @@ def build_set(
     flavour: Flavour,
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    make_calibrator: MakeCalibrator | None = None,
     engine_builder: EngineBuilder = build_engine,
 ) -> BuiltSet:
     """Write `decoder.onnx`, `decoder.engine` and `manifest.json` into the folder `output`.
@@ -64,6 +66,7 @@ def build_set(
         flavour: the TensorRT that builds.
         progress: as in `build_engine`.
         timing_cache: as in `build_engine`.
+        make_calibrator: as in `build_engine`; the graph is then of float32, and the manifest's recipe says int8, implicit.
         engine_builder: stands in for `build_engine` in tests.
 
     Raises:
@@ -72,6 +75,7 @@ def build_set(
         InputError: the folder cannot be written, or the disk is full.
         KeyboardInterrupt: Ctrl-C; the folder is as it was.
     """
+    check_method(recipe, make_calibrator, flavour)
     folder = Path(output)
     with _writing(folder), _staging(folder) as stage:
         graph_path, engine_path = stage / GRAPH_NAME, stage / ENGINE_NAME
@@ -80,9 +84,18 @@ def build_set(
         options = check_decoder(graph)
         if options.target != "gpu":
             raise BuildError("the graph has the cpu form; TensorRT wants the other: export it again with --target gpu")
-        recipe = replace(recipe, graph=options)
+        # An implicit engine is INT8 from a graph that is not.
+        made = replace(options, precision="int8") if make_calibrator is not None else options
+        recipe = replace(recipe, graph=made)
         try:
-            build = engine_builder(graph_path, recipe, flavour=flavour, progress=progress, timing_cache=timing_cache)
+            build = engine_builder(
+                graph_path,
+                recipe,
+                flavour=flavour,
+                progress=progress,
+                timing_cache=timing_cache,
+                make_calibrator=make_calibrator,
+            )
         except BuildError as error:
             # The staging folder is gone when the user reads this.
             raise BuildError(str(error).replace(str(graph_path), graph_path.name)) from error
@@ -106,6 +119,7 @@ def build_set(
             flavour_version=flavour.version,
             target=options.target,
             compute_capabilities=build.compute_capabilities,
+            calibration=graph.calibration,
             created={
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "trt_sam": __version__,

@@ -34,6 +34,14 @@ class GraphInfo:
     """What `trt-sam export` recorded; None for a graph of another origin."""
     checkpoint_sha256: str
 
+    @property
+    def calibration(self) -> str | None:
+        """Fingerprint of the feeds that a quantized graph was calibrated on; None for any other graph."""
+        try:
+            return str(json.loads(self.metadata["trt_sam.calibration"])["fingerprint"])
+        except (KeyError, ValueError, TypeError):
+            return None
+
 
 def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
     """Read any ONNX graph.

@@ -1,9 +1,12 @@
 """Build a TensorRT engine from a checkpoint or from a graph that `trt-sam export --target gpu` wrote.
 
 Writes decoder.onnx, decoder.engine and manifest.json into the output folder. TensorRT-RTX builds without a GPU.
+--precision int8 and fp8 calibrate first, on embeddings or photos; finished steps are kept in the folder calibration of the
+output and not done twice.
 
 Example:
   trt-sam build --checkpoint standin --precision fp16 --compute-capability 8.9,12.0 --output engines/built/standin
+  trt-sam build --checkpoint standin --precision int8 --photos photos/ --output engines/built/standin_int8
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from typing import Any
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.commands._quantized import finished_set, quantized_graph
+from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
 from trt_sam.engine_set import BuiltSet, build_set, copy_graph
 from trt_sam.errors import InputError
 from trt_sam.graph import check_decoder, read_graph
-from trt_sam.manifest import MANIFEST_NAME
-from trt_sam.recipe import BACKENDS, EngineRecipe, GraphOptions
+from trt_sam.manifest import MANIFEST_NAME, Manifest
+from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 from trt_sam.tensorrt import choose_flavour
 
 HELP = "checkpoint or ONNX to TensorRT engine"
@@ -35,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
     source.add_argument("--onnx", metavar="F", help="a graph of trt-sam export; needs no torch")
     add_graph_arguments(parser, target=False)
+    add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
     add_capability_argument(parser)
     parser.add_argument("--timing-cache", metavar="F", type=Path, help="kernel timings to keep (TensorRT 10 and 11)")
@@ -57,6 +63,10 @@ def capabilities_from(text: str) -> tuple[str, ...]:
 def run(args: argparse.Namespace) -> int:
     """Build; 0 when the set is whole."""
     recipe = recipe_from(args, precision="fp16", target="gpu")
+    calibrates = not args.onnx and recipe.graph.precision not in EXPORT_PRECISIONS
+    _check_data(args, recipe, calibrates=calibrates)
+    if calibrates:
+        recipe = calibration_recipe(args)
     changes: dict[str, Any] = {}
     if args.backend:
         changes["backend"] = args.backend
@@ -66,17 +76,52 @@ def run(args: argparse.Namespace) -> int:
     flavour = choose_flavour(recipe.backend)
     for value in recipe.compute_capabilities:
         flavour.compute_capability(value)
-    write_graph = _from_onnx(args, recipe) if args.onnx else _from_checkpoint(checkpoint_of(args, recipe), recipe)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+        if args.onnx:
+            write_graph = _from_onnx(args, recipe)
+        elif calibrates:
+            graph = _calibrated(args, recipe, bar)
+            if (manifest := finished_set(args.output, graph, recipe, flavour)) is not None:
+                _report(args, manifest, f"{args.output}: built before from the same graph, nothing to do")
+                return 0
+            write_graph = copy_graph(graph)
+        else:
+            write_graph = _from_checkpoint(checkpoint_of(args, recipe), recipe)
         built = build_set(write_graph, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache)
     for warning in built.build.warnings:
         print(f"trt-sam: warning: {flavour.title}: {warning}", file=sys.stderr)
-    if args.json:
-        write_json(args.json, {"folder": str(args.output), **built.manifest.to_dict()})
-    if args.json != "-":
-        print(_summary(built, flavour.title))
+    _report(args, built.manifest, _summary(built, flavour.title))
     return 0
+
+
+def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: bool) -> None:
+    """Raise InputError where calibration data are missing, or given and of no use."""
+    has_data = args.embeddings is not None or args.photos is not None
+    if calibrates and not has_data:
+        raise InputError(f"precision {recipe.graph.precision} needs calibration data: give --embeddings DIR or --photos DIR")
+    if not calibrates and has_data:
+        what = "--onnx has its types already" if args.onnx else f"precision {recipe.graph.precision} is not calibrated"
+        raise InputError(f"{what}, so --embeddings and --photos are of no use; leave them out, or give --precision int8 or fp8")
+
+
+def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
+    if args.json:
+        write_json(args.json, {"folder": str(args.output), **manifest.to_dict()})
+    if args.json != "-":
+        print(summary)
+
+
+def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> Path:
+    source = checkpoint_of(args, recipe)
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        require(package, "to calibrate")
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    path, was_there = quantized_graph(args, load_checkpoint(source), recipe, bar)
+    if was_there:
+        print(f"trt-sam: calibrated before from the same data: {path}", file=sys.stderr)
+    return path
 
 
 def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> Callable[[Path], Any]:

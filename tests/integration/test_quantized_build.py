@@ -1,0 +1,105 @@
+"""`trt-sam build --precision int8`: data to engine in one command, and no finished step is done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from PIL import Image
+
+import calibrators.pipeline
+from trt_sam.cli import main
+from trt_sam.manifest import open_manifest
+from trt_sam.scenes import make_scene
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+FLAGS = ["--precision", "int8", "--backend", "rtx", "--compute-capability", "8.9", "--prompts-per-image", "2"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in (1, 2):
+        Image.fromarray(make_scene(seed, 256).image).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("built") / "set"
+    assert main(["build", "--checkpoint", "standin", "--photos", str(photos), *FLAGS, "--output", str(output)]) == 0
+    return output
+
+
+def test_one_command_gives_a_set_that_knows_its_calibration(built: Path) -> None:
+    manifest = open_manifest(built)
+    (graph,) = manifest.graphs
+    assert graph.options.precision == "int8"
+    (report_path,) = (built / "calibration").glob("int8-*.json")
+    report = json.loads(report_path.read_text())
+    assert manifest.calibration == report["inputs"]["feeds"]
+    nodes = [node.op_type for node in onnx.load(built / "decoder.onnx").graph.node]
+    assert "QuantizeLinear" in nodes
+    assert graph.kernels[0].int8_products >= len(report["tensors"])
+    assert len(list((built / "calibration" / "embeddings").glob("*.npz"))) == 2
+
+
+def test_what_is_finished_is_not_done_again(
+    photos: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "set"
+    shutil.copytree(built, output)
+    command = ["build", "--checkpoint", "standin", "--photos", str(photos), *FLAGS, "--output", str(output)]
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(calibrators.pipeline, "quantize_decoder", refuse)
+    before = (output / "manifest.json").read_bytes()
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (output / "manifest.json").read_bytes() == before
+
+    # Interrupted after the calibration: only the engine is built.
+    (output / "manifest.json").unlink()
+    assert main(command) == 0
+    assert open_manifest(output).calibration == json.loads(before)["calibration"]
+
+    # Anything that changes is calibrated again: an option, a photo, a damaged graph.
+    with pytest.raises(AssertionError, match="calibrated again"):
+        main([*command, "--seed", "1"])
+    changed = tmp_path / "photos"
+    shutil.copytree(photos, changed)
+    Image.fromarray(make_scene(3, 256).image).save(changed / "2.png")
+    with pytest.raises(AssertionError, match="calibrated again"):
+        main(["build", "--checkpoint", "standin", "--photos", str(changed), *FLAGS, "--output", str(output)])
+    (graph,) = (output / "calibration").glob("int8-*.onnx")
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="calibrated again"):
+        main(command)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--precision", "int8"], "needs calibration data"),
+        (["--precision", "fp16", "--embeddings", "x"], "of no use"),
+        (["--precision", "int8", "--embeddings", "missing"], "not found"),
+        (["--precision", "int8", "--embeddings", "x", "--tiers", "D"], "tier"),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["build", "--checkpoint", "standin", "--backend", "rtx", *flags, "--output", "set"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trt-sam: error:")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "set").exists()
