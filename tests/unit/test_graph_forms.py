@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from trt_sam.arithmetic import Arithmetic, KindCount
+from trt_sam.gpu_model import GPUS
 from trt_sam.layers import KernelSummary
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "graph_forms.py"
@@ -21,8 +22,11 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["graph_forms"] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -41,7 +45,7 @@ def test_the_report_holds_every_number_and_the_winners(script: ModuleType) -> No
             for prompts in script.PROMPTS:
                 arithmetic = Arithmetic({}, {"MatMul": KindCount(1, 1_500_000_000, 25_000_000)})
                 kernels = KernelSummary(kernels=50 + number, fused_attentions=7, by_type={"deconv": 2} if number == 0 else {})
-                modelled = dict.fromkeys(script.SHORT, 100.0 + number * (1 if precision == "fp32" else -1))
+                modelled = dict.fromkeys([gpu.name for gpu in GPUS], 100.0 + number * (1 if precision == "fp32" else -1))
                 results.counted[name, precision, prompts] = script.Counted(arithmetic, kernels, modelled)
     without = script.report(results, threads=2)
     assert "ORT ms" not in without
