@@ -112,8 +112,9 @@ def flip_plot(report: AccuracyReport) -> str:
     for number, (variant, (raw, clear)) in enumerate(zip(report.variants, rates, strict=True)):
         y, shade = _TOP + _ROW * (number + 0.5), shades[variant.name]
         parts.append(_label(_LEFT - 10, y + 4, variant.name, "end"))
-        parts.append(_line(_LEFT, y, across(raw), y, shade, width=12, opacity=0.35))
-        parts.append(_line(_LEFT, y, across(clear), y, shade, width=12))
+        for share, opacity in ((raw, 0.35), (clear, 1.0)):
+            # A line of no length would still leave a hair.
+            parts += [_line(_LEFT, y, across(share), y, shade, width=12, opacity=opacity)] * (share > 0)
         parts.append(_label(across(raw) + 6, y + 4, f"{100 * raw:.1f} % ({100 * clear:.1f} %)"))
     legend = "share of prompts; full colour: clear flips, beyond a difference of 0.01 in FP32's scores"
     parts.append(_label((_LEFT + right) / 2, height - 12, legend, "middle"))

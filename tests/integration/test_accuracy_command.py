@@ -1,0 +1,100 @@
+"""`trt-sam accuracy` on the stand-in: a tiny run of the real thing, and what it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trt_sam.commands import accuracy
+from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.embeddings import Embedding, save_embedding
+from trt_sam.errors import InputError
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    accuracy.add_arguments(parser)
+    return accuracy.run(parser.parse_args([str(each) for each in arguments]))
+
+
+@pytest.mark.slow
+def test_a_tiny_table_of_the_standin(tmp_path: Path, capsys: pytest.CaptureFixture[str], one_torch_thread: None) -> None:
+    few = ("--images", 2, "--prompts-per-image", 3, "--calibration-images", 3, "--calibration-prompts", 4)
+    names = ["fp16", "int8-max-A", "fp8-max-A", "int8-auto-A"]
+    assert run("--checkpoint", "standin", *few, "--variants", ",".join(names), "--output", tmp_path / "report") == 0
+    printed = capsys.readouterr().out
+    data = json.loads((tmp_path / "report" / "report.json").read_text())
+    figures = {variant["name"]: variant["overall"] for variant in data["variants"]}
+    assert list(figures) == names
+    for name, least in (("fp16", 0.995), ("int8-max-A", 0.97), ("fp8-max-A", 0.93), ("int8-auto-A", 0.95)):
+        # Six prompts: far from a figure to quote, near enough to tell a working graph from a broken one.
+        assert least <= figures[name]["iou_mean"] < 1.0, name
+        assert figures[name]["prompts"] == 6
+        assert figures[name]["truth_oracle"] >= figures[name]["truth_selected"]
+        assert name in printed
+    assert figures["fp16"]["sqnr_db"] > figures["int8-max-A"]["sqnr_db"] > figures["fp8-max-A"]["sqnr_db"]
+    facts = {variant["name"]: variant["facts"] for variant in data["variants"]}
+    # Two precisions share one calibration; `max` does not depend on the precision.
+    assert facts["int8-max-A"]["ranges"] == facts["fp8-max-A"]["ranges"]
+    assert len(facts["int8-max-A"]["ranges"]) == 5
+    assert facts["int8-auto-A"]["choice"]["score"]["prompts"] == 4
+    assert "stand-in" in data["conditions"]["checkpoint"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 * 6
+    assert "| int8-max-A |" in (tmp_path / "report" / "report.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--variants", "fp16,int8-best-A"), "'int8-best-A' is unknown"),
+        (("--variants", "fp16,fp16"), "fp16 is named twice"),
+        (("--variants", "int8-max-AB,int8-max-BA"), "int8-max-AB is named twice"),
+        (("--variants", ""), "nothing to judge"),
+        (("--graph", "mine"), "must be NAME=F.onnx"),
+        (("--graph", "mine=none.onnx"), "graph not found: none.onnx"),
+        (("--images", 0), "--images is 0, must be at least 1"),
+        (("--seed", -1), "--seed is -1"),
+        (("--embeddings", "none"), "no embedding file"),
+    ],
+)
+def test_flags_that_cannot_be(arguments: tuple[object, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        run("--checkpoint", "standin", "--output", tmp_path / "report", *arguments)
+    assert not (tmp_path / "report").exists()
+
+
+def test_images_serve_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        values = rng.normal(0, 1, EMBEDDING_SHAPE).astype(np.float32)
+        save_embedding(tmp_path / "embeddings" / f"{number}.npz", Embedding(values, (480, 640)))
+    few = ("--embeddings", tmp_path / "embeddings", "--images", 2, "--calibration-images", 2)
+    with pytest.raises(InputError, match="there are 3 images, --images 2 and --calibration-images 2 need 4"):
+        run("--checkpoint", "standin", "--output", tmp_path / "report", *few)
+
+
+def test_no_images_for_other_checkpoints_are_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trt_sam.model import checkpoint
+
+    other = dataclasses.replace(checkpoint.load_checkpoint("standin"), source="other.pth")
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda source: other)
+    with pytest.raises(InputError, match="no images: give --embeddings DIR or --photos DIR"):
+        run("--checkpoint", "other.pth", "--output", tmp_path / "report")
+
+
+def test_a_graph_of_other_weights_is_refused(tmp_path: Path, graphs: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="holds the weights 5a5a5a5a5a5a"):
+        run("--checkpoint", "standin", "--output", tmp_path / "report", "--variants", "", "--graph", f"x={graphs['plain']}")
+
+
+def test_an_output_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("here")
+    with pytest.raises(InputError, match="it is a file"):
+        run("--checkpoint", "none.pth", "--output", tmp_path / "report")

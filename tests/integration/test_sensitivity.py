@@ -1,0 +1,79 @@
+"""`trt-sam sensitivity` and `auto` on real graphs of the stand-in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from calibrators.trials import Trials, trial_feeds
+from trt_sam.accuracy_feeds import make_examples, scenes
+from trt_sam.commands import sensitivity
+from trt_sam.errors import CalibrationError, InferenceError, InputError, RecipeError
+from trt_sam.model.checkpoint import load_checkpoint
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    sensitivity.add_arguments(parser)
+    return sensitivity.run(parser.parse_args([str(each) for each in arguments]))
+
+
+@pytest.mark.slow
+def test_ranking_the_upscaling_of_the_standin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one_torch_thread: None
+) -> None:
+    few = ("--images", 1, "--prompts-per-image", 3, "--calibration-images", 2, "--calibration-prompts", 2)
+    report = tmp_path / "report.json"
+    arguments = ("--checkpoint", "standin", "--tiers", "B", *few, "--mean-iou", 0, "--p5-iou", 0, "--clear-flips", 1)
+    assert run(*arguments, "--json", report) == 0
+    data = json.loads(report.read_text())
+    assert {row["group"] for row in data["groups"]} == {"upscale0", "upscale1"}
+    costs = [row["cost"] for row in data["groups"]]
+    assert costs == sorted(costs, reverse=True)
+    for row in data["groups"]:
+        assert 0.9 < row["alone"]["mean_iou"] < 1.0
+        # Of two groups, leaving one out is the other alone.
+        other = next(each for each in data["groups"] if each is not row)
+        assert row["left_out"] == other["alone"]
+    assert data["keep_fp16"] == []
+    assert capsys.readouterr().out.rstrip().endswith("keep_fp16 = []")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("--mean-iou", 1.5), InputError, "--mean-iou is 1.5"),
+        (("--tiers", "A,D"), RecipeError, "tier is 'D'"),
+        (("--prompts-per-image", 0), InputError, "--prompts-per-image is 0"),
+    ],
+)
+def test_flags_that_cannot_be(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run("--checkpoint", "standin", *arguments)
+
+
+def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Path], one_torch_thread: None) -> None:
+    embed = load_checkpoint("standin").image_encoder().embed
+    feeds = [example.feed for example in make_examples(scenes(embed, 1), 5, prompts_per_call=3)]
+    model = onnx.load(graphs["plain"])
+    trials = Trials(model, trial_feeds(feeds, prompts=4))
+    assert trials.prompts == 4
+    same = trials.score(model)
+    assert (same.mean_iou, same.p5_iou, same.flips, same.prompts) == (1.0, 1.0, 0, 4)
+    # Every mask inside out: the worst that can be.
+    damaged = onnx.ModelProto()
+    damaged.CopyFrom(model)
+    node = next(node for node in damaged.graph.node if "low_res_masks" in node.output)
+    node.output[list(node.output).index("low_res_masks")] = "upright"
+    damaged.graph.node.append(onnx.helper.make_node("Neg", ["upright"], ["low_res_masks"]))
+    assert trials.score(damaged).mean_iou == 0.0
+    assert trials.runs == 2
+    with pytest.raises(CalibrationError, match="no held-out feed"):
+        Trials(model, [])
+    del damaged.graph.initializer[:]
+    with pytest.raises(InferenceError, match="cannot load the graph to try"):
+        trials.score(damaged)
