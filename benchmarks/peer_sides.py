@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+import trt_sam
 from trt_sam._bench_feed import make_feed
-from trt_sam.contract import LABEL_NOT_A_POINT
+from trt_sam.contract import LABEL_NOT_A_POINT, output_specs
 from trt_sam.model import SamDecoder
-from trt_sam.model.checkpoint import DATA_FOLDER
+from trt_sam.model.checkpoint import DATA_FOLDER, load_checkpoint
 from trt_sam.ort import disabled_optimizers, session_options
+from trt_sam.recipe import GraphOptions
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]
@@ -86,6 +91,26 @@ def export_meta(decoder: SamDecoder, path: str | os.PathLike[str], *, mask_branc
             output_names=["low_res_masks", "iou_predictions"],
             dynamic_axes=axes | {"low_res_masks": {0: "num_prompts"}, "iou_predictions": {0: "num_prompts"}},
         )
+
+
+def export_meta_as_ours(path: str | os.PathLike[str]) -> None:
+    """Write Meta's graph of the stand-in, without mask branch, under the contract's tensors: `trt-sam build` takes it."""
+    checkpoint = load_checkpoint("standin")
+    export_meta(checkpoint.decoder, path, mask_branch=False)
+    model = onnx.load(path)
+    del model.graph.output[:]
+    for spec in output_specs():
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(spec.name, element, list(spec.dims)))
+    options = GraphOptions(precision="fp32", target="gpu")
+    metadata = {
+        "trt_sam.version": trt_sam.__version__,
+        "trt_sam.options": json.dumps(dataclasses.asdict(options)),
+        "trt_sam.checkpoint_sha256": checkpoint.sha256,
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 class MetaSide:

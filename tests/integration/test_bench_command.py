@@ -16,8 +16,10 @@ from trt_sam._bench_feed import make_feed
 from trt_sam._bench_profile import profile_graph
 from trt_sam.engine_set import MANIFEST_NAME
 from trt_sam.model.checkpoint import load_checkpoint
+from trt_sam.tensorrt import gpu_compute_capability
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 QUICK = ["--prompts", "1,3", "--seconds", "0", "--rounds", "1", "--warmup", "0", "--threads", "1", "--device", "cpu"]
 
 
@@ -128,7 +130,6 @@ def test_the_profile_accounts_for_the_whole_graph(graphs: dict[str, Path]) -> No
 
 @pytest.fixture(scope="module")
 def metas(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    sys.path.insert(0, str(ROOT))
     from benchmarks.peer_sides import export_meta
 
     folder = tmp_path_factory.mktemp("meta")
@@ -209,4 +210,23 @@ def test_bad_input_of_the_script_is_one_line(args: list[str], tmp_path: Path) ->
     from benchmarks.peers import main
 
     assert main(["--output", str(tmp_path / "out"), *args]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_metas_graph_can_be_built_like_ours(tmp_path: Path) -> None:
+    from benchmarks.peer_sides import export_meta_as_ours
+    from trt_sam.graph import check_decoder, read_graph
+
+    export_meta_as_ours(tmp_path / "meta.onnx")
+    graph = read_graph(tmp_path / "meta.onnx")
+    assert check_decoder(graph).precision == "fp32"
+    assert graph.nodes["ConvTranspose"] == 2
+
+
+@pytest.mark.skipif(gpu_compute_capability() is not None, reason="here it would run")
+def test_the_gpu_benchmark_leaves_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.gpu import main
+
+    assert main(["--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("bench-gpu: skipped: ")
     assert not (tmp_path / "out").exists()

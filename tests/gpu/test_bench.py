@@ -1,0 +1,42 @@
+"""The benchmark on a real GPU: that it runs and says what it must. Run with `make test-gpu`; it judges no time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from trt_sam.tensorrt import available_flavours, gpu_compute_capability
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(gpu_compute_capability() is None, reason="no CUDA GPU that the driver answers for"),
+]
+
+
+def test_engines_are_timed_on_the_device_and_agree(tmp_path: Path) -> None:
+    if not available_flavours():
+        pytest.skip("no TensorRT is installed")
+    pytest.importorskip("matplotlib")
+    from benchmarks.gpu import main
+
+    assert main(["--output", str(tmp_path), "--prompts", "1,5", "--seconds", "2", "--rounds", "2"]) == 0
+    (path,) = tmp_path.glob("*.json")
+    report = json.loads(path.read_text())
+    assert report["machine"]["gpu"]["name"]
+    assert report["clocks_before"]["gpu"]
+    engines = {side["name"]: side for side in report["sides"] if "TensorRT" in side["name"]}
+    assert len(engines) == 3
+    for name, side in engines.items():
+        assert not side["not_measured"], name
+        for result in side["results"]:
+            assert not result["not_measured"], name
+            assert 0 < result["device"]["p50"] < result["host_to_host"]["p50"], name
+    errors = [result["logits_error"] for side in engines.values() for result in side["results"]]
+    # TF32 and FP16 have 10 bits of mantissa.
+    assert max(error for error in errors if error is not None) <= 3e-2
