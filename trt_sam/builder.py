@@ -1,6 +1,7 @@
 """ONNX to TensorRT engine, for every flavour, from one strongly typed graph. Imports no torch.
 
-The types are in the graph, so no builder flag chooses a precision, and the same file builds on TensorRT 10, 11 and RTX.
+The types are in the graph, so no builder flag chooses a precision, and the same file builds on TensorRT 10, 11 and RTX. The one
+exception is implicit INT8 (`_implicit.py`), which TensorRT 10 alone has.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 
 from trt_sam._build_callbacks import Progress, in_words, make_logger, make_monitor
 from trt_sam._files import existing_file, write_atomically
+from trt_sam._implicit import MakeCalibrator, add_calibrator, check_method
+from trt_sam._profiles import add_profiles
 from trt_sam.errors import BuildError
 from trt_sam.layers import KernelSummary, Layer, parse_layers, summarize_layers
-from trt_sam.recipe import EngineRecipe, ShapeProfile
+from trt_sam.recipe import EngineRecipe
 from trt_sam.tensorrt import Flavour, gpu_compute_capability
 
 __all__ = ["BuildResult", "build_engine"]
@@ -40,6 +43,8 @@ class BuildResult:
     compute_capabilities: tuple[str, ...]
     """What it was built for; empty is RTX's default, every GPU that RTX supports from 8.0."""
     warnings: tuple[str, ...]
+    calibration_cache: bytes | None = None
+    """What TensorRT 10 wrote after calibrating by itself; None where it did not."""
 
 
 def build_engine(
@@ -49,6 +54,7 @@ def build_engine(
     flavour: Flavour,
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    make_calibrator: MakeCalibrator | None = None,
 ) -> BuildResult:
     """Build an engine from a graph in which every type is decided.
 
@@ -56,10 +62,13 @@ def build_engine(
 
     Args:
         onnx_path: the graph; its weights may lie beside it as external data.
-        recipe: profiles, compute capabilities, streams and compatibility; its `graph` and `checkpoint` are not looked at.
+        recipe: profiles, compute capabilities, streams, compatibility and the method of quantization; its `graph` and
+            `checkpoint` are not looked at.
         flavour: the TensorRT that builds.
         progress: called with (fraction, phase), from the building thread. What it raises stops the build and is raised here.
         timing_cache: file of kernel timings, read where it exists and written at the end (TensorRT 10 and 11 only).
+        make_calibrator: for `quantization.method = "implicit"`, which needs TensorRT 10 and a graph of float32; what its
+            calibrator fails with stops the build and is raised here.
 
     Raises:
         BuildError: the graph cannot be parsed or built, or the recipe asks for what this flavour cannot do.
@@ -69,12 +78,13 @@ def build_engine(
     path = existing_file(onnx_path, "ONNX graph")
     if timing_cache is not None and not flavour.has_timing_cache:
         raise BuildError(f"{flavour.title} times no kernels, so it has no timing cache; leave the timing cache out")
+    check_method(recipe, make_calibrator, flavour)
     capabilities = tuple(dict.fromkeys(recipe.compute_capabilities))
     for value in capabilities:
         flavour.compute_capability(value)
     stop = threading.Event()
     cache = Path(timing_cache) if timing_cache is not None else None
-    return _on_own_thread(lambda: _build(path, recipe, capabilities, flavour, progress, cache, stop), stop)
+    return _on_own_thread(lambda: _build(path, recipe, capabilities, flavour, progress, cache, make_calibrator, stop), stop)
 
 
 def _build(
@@ -84,25 +94,35 @@ def _build(
     flavour: Flavour,
     progress: Progress | None,
     timing_cache: Path | None,
+    make_calibrator: MakeCalibrator | None,
     stop: threading.Event,
 ) -> BuildResult:
     trt = flavour.trt
     started = time.perf_counter()
     logger = make_logger(trt)
     builder = _make_builder(flavour, logger)
-    network = builder.create_network(flavour.network_flags)
+    network = builder.create_network(flavour.network_flags if make_calibrator is None else 0)  # 0: weakly typed
     parser = trt.OnnxParser(network, logger)
     _parse(parser, network, path, flavour)
     config = builder.create_builder_config()
     _configure(config, recipe, capabilities, flavour)
-    _add_profiles(builder, config, network, recipe, path)
+    add_profiles(builder, config, network, recipe.profiles, path)
     if timing_cache is not None:
         known = timing_cache.read_bytes() if timing_cache.exists() else b""
         # One of another GPU or version is refused by set_timing_cache; the build then starts from an empty one.
         if not config.set_timing_cache(config.create_timing_cache(known), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
     config.progress_monitor = monitor = make_monitor(trt, progress, stop)
-    plan = builder.build_serialized_network(network, config)
+    calibrator = None
+    if make_calibrator is not None:
+        calibrator = add_calibrator(builder, config, network, recipe, path, flavour, make_calibrator, stop)
+    try:
+        plan = builder.build_serialized_network(network, config)
+    finally:
+        if calibrator is not None:
+            calibrator.close()
+    if calibrator is not None and calibrator.failure is not None:
+        raise calibrator.failure
     if monitor.failure is not None:
         raise monitor.failure
     if stop.is_set():
@@ -116,8 +136,11 @@ def _build(
     if flavour.needs_gpu_to_build and (here := gpu_compute_capability()) is not None:
         built_for = (here,)
     layers, warnings = _layers(logger)
+    written = None
+    if calibrator is not None:
+        warnings, written = (*calibrator.warnings, *warnings), calibrator.written
     seconds = time.perf_counter() - started
-    return BuildResult(engine, summarize_layers(layers), layers, seconds, built_for, warnings)
+    return BuildResult(engine, summarize_layers(layers), layers, seconds, built_for, warnings, written)
 
 
 def _make_builder(flavour: Flavour, logger: Any) -> Any:
@@ -167,46 +190,6 @@ def _configure(config: Any, recipe: EngineRecipe, capabilities: tuple[str, ...],
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-
-
-def _add_profiles(builder: Any, config: Any, network: Any, recipe: EngineRecipe, path: Path) -> None:
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    dynamic = [tensor for tensor in inputs if tensor.is_shape_tensor or -1 in tuple(tensor.shape)]
-    if not dynamic:
-        return
-    for number, ranges in enumerate(recipe.profiles):
-        profile = builder.create_optimization_profile()
-        for tensor in dynamic:
-            bounds = _value_bounds(tensor, ranges, path) if tensor.is_shape_tensor else _shape_bounds(tensor, ranges, path)
-            setter = profile.set_shape_input if tensor.is_shape_tensor else profile.set_shape
-            setter(tensor.name, *bounds)
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildError(f"profile {number + 1} does not fit {path}: {ranges}; each range must be min <= opt <= max")
-
-
-def _shape_bounds(tensor: Any, ranges: ShapeProfile, path: Path) -> list[list[int]]:
-    bounds: list[list[int]] = [[], [], []]
-    for index, size in enumerate(tuple(tensor.shape)):
-        if size >= 0:
-            triple = (size, size, size)
-        else:
-            name = tensor.get_dimension_name(index)
-            known = vars(ranges)
-            if name not in known:
-                raise BuildError(
-                    f"input {tensor.name!r} of {path} has the dynamic dimension {name!r}; profiles know {', '.join(known)}; "
-                    "name it so, or make it static"
-                )
-            triple = known[name]
-        for bound, value in zip(bounds, triple, strict=True):
-            bound.append(value)
-    return bounds
-
-
-def _value_bounds(tensor: Any, ranges: ShapeProfile, path: Path) -> list[list[int]]:
-    if tensor.name != "orig_im_size":
-        raise BuildError(f"input {tensor.name!r} of {path} decides shapes; only orig_im_size may, so make it a constant")
-    return [[height, width] for height, width in zip(ranges.height, ranges.width, strict=True)]
 
 
 def _layers(logger: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:

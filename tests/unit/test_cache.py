@@ -104,7 +104,7 @@ def test_the_most_lines_that_are_allowed_are_read_and_written() -> None:
 def test_a_cache_of_another_version_is_told() -> None:
     cache = parse_cache(REAL)
     cache.check_version("10.16.1.11")
-    with pytest.raises(InputError, match=r"TensorRT 101601, but 10\.14\.1\.48 is installed"):
+    with pytest.raises(InputError, match=r"TensorRT 101601, but 10\.14\.1\.48 \(101401\) is installed"):
         cache.check_version("10.14.1.48")
 
 
