@@ -49,14 +49,15 @@ def plot_svg(report: BenchmarkReport) -> bytes:
             errors = [[max(0.0, value) for value in row] for row in spread]
             color = _COLORS[index % len(_COLORS)]
             axes.bar(places, heights, width * 0.92, yerr=errors, label=side.name, color=color, ecolor="#333333", capsize=2)
-            for place, height in zip(places, heights, strict=True):
-                axes.annotate(f"{height:.3g}", (place, height), ha="center", va="bottom", fontsize=7)
+            for place, height, above in zip(places, heights, errors[1], strict=True):
+                top = (place, height + above)
+                axes.annotate(f"{height:.3g}", top, (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7)
         axes.set_xticks(range(len(prompts)), [str(n) for n in prompts])
         axes.set_xlabel("prompts per call")
         axes.set_ylabel("milliseconds per prompt (median, host to host)")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         axes.set_title(f"{report.title}\n{_where(report.machine)}", fontsize=9, loc="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
