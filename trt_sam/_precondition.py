@@ -66,6 +66,9 @@ def precondition(
     Their activations are then called "GROUP input" after the first group that reads the tensor, in float32 and float16 graphs
     alike (the exporter's numbers differ), so ranges seen on one serve the other. With neither shift nor scale that is all.
 
+    Ranges are tight afterwards: what the attentions' outputs hold depends on the kind of prompt, and a kind that was not among
+    the feeds may be clipped (seen: no box among them, then boxes reached twice the range, and masks fell from .99 to .89).
+
     Args:
         model: the graph that the products were found in; it is not changed.
         products: what `find_products` gave.
