@@ -57,7 +57,7 @@ def plot_svg(report: BenchmarkReport) -> bytes:
         axes.set_ylabel("milliseconds per prompt (median, host to host)")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         axes.set_title(f"{report.title}\n{_where(report.machine)}", fontsize=9, loc="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
