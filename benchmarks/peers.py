@@ -45,8 +45,8 @@ NOTES = (
     "Meta's graph at its best: without the branch of mask_input, which Meta's always computes, and with the session options of "
     "OnnxRunner, SkipLayerNormFusion left out included.",
     "transformers gives three masks of the four; its loading is not timed, its own checks and position encoding are.",
-    "At 1 prompt, one prompt a call and prompts batched are the same calls of the same graph: how far their ratio is from 1 is how "
-    "far to trust the others.",
+    "At 1 prompt, one prompt a call and prompts batched are the same calls of the same graph: how far their ratio is from 1 "
+    "says how far to trust the others.",
     "Every ONNX Runtime session has session.intra_op.allow_spinning = 0.",
 )
 
