@@ -1,0 +1,316 @@
+"""`trt-sam calibrate` end to end on the stand-in: photos to embeddings to ranges to a Q/DQ graph whose masks are FP32's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from PIL import Image as PillowImage
+
+import trt_sam.export
+from calibrators import pipeline
+from calibrators.calibration import Calibration
+from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
+from calibrators.report import CalibrationReport
+from calibrators.sources import from_folder, write_embeddings
+from trt_sam.commands import calibrate
+from trt_sam.compare_feeds import Image, scene_images
+from trt_sam.embeddings import load_embedding, save_embedding
+from trt_sam.errors import CalibrationError, InputError
+from trt_sam.export import export_decoder
+from trt_sam.metrics import mask_iou, selection_scores
+from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
+from trt_sam.ort import OnnxRunner
+from trt_sam.recipe import GraphOptions, QuantizationOptions
+from trt_sam.scenes import HELD_OUT_SEED, make_scene
+from trt_sam.torch_runner import TorchRunner
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+FOLDERS: list[Path] = []
+INT8 = GraphOptions(precision="int8", target="gpu")
+
+
+@functools.cache
+def standin() -> Checkpoint:
+    return load_checkpoint("standin")
+
+
+@functools.cache
+def images() -> tuple[Image, ...]:
+    return tuple(scene_images(standin().image_encoder().embed, 4))
+
+
+@functools.cache
+def exported(options: GraphOptions) -> Path:
+    """A real export, made once: 15 s each."""
+    FOLDERS.append(Path(tempfile.mkdtemp()))
+    path = FOLDERS[-1] / "decoder.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        # Parity at all shapes is tested elsewhere.
+        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+        export_decoder(standin().decoder, path, options, checkpoint_sha256=standin().sha256)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cached_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
+        shutil.copy(exported(options), path)
+
+    monkeypatch.setattr(pipeline, "export_decoder", export)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remove_exports() -> Iterator[None]:
+    yield
+    exported.cache_clear()
+    for folder in FOLDERS:
+        shutil.rmtree(folder)
+
+
+def run(*flags: object) -> int:
+    parser = argparse.ArgumentParser()
+    calibrate.add_arguments(parser)
+    return calibrate.run(parser.parse_args([str(flag) for flag in flags]))
+
+
+def quantize(
+    output: Path, feeds: CalibrationFeeds | None = None, options: GraphOptions = INT8, progress: Any = None, **changes: Any
+) -> CalibrationReport:
+    if feeds is None:
+        feeds = calibration_feeds(images()[:2], FeedOptions(prompts_per_image=2, mask_input=options.mask_input))
+    return pipeline.quantize_decoder(standin(), feeds, options, QuantizationOptions(**changes), output, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(2):
+        scene = make_scene(HELD_OUT_SEED + 5000 + number)
+        PillowImage.fromarray(scene.image).save(folder / f"scene{number}.png")
+    return folder
+
+
+# --- The command ---
+
+
+def test_photos_to_an_int8_graph_and_a_report(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, report_path = tmp_path / "int8.onnx", tmp_path / "report.json"
+    flags = ("--checkpoint", "standin", "--photos", photos, "--prompts-per-image", 4)
+    assert run(*flags, "--output", output, "--json", report_path) == 0
+    out, err = capsys.readouterr()
+    assert err == "trt-sam: warning: 2 images are few; give 8 or more\n"
+    assert out.count("\n") == 1
+    assert "int8, 5 tensors by entropy, 74% of multiply-adds; 2 images, 8 prompts" in out
+
+    report = json.loads(report_path.read_text())
+    assert [row["group"] for row in report["tensors"]] == [
+        "block0.image",
+        "block0.image_out",
+        "block1.image",
+        "block1.image_out",
+        "final.image",
+    ]
+    assert report["checkpoint_sha256"] == standin().sha256
+    assert (report["feeds"]["images"], report["feeds"]["prompts"], len(report["feeds"]["fingerprint"])) == (2, 8, 64)
+    for row in report["tensors"]:
+        assert row["scale"] == row["amax"] / 127
+        assert 0 < row["amax"] <= row["largest"]
+        assert 0 <= row["clipped"] < 0.01
+        assert row["calibrator"] == "entropy"
+
+    model = onnx.load(output)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["trt_sam.options"])["precision"] == "int8"
+    about = json.loads(metadata["trt_sam.calibration"])
+    assert about["fingerprint"] == report["feeds"]["fingerprint"]
+    assert about["quantization"]["tiers"] == ["A"]
+    # The graph has the scales of the report, as float16.
+    found = sorted(float(scale) for scale in activation_scales(model).values())
+    assert found == sorted(float(np.float16(row["scale"])) for row in report["tensors"])
+
+
+def test_masks_of_the_int8_graph_are_those_of_fp32_on_other_scenes(tmp_path: Path) -> None:
+    quantize(tmp_path / "int8.onnx", calibration_feeds(images()[1:], FeedOptions(prompts_per_image=8)))
+    feeds = calibration_feeds(images()[:1], FeedOptions(prompts_per_image=12, seed=5))
+    ious = []
+    with (
+        OnnxRunner(tmp_path / "int8.onnx", emulate_quantization=True) as quantized,
+        TorchRunner(standin().decoder) as reference,
+    ):
+        assert quantized.options == INT8
+        for feed in feeds:
+            results = [runner.run(masked(feed, runner)) for runner in (reference, quantized)]
+            best = selection_scores(results[0]["iou_predictions"], feed["point_labels"]).argmax(axis=1)
+            one, two = (result["low_res_masks"][np.arange(len(best)), best] > 0 for result in results)
+            ious.append(mask_iou(one, two, 0.5))
+    # Seen .99; twelve masks say less than the accuracy table's thousands. A wrong scale or bias is far below.
+    assert np.concatenate(ious).mean() > 0.97
+
+
+def masked(feed: dict[str, npt.NDArray[Any]], runner: Any) -> dict[str, npt.NDArray[Any]]:
+    if not any(spec.name == "mask_input" for spec in runner.inputs):
+        return feed
+    rows = len(feed["point_labels"])
+    return {**feed, "mask_input": np.zeros((rows, 1, 256, 256), np.float32), "has_mask_input": np.zeros(rows, np.float32)}
+
+
+def activation_scales(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.input[0]: onnx.numpy_helper.to_array(stored[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+def test_embeddings_of_another_encoder_are_refused_and_nothing_is_written(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    write_embeddings(sorted(photos.iterdir()), standin().image_encoder(), folder)
+    assert [each.prompts for each in from_folder(folder, None, standin().image_encoder().sha256)] == [None, None]
+    for path in folder.iterdir():
+        save_embedding(path, dataclasses.replace(load_embedding(path), encoder_sha256="ef" * 32))
+    with pytest.raises(InputError, match="another image encoder"):
+        run("--checkpoint", "standin", "--embeddings", folder, "--output", tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output", "graph.engine"), "must end in .onnx"),
+        (("--precision", "fp16"), "trt-sam export writes fp16"),
+        (("--tiers", "A,D"), "tier is 'D'"),
+        (("--tiers", "A,A"), "at most once"),
+        (("--prompts-per-image", "0"), "prompts_per_image is 0"),
+        (("--checkpoint", "absent.pth"), "checkpoint not found"),
+        (("--prompts", "absent.json"), "prompt file not found"),
+        ((), "no embedding file"),
+    ],
+)
+def test_bad_flags_are_told_before_anything_is_computed(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    given = {"--checkpoint": "standin", "--embeddings": str(tmp_path), "--output": str(tmp_path / "int8.onnx")}
+    given |= dict(zip(flags[::2], flags[1::2], strict=True))
+    with pytest.raises(InputError, match=message):
+        run(*(part for pair in given.items() for part in pair))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
+    def chosen(*flags: str) -> tuple[str, str]:
+        parser = argparse.ArgumentParser()
+        calibrate.add_arguments(parser)
+        recipe = calibrate.calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
+        assert recipe.graph.target == "gpu"
+        return recipe.graph.precision, recipe.quantization.calibrator
+
+    assert chosen() == ("int8", "entropy")
+    assert chosen("--recipe", "standin") == ("int8", "entropy")
+    assert chosen("--precision", "fp8") == ("fp8", "max")
+    assert chosen("--precision", "fp8", "--calibrator", "mse") == ("fp8", "mse")
+
+
+# --- The pipeline ---
+
+
+def test_the_order_of_images_changes_no_range_and_progress_never_falls(tmp_path: Path) -> None:
+    steps: list[tuple[float, str]] = []
+    options = FeedOptions(prompts_per_image=2)
+    first = quantize(tmp_path / "a.onnx", calibration_feeds(images()[:3], options), progress=lambda *step: steps.append(step))
+    second = quantize(tmp_path / "b.onnx", calibration_feeds(images()[2::-1], options))
+    assert first.tensors == second.tensors
+    a, b = (onnx.load(tmp_path / name).graph for name in ("a.onnx", "b.onnx"))
+    assert a.SerializeToString() == b.SerializeToString()
+    fractions = [fraction for fraction, _ in steps]
+    assert fractions == sorted(fractions)
+    assert steps[-1] == (1.0, "done")
+    assert {"export", "channels", "ranges", "counts", "check"} <= {stage for _, stage in steps}
+
+
+@pytest.mark.slow
+def test_shift_and_scale_make_ranges_smaller(tmp_path: Path) -> None:
+    plain = quantize(tmp_path / "plain.onnx", shift=False, smooth_alpha=None, calibrator="max")
+    shifted = quantize(tmp_path / "shifted.onnx", shift=True, smooth_alpha=None, calibrator="max")
+    assert plain.quantized_share == shifted.quantized_share
+    # Taking each channel's mean off can make the range of single channels larger, but not by much, and of most smaller.
+    ratios = [s.largest / p.largest for s, p in zip(shifted.tensors, plain.tensors, strict=True)]
+    assert np.mean(ratios) < 0.95
+
+
+@pytest.mark.slow
+def test_fp8_of_every_tier_with_masks_at_full_resolution(tmp_path: Path) -> None:
+    options = GraphOptions(precision="fp8", target="gpu", mask_input=True, full_resolution=True)
+    report = quantize(tmp_path / "fp8.onnx", options=options, calibrator="max", tiers=("A", "B", "C"), keep_fp16=("upscale1",))
+    # The first upscaling product reads what the last of the image side reads: they share a range, and the tier is the first's.
+    assert {row.tier for row in report.tensors} == {"A", "C"}
+    assert report.left_out == ("upscale1",)
+    assert all(row.scale == row.amax / 448 and row.amax == row.largest for row in report.tensors)
+    shared = [row.products for row in report.tensors if len(row.products) > 1 and row.tier == "A"]
+    assert shared == [("transformer.final_image.product/MatMul", "upscaling.first/MatMul")]
+    with OnnxRunner(tmp_path / "fp8.onnx") as runner:
+        assert runner.options == options
+
+
+def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) -> None:
+    feeds = calibration_feeds(images(), FeedOptions(prompts_per_image=2))
+    report = quantize(tmp_path / "auto.onnx", feeds, calibrator="auto", tiers=("A",))
+    rest, held_out = feeds.split(pipeline.HELD_OUT)
+    assert report.feeds["fingerprint"] == rest.fingerprint != held_out.fingerprint
+    assert report.choice is not None
+    assert {each.group for each in report.choice.groups} == {*(row.group for row in report.tensors), *report.left_out}
+    for row in report.tensors:
+        (group,) = (each for each in report.choice.groups if each.group == row.group)
+        assert row.calibrator == group.calibrator
+    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "auto.onnx").metadata_props}["trt_sam.calibration"]
+    assert json.loads(about)["calibrators"] == {row.tensor: row.calibrator for row in report.tensors}
+    with pytest.raises(InputError, match="1 different image"):
+        quantize(tmp_path / "one.onnx", calibration_feeds(images()[:1]), calibrator="auto")
+
+
+def test_a_tensor_that_is_always_zero_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real: Callable[..., Any] = Calibration._prepare
+
+    def with_a_dead_tensor(self: Calibration, *args: Any) -> None:
+        real(self, *args)
+        name = list(self.histograms)[2]
+        dead = self.histograms[name]
+        self.histograms[name] = dataclasses.replace(dead, counts=np.eye(1, 2048, dtype=np.int64)[0], amax=0.0)
+
+    monkeypatch.setattr(Calibration, "_prepare", with_a_dead_tensor)
+    with pytest.raises(CalibrationError, match=r"block1\.image input: every value is 0"):
+        quantize(tmp_path / "dead.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        (GraphOptions(precision="fp16"), {}, "precision is 'fp16'"),
+        (INT8, {"method": "implicit"}, "method is 'implicit'"),
+        (GraphOptions(precision="int8", mask_input=True), {}, "bring no masks"),
+        (INT8, {"keep_fp16": ("block9.image",)}, "block9.image"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, options: GraphOptions, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quantize(tmp_path / "x.onnx", calibration_feeds(images()[:1]), options, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_output_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        quantize(tmp_path / "file" / "x.onnx")
