@@ -55,6 +55,7 @@ def build_set(
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     make_calibrator: MakeCalibrator | None = None,
+    calibration: str | None = None,
     engine_builder: EngineBuilder = build_engine,
 ) -> BuiltSet:
     """Write `decoder.onnx`, `decoder.engine` and `manifest.json` into the folder `output`.
@@ -67,6 +68,7 @@ def build_set(
         progress: as in `build_engine`.
         timing_cache: as in `build_engine`.
         make_calibrator: as in `build_engine`; the graph is then of float32, and the manifest's recipe says int8, implicit.
+        calibration: fingerprint of the feeds of `make_calibrator`; a quantized graph carries its own.
         engine_builder: stands in for `build_engine` in tests.
 
     Raises:
@@ -119,7 +121,7 @@ def build_set(
             flavour_version=flavour.version,
             target=options.target,
             compute_capabilities=build.compute_capabilities,
-            calibration=graph.calibration,
+            calibration=graph.calibration or calibration,
             created={
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "trt_sam": __version__,

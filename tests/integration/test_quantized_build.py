@@ -103,3 +103,12 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert words in error
     assert not (tmp_path / "set").exists()
+
+
+def test_implicit_is_for_tensorrt_10_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "implicit.toml"
+    recipe.write_text('[graph]\nprecision = "int8"\n[quantization]\nmethod = "implicit"\n')
+    command = ["build", "--checkpoint", "standin", "--recipe", str(recipe), "--embeddings", str(tmp_path), "--backend", "rtx"]
+    assert main([*command, "--output", str(tmp_path / "set")]) == 2
+    assert '"explicit"' in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
     from trt_sam.tensorrt import Flavour
 
-__all__ = ["STEPS", "finished_set", "quantized_graph"]
+__all__ = ["STEPS", "calibration_feeds_of", "finished_set", "quantized_graph"]
 
 STEPS = "calibration"
 """Folder of the finished steps inside the output."""
@@ -55,7 +55,7 @@ def quantized_graph(
     """
     from calibrators.pipeline import quantize_decoder
 
-    with _feeds(args, checkpoint, recipe, bar) as feeds:
+    with calibration_feeds_of(args, checkpoint, recipe, bar) as feeds:
         about = {
             "trt_sam": __version__,
             "checkpoint": checkpoint.sha256,
@@ -87,7 +87,7 @@ def finished_set(folder: Path, graph: Path, recipe: EngineRecipe, flavour: Flavo
 
 
 @contextlib.contextmanager
-def _feeds(
+def calibration_feeds_of(
     args: argparse.Namespace, checkpoint: Checkpoint, recipe: EngineRecipe, bar: TerminalBar | None = None
 ) -> Iterator[CalibrationFeeds]:
     """The feeds of `--embeddings`, or of `--photos`, each embedded once and kept; usable inside the block."""

@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._build_callbacks import TerminalBar
+from trt_sam._implicit import check_method
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
-from trt_sam.commands._quantized import finished_set, quantized_graph
+from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
 from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
 from trt_sam.engine_set import BuiltSet, build_set, copy_graph
 from trt_sam.errors import InputError
 from trt_sam.graph import check_decoder, read_graph
 from trt_sam.manifest import MANIFEST_NAME, Manifest
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
-from trt_sam.tensorrt import choose_flavour
+from trt_sam.tensorrt import Flavour, choose_flavour
 
 HELP = "checkpoint or ONNX to TensorRT engine"
 
@@ -78,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
         flavour.compute_capability(value)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+        extra: dict[str, Any] = {}
         if args.onnx:
             write_graph = _from_onnx(args, recipe)
+        elif calibrates and recipe.quantization.method == "implicit":
+            write_graph, extra = _implicit(args, recipe, flavour, bar, stack)
         elif calibrates:
             graph = _calibrated(args, recipe, bar)
             if (manifest := finished_set(args.output, graph, recipe, flavour)) is not None:
@@ -88,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
             write_graph = copy_graph(graph)
         else:
             write_graph = _from_checkpoint(checkpoint_of(args, recipe), recipe)
-        built = build_set(write_graph, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache)
+        built = build_set(
+            write_graph, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache, **extra
+        )
     for warning in built.build.warnings:
         print(f"trt-sam: warning: {flavour.title}: {warning}", file=sys.stderr)
     _report(args, built.manifest, _summary(built, flavour.title))
@@ -146,6 +152,33 @@ def _from_checkpoint(source: str, recipe: EngineRecipe) -> Callable[[Path], Any]
 
     checkpoint = load_checkpoint(source)
     return lambda path: export_decoder(checkpoint.decoder, path, recipe.graph, checkpoint_sha256=checkpoint.sha256)
+
+
+def _implicit(
+    args: argparse.Namespace, recipe: EngineRecipe, flavour: Flavour, bar: TerminalBar | None, stack: contextlib.ExitStack
+) -> tuple[Callable[[Path], Any], dict[str, Any]]:
+    """The float32 graph and the calibrator for TensorRT 10's implicit INT8; the feeds live as long as `stack`."""
+    if recipe.graph.precision != "int8":
+        raise InputError(
+            f'quantization.method = "implicit" is int8 alone, precision is {recipe.graph.precision}; use "explicit"'
+        )
+    if not flavour.has_implicit_int8:
+        check_method(recipe, None, flavour)
+    source = checkpoint_of(args, recipe)
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "pycuda"):
+        require(package, "to calibrate with TensorRT 10")
+    from calibrators.implicit import ImplicitCalibration
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    feeds = stack.enter_context(calibration_feeds_of(args, load_checkpoint(source), recipe, bar))
+    algorithm = {"entropy": "entropy", "max": "minmax"}.get(recipe.quantization.calibrator)
+    if algorithm is None:
+        raise InputError(
+            f'calibrator is {recipe.quantization.calibrator!r}; with quantization.method = "implicit" it is entropy or max'
+        )
+    plain = dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, precision="fp32"))
+    calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
+    return _from_checkpoint(source, plain), {"make_calibrator": calibrator, "calibration": feeds.fingerprint}
 
 
 def _summary(built: BuiltSet, title: str) -> str:
