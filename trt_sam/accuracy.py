@@ -23,7 +23,18 @@ from trt_sam.errors import InputError
 from trt_sam.interface import Runner
 from trt_sam.metrics import boundary_iou, decibels, kendall_tau, mask_iou, powers, selection_scores
 
-__all__ = ["BLOCK", "CLEAR_MARGIN", "SIZES", "Measurement", "Summary", "Variant", "WorstMask", "measure", "summarize"]
+__all__ = [
+    "BLOCK",
+    "CLEAR_MARGIN",
+    "SIZES",
+    "Measurement",
+    "Summary",
+    "Variant",
+    "WorstMask",
+    "known_mean",
+    "measure",
+    "summarize",
+]
 
 Array = npt.NDArray[Any]
 Columns = Mapping[str, Array]

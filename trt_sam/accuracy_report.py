@@ -12,7 +12,18 @@ import numpy as np
 
 from trt_sam.accuracy import CLEAR_MARGIN, SIZES, Measurement, Summary, known_mean, summarize
 
-__all__ = ["COLUMNS", "METHOD", "AccuracyReport", "VariantReport", "make_report", "markdown"]
+__all__ = [
+    "COLUMNS",
+    "METHOD",
+    "AccuracyReport",
+    "VariantReport",
+    "group_row",
+    "make_report",
+    "markdown",
+    "overall_row",
+    "reference_truth",
+    "shown_columns",
+]
 
 _CURVE = np.concatenate([np.linspace(0, 90, 46), np.linspace(90.5, 100, 20)])
 """Percentiles of 1 - IoU that the report keeps for its plot."""

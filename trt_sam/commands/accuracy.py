@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_sam import __version__
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
@@ -239,7 +240,7 @@ def _conditions(checkpoint: Checkpoint, args: argparse.Namespace, images: Images
         "reference": "PyTorch, FP32, on the CPU",
         "executed by": "ONNX Runtime on the CPU; INT8 and FP8 graphs as delivered, their pairs in floating point "
         "(session.disable_quant_qdq = 1) and their float16 parts computed in float32",
-        "versions": f"trt-sam {metadata.version('trt-sam')}, {versions}, {platform.machine()}",
+        "versions": f"trt-sam {__version__}, {versions}, {platform.machine()}",
     }
 
 
