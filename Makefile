@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two processes of one thread each: much of a test is Python, and two thread pools on two cores spoil each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo test test-all test-gpu lint types check clean
+.PHONY: install demo test test-all test-gpu bench-gpu lint types check clean
 
 install: $(STAMP)
 
@@ -28,6 +28,9 @@ test-all: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py --output benchmarks/results
 
 lint: install
 	$(BIN)/ruff format --check .
