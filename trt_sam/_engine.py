@@ -6,8 +6,10 @@ All three have the calls used here under the same names; what differs when build
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from trt_sam._files import write_atomically
 from trt_sam.contract import TensorSpec
 from trt_sam.errors import InferenceError, ManifestError
 
@@ -29,6 +31,8 @@ class Engine:
         outputs: the graph's outputs, in order.
         profiles: limits of each optimization profile, in the engine's order.
         keep: what must live as long as the engine, its runtime and logger.
+        runtime_cache: file of TensorRT-RTX's compiled kernels; read where it exists and fits this GPU, written by
+            `save_runtime_cache`. Without effect on other flavours.
 
     Raises:
         ManifestError: tensors, types or profiles of the engine are not those that are said.
@@ -42,6 +46,7 @@ class Engine:
         outputs: Sequence[TensorSpec],
         profiles: Sequence[Limits],
         keep: object = None,
+        runtime_cache: Path | None = None,
     ) -> None:
         self._keep = keep
         self._engine = engine
@@ -62,6 +67,13 @@ class Engine:
         if engine.num_optimization_profiles != len(self.profiles):
             count = engine.num_optimization_profiles
             raise ManifestError(f"the engine has {count} profiles, its manifest says {len(self.profiles)}; build it again")
+        self._trt = trt
+        self.activation_bytes = max(int(engine.get_device_memory_size_for_profile_v2(p)) for p in range(len(self.profiles)))
+        """Scratch memory that a context needs while it runs; contexts that never run at once can share one block."""
+        self.is_rtx = hasattr(trt, "CudaGraphStrategy")
+        self._cache_path = runtime_cache
+        self._cache: Any = None
+        self._cache_size = 0
         host = trt.TensorLocation.HOST
         self.host_inputs = frozenset(s.name for s in self.inputs if engine.get_tensor_location(s.name) == host)
         """Shape tensors: TensorRT reads them from host memory when work is queued."""
@@ -76,19 +88,62 @@ class Engine:
                 merged[name] = (min(least, low), max(most, high))
         return merged
 
-    def context(self, profile: int, stream: int) -> ExecutionContext:
-        """Make an execution context for one profile; it holds the activation memory, allocated by TensorRT.
+    def context(self, profile: int, stream: int, memory: int, *, own_strategy: bool = False) -> ExecutionContext:
+        """Make an execution context for one profile.
+
+        Args:
+            profile: its number.
+            stream: handle of the stream that it will run on.
+            memory: address of `activation_bytes` of device memory, which the caller keeps as long as the context.
+            own_strategy: TensorRT-RTX records and replays the work by itself (never together with a capture of ours).
 
         Raises:
             InferenceError: TensorRT could not, which is nearly always for want of GPU memory.
         """
-        context = self._engine.create_execution_context()
+        user = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = self._runtime_config(user, own_strategy=own_strategy) if self.is_rtx else user
+        context = self._engine.create_execution_context(how)
         if context is None:
             raise InferenceError("TensorRT could not make an execution context; is the GPU out of memory? nvidia-smi tells")
-        # The first context has profile 0 already; the switch is queued on the stream that its work will be queued on.
-        if profile and not context.set_optimization_profile_async(profile, stream):
+        # Queued on the stream of the work to come. Only an engine's first context would have a profile, 0, without it.
+        if not context.set_optimization_profile_async(profile, stream):
             raise InferenceError(f"TensorRT refused profile {profile}")
+        if self.activation_bytes:
+            context.set_device_memory(memory, self.activation_bytes)
         return ExecutionContext(context)
+
+    def save_runtime_cache(self) -> None:
+        """Write what TensorRT-RTX has compiled, if anything is new; raises InputError where the file cannot be written."""
+        if self._cache is None or self._cache_path is None:
+            return
+        data = bytes(self._cache.serialize())
+        if len(data) != self._cache_size:
+            write_atomically(self._cache_path, data)
+            self._cache_size = len(data)
+
+    def _runtime_config(self, allocation: Any, *, own_strategy: bool) -> Any:
+        trt = self._trt
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(allocation)
+        # A recorded graph keeps the kernels it was recorded with: they must be the final ones, not those that LAZY starts with.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        strategies = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if own_strategy else strategies.DISABLED
+        if self._cache_path is not None:
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                self._load_runtime_cache(self._cache_path)
+            config.set_runtime_cache(self._cache)
+        return config
+
+    def _load_runtime_cache(self, path: Path) -> None:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return  # none yet: the kernels are compiled again
+        # TensorRT-RTX checks version, GPU and driver, and says False for another's: then it is written anew.
+        if self._cache.deserialize(data):
+            self._cache_size = len(data)
 
 
 class ExecutionContext:
@@ -114,6 +169,11 @@ class ExecutionContext:
         if not self._context.set_tensor_address(name, address):
             raise InferenceError(f"TensorRT refused the address of {name}")
         self._addresses[name] = address
+
+    def can_be_captured(self, stream: int) -> bool:
+        """Whether a CUDA graph of ours can record it; TensorRT-RTX says, the others always can."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return True if ask is None else bool(ask(stream))
 
     def enqueue(self, stream: int) -> None:
         """Queue the inference; raises InferenceError where TensorRT could not."""

@@ -1,147 +1,227 @@
-"""The TensorRT runner: a built engine behind the interface of `trt_sam.interface.Runner`.
+"""The TensorRT runner: built engines behind the interface of `trt_sam.interface.Runner`, and a faster one for prompts.
 
-Everything is allocated when it is opened, for the largest shapes of the profiles. A call is one copy to the GPU, the
-inference and one copy back, queued on one stream of its own, then one wait.
+A call is one copy to the GPU, one launch of a CUDA graph and one copy back, queued on the stream of a slot; see `_slot`. What a
+call needs is made at the first call like it, or by `warm_up`; calls after that allocate nothing.
+
+Locks: slots are handed out by a queue; the runner's lock is held while work is queued and images change, never while anybody
+waits for the GPU in a call; a slot's lock is held by whoever waits for it. Taken in this order only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._engine import Engine, ExecutionContext, Limits
-from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec
-from trt_sam.cuda import Device, Stream, page_locked
-from trt_sam.errors import ContractError, InferenceError, ManifestError
-from trt_sam.interface import checked_embedding, checked_inputs
+from trt_sam._calls import CallMaker, Prompts, decode_many
+from trt_sam._dlpack import is_on_device, on_host
+from trt_sam._engine import Engine, Limits
+from trt_sam._handle import Submission
+from trt_sam._layout import Buckets
+from trt_sam._lifecycle import Lifecycle
+from trt_sam._open import open_engines
+from trt_sam._plan import Decoded, Plan
+from trt_sam._residents import EMBEDDING_BYTES
+from trt_sam._slot import Slot
+from trt_sam._uploads import Images
+from trt_sam.contract import TensorSpec
+from trt_sam.cuda import Device
+from trt_sam.errors import ContractError
+from trt_sam.interface import checked_embedding
 
 __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
 
-_EMBEDDING = "image_embeddings"
-_EMBEDDING_BYTES = 4 * prod(EMBEDDING_SHAPE)
-_ALIGNMENT = 256
-"""What TensorRT asks of tensor addresses."""
 
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the tensors of calls with the same shapes lie in the blocks, and numpy views of the page-locked ones."""
-
-    profile: int
-    shapes: Mapping[str, tuple[int, ...]]
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-    offsets: Mapping[str, int]
-    input_bytes: int
-    output_bytes: int
-
-
-class DecoderRunner:
-    """Runs a decoder engine on a GPU. Any thread may call it; calls wait for each other.
+class DecoderRunner(Lifecycle):
+    """Runs decoder engines on a GPU. Any thread may call it.
 
     Args:
-        engine: the engine; `open` makes one from an engine set.
-        device: the GPU; the runner owns it and closes it.
+        engine: the engine, or several of one set: without and with a mask input. `open` makes them from an engine set.
+        device: the GPU; the runner owns it and closes it, and empties a list of engines before.
+        in_flight: slots: how many calls may be under way at once. Each has memory for the largest shapes.
+        image_bytes: bound of the memory for images (4 MiB each); the least recently used goes first.
+        graphs: record the inference of each bucket as a CUDA graph.
+        prompt_buckets: numbers of prompts that are executed; calls between them are filled up. None: powers of two.
+        point_buckets: the same for points.
 
     Raises:
+        ContractError: `in_flight` or `image_bytes` is too small.
         InferenceError: the GPU has too little memory for the largest shapes, or CUDA failed.
     """
 
-    def __init__(self, engine: Engine, device: Device) -> None:
-        self.inputs: tuple[TensorSpec, ...] = engine.inputs
-        self.outputs: tuple[TensorSpec, ...] = engine.outputs
-        self.limits: Limits = engine.limits
+    def __init__(
+        self,
+        engine: Engine | list[Engine],
+        device: Device,
+        *,
+        in_flight: int = 1,
+        image_bytes: int = 64 * 2**20,
+        graphs: bool = True,
+        prompt_buckets: Sequence[int] | None = None,
+        point_buckets: Sequence[int] | None = None,
+    ) -> None:
+        engines = [engine] if isinstance(engine, Engine) else engine
+        super().__init__(engines, device)
+        self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
         self.image_id = 0
-        self._engine: Engine | None = engine
-        self._closed = False
-        self._device = device
-        self._stream: Stream = None  # type: ignore[assignment]  # until CUDA gives it, see _close
-        self._lock = threading.Lock()
-        self._layouts: dict[tuple[object, ...], _Layout] = {}
-        self._contexts: list[ExecutionContext] = []
-        self._small = tuple(spec for spec in self.inputs if spec.name != _EMBEDDING)
-        most = {name: high for name, (_, high) in self.limits.items()}
+        self._last_image = 0
+        self._current = 0
+        # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
+        widest = max(engines, key=lambda e: len(e.inputs))
+        self.inputs: tuple[TensorSpec, ...] = widest.inputs
+        self.outputs: tuple[TensorSpec, ...] = widest.outputs
+        self.limits: Limits = widest.limits
         try:
-            self._stream = stream = device.stream()
-            input_bytes = self._extent(self._small, most)
-            output_bytes = self._extent(self.outputs, most)
-            self._resident = device.buffer(_EMBEDDING_BYTES)
-            self._passing = device.buffer(_EMBEDDING_BYTES)  # an embedding that came with a feed, for its call only
-            self._device_in = device.buffer(input_bytes)
-            self._device_out = device.buffer(output_bytes)
-            self._host_embedding = page_locked(device, _EMBEDDING_BYTES)
-            self._host_in = page_locked(device, input_bytes)
-            self._host_out = page_locked(device, output_bytes)
+            if in_flight < 1 or image_bytes < EMBEDDING_BYTES:
+                raise ContractError(
+                    f"in_flight is {in_flight}, must be 1 or more; image_bytes is {image_bytes}, must hold an image"
+                )
             with device.active():
-                for profile in range(len(engine.profiles)):
-                    self._contexts.append(engine.context(profile, stream.handle))
+                self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
+                self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._slots)
+            for slot in self._slots:
+                self._free.put(slot)
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, role: str = "decode", device: int = 0) -> Self:
-        """Open the engine of the set in `folder` (or of a manifest file) that has `role`, on GPU number `device`.
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        role: str | None = None,
+        device: int = 0,
+        runtime_cache: bool = True,
+        **options: Any,
+    ) -> Self:
+        """Open the engine set in `folder` (or of a manifest file) on GPU number `device`.
+
+        Args:
+            folder: of the set.
+            role: of the one graph to open; None opens the decoder, and the one that takes a mask where the set has it.
+            device: number of the GPU.
+            runtime_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
+            options: as the class takes them.
 
         Raises:
             MissingDependencyError: PyCUDA, or the TensorRT that built the set, is not installed.
             ManifestError: no set, a changed file, or one that does not fit this TensorRT or GPU; says what to do.
             InferenceError: no usable GPU, or too little memory.
         """
-        from trt_sam.manifest import open_manifest
-        from trt_sam.tensorrt import load_flavour
-
-        manifest = open_manifest(folder, verify=False)  # `read` below checks the one file that is used
-        graph = manifest.graph(role)
-        flavour = load_flavour("rtx" if manifest.flavour == "tensorrt_rtx" else "tensorrt")
-        manifest.check_fits(flavour, None)
-        gpu = Device(device)
+        gpu, engines = open_engines(folder, role, device, runtime_cache=runtime_cache)
         try:
-            manifest.check_fits(flavour, gpu.compute_capability)
-            plan = manifest.read(graph.engine)
-            with gpu.active():
-                logger = flavour.trt.Logger(flavour.trt.Logger.WARNING)
-                runtime = flavour.trt.Runtime(logger)
-                flavour.check_engine(runtime, plan)
-                deserialized = runtime.deserialize_cuda_engine(plan)
-                if deserialized is None:
-                    raise ManifestError(f"{flavour.title} could not load {graph.engine.name}; its log has the reason")
-                profiles = [
-                    {name: (getattr(shapes, name)[0], getattr(shapes, name)[2]) for name in graph.limits}
-                    for shapes in manifest.recipe.profiles
-                ]
-                engine = Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, keep=(runtime, logger))
-                # The runner's close must drop the last references, in the right order.
-                del deserialized, runtime, logger
+            # The runner's close must drop the last references to the engines.
+            return cls([engines.pop(0) for _ in range(len(engines))], gpu, **options)
         except BaseException:
             gpu.close()
             raise
-        return cls(engine, gpu)
 
-    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep `embedding` float32 [1, 256, 64, 64] on the GPU for the calls that follow.
+    def set_image(self, embedding: Any) -> None:
+        """Keep `embedding` float32 [1, 256, 64, 64] on the GPU for the calls that follow; its number is then `image_id`.
+
+        A numpy array is checked, and copied through page-locked memory. Whatever offers DLPack or `__cuda_array_interface__` on
+        this GPU (a torch CUDA tensor) is copied there and never seen by the host, so it is not looked through for NaN. It must
+        be contiguous float32: nothing is converted on the GPU. When this returns, the source may change or go.
 
         Raises:
-            ContractError: another dtype or shape, or a value that is not finite.
+            ContractError: another dtype, shape, layout or GPU, a value that is not finite, or a source that was freed.
             InferenceError: CUDA failed, or the runner is closed.
         """
-        checked = checked_embedding(embedding)
-        with self._call():
-            self._upload_embedding(checked, self._resident.address)
-            # The staging memory is written again by the next embedding, which may come before the next run.
-            self._stream.synchronize()
-            self.image_id += 1
+        self._current = self.image_id = self.add_image(embedding)
+
+    def add_image(self, embedding: Any) -> int:
+        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
+        checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding))
+        with self._lock:
+            images = self._open_images()
+            number = self._last_image + 1
+            try:
+                with self._device.active():
+                    images.add(number, checked)
+            except ContractError:
+                raise
+            except BaseException as error:
+                self._settle(images.stream, error)
+                raise
+            self._last_image = number
+            return number
+
+    def use_image(self, image: int) -> None:
+        """Make an image that is held the current one; raises ContractError where it is not held any more."""
+        with self._lock:
+            self._open_images().address(image)
+            self._current = self.image_id = image
+
+    def drop_image(self, image: int) -> None:
+        """Forget an image; its memory serves the next one. Nothing happens where it is not held."""
+        with self._lock:
+            self._open_images().drop(image)
+
+    def decode(
+        self, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
+    ) -> Decoded:
+        """Decode prompts on the current image, and wait. Arguments and errors are those of `submit`; and `copy=True` gives
+        results that belong to the caller.
+
+        Returns views of the slot's memory, valid until its next use: until the next call where `in_flight` is 1, or `in_flight`
+        calls later. Where several threads call, take `copy=True`.
+        """
+        copy = asked.pop("copy", False)
+        return self.submit(points, labels, boxes, mask_input, **asked).result(copy=copy)
+
+    def submit(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        boxes: Any = None,
+        mask_input: Any = None,
+        *,
+        image: int | None = None,
+        masks: str = "best",
+        bits: bool = False,
+        image_size: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> Submission:
+        """Queue prompts, and return at once.
+
+        Args:
+            points: [num_prompts, num_points, 2] or [num_points, 2], (x, y) in the 1024 frame; the "not a point" that SAM
+                wants after clicks without a box is added here.
+            labels: as many, 1 foreground, 0 background, -2 absent.
+            boxes: [num_prompts, 4] or [4], (x0, y0, x1, y1) in the 1024 frame.
+            mask_input: float32 [num_prompts, 1, 256, 256], `low_res_masks` of an earlier call; needs a graph that takes it.
+            image: number of a held image; None is the current one.
+            masks: "best" (one per prompt, by SAM's rule), "all", or "device": all, left on the GPU.
+            bits: give masks as bool, thresholded on the host, instead of logits.
+            image_size: (height, width) of the original image, for full-resolution graphs.
+            timeout: seconds to wait for a free slot; 0 raises at once, None waits for ever.
+
+        Raises:
+            ContractError: prompts that do not fit, no image, or one that is not held any more.
+            InferenceError: no slot became free, execution failed (the message says so if that closed the runner), or the runner
+                is closed.
+        """
+        prompts = self._calls.prompts(points, labels, boxes, mask_input, masks, bits=bits, image_size=image_size)
+        return self._submit(prompts, self._current if image is None else image, timeout)
+
+    def decode_many(
+        self, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
+    ) -> Decoded:
+        """As `decode`, for any number of prompts: in calls of at most the profile's maximum, overlapping as far as slots allow.
+
+        The result's arrays belong to the caller; `masks="device"` cannot be had here.
+
+        Raises:
+            ContractError, InferenceError: as `submit`.
+        """
+        most = self._calls.most_prompts(with_mask=mask_input is not None)
+        return decode_many(self.submit, most, points, labels, boxes, mask_input, {"image": self._current, **asked})
 
     def run(self, feed: Mapping[str, Array], *, copy: bool = True) -> dict[str, Array]:
         """Run one feed, as `trt_sam.interface.Runner.run`.
@@ -149,7 +229,7 @@ class DecoderRunner:
         Args:
             feed: arrays by input name, not changed; Meta's feed is taken too. `image_embeddings` may be left out after
                 `set_image`; where it is given, it counts for this call only.
-            copy: False gives views of the runner's page-locked memory, in the graph's own dtypes: valid until its next `run`,
+            copy: False gives views of the slot's page-locked memory, in the graph's own dtypes: valid until its next use,
                 readable until they are dropped, also after `close`.
 
         Returns:
@@ -159,20 +239,13 @@ class DecoderRunner:
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed (the message says so if that closed the runner), or the runner is closed.
         """
-        with self._call():
-            checked = checked_inputs(feed, self.inputs, self.limits, has_image=self.image_id > 0)
-            layout = self._layout(checked)
-            embedding = self._resident.address
-            if _EMBEDDING in checked:
-                embedding = self._passing.address
-                self._upload_embedding(checked[_EMBEDDING], embedding)
-            for name, view in layout.inputs.items():
-                np.copyto(view, checked[name])
-            self._enqueue(layout, embedding)
-            self._stream.synchronize()
-            if not copy:
-                return dict(layout.outputs)
-            return {name: view.astype(np.float32) for name, view in layout.outputs.items()}
+        self._check_open()
+        checked = self._calls.feed(feed, has_image=self._current > 0)
+
+        def read(plan: Plan) -> dict[str, Array]:
+            return {name: array.astype(np.float32) if copy else array for name, array in plan.outputs().items()}
+
+        return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
 
     def device_times(self, feed: Mapping[str, Array], count: int) -> list[float]:
         """Run one feed `count` times (after one that does not count) and time the inference alone, without copies.
@@ -183,152 +256,60 @@ class DecoderRunner:
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed, or the runner is closed.
         """
-        with self._call(), contextlib.ExitStack() as stack:
-            checked = checked_inputs(feed, self.inputs, self.limits, has_image=self.image_id > 0)
-            layout = self._layout(checked)
-            embedding = self._resident.address
-            if _EMBEDDING in checked:
-                embedding = self._passing.address
-                self._upload_embedding(checked[_EMBEDDING], embedding)
-            for name, view in layout.inputs.items():
-                np.copyto(view, checked[name])
-            self._enqueue(layout, embedding)
-            self._stream.synchronize()
-            first, last = self._device.event(timing=True), self._device.event(timing=True)
-            stack.callback(first.close)
-            stack.callback(last.close)
-            times = []
-            for _ in range(count):
-                first.record(self._stream)
-                self._contexts[layout.profile].enqueue(self._stream.handle)
-                last.record(self._stream)
-                last.synchronize()
-                times.append(last.elapsed_ms(first))
-            return times
+        self._check_open()
+        checked = self._calls.feed(feed, has_image=self._current > 0)
 
-    def close(self) -> None:
-        """Free everything; safe to call again. A call under way on another thread ends first."""
+        def read(plan: Plan) -> list[float]:
+            return plan.device_times(count)
+
+        return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None) -> None:
+        """Make what first calls would make, in every slot: contexts, compiled kernels, CUDA graphs.
+
+        Args:
+            sizes: (num_prompts, num_tokens) of calls to come; tokens are the points, and two corners or one "not a point".
+                None: all buckets. Calls while others are under way wait for them.
+
+        Raises:
+            ContractError: a size beyond the engine's profiles, or nothing can be prepared for a full-resolution graph.
+            InferenceError: TensorRT or CUDA failed, or the runner is closed.
+        """
+        self._check_open()
+        kinds = self._calls.warm_up_kinds(None if sizes is None else list(sizes))
+        taken = [self._take(None) for _ in self._slots]
+        for slot in taken:
+            with self._lock:
+                try:
+                    self._check_open()
+                    with self._device.active():
+                        for kind in kinds:
+                            self._calls.plan(slot, kind)
+                except BaseException as error:
+                    self._failed(slot, error)
+                    for other in taken[taken.index(slot) + 1 :]:
+                        self._free.put(other)
+                    raise
+            self._free.put(slot)
+        self._save_runtime_caches()
+
+    def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
+        slot = self._take(timeout)
         with self._lock:
-            self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _call(self) -> Iterator[None]:
-        """One call at a time, in the GPU's context, leaving nothing queued whatever happens."""
-        with self._lock:
-            if self._engine is None:
-                raise InferenceError("the runner is closed; open a new one")
             try:
+                images = self._open_images()
                 with self._device.active():
-                    yield
-            except ContractError:
-                raise  # found before anything was queued
+                    plan = self._calls.plan(slot, prompts.kind)
+                    prompts.fill(plan)
+                    if embedding is not None:
+                        slot.image = None
+                        images.upload(embedding, slot.embedding.address)
+                        slot.launch(plan, None, 0)
+                    elif image == 0:
+                        raise ContractError("there is no image; call set_image before")
+                    else:
+                        slot.launch(plan, image, images.address(image))
             except BaseException as error:
-                self._settle(error)
+                self._failed(slot, error)
                 raise
-
-    def _settle(self, error: BaseException) -> None:
-        """After a failure: wait for what is queued, which reads memory that the next call writes; close where that fails."""
-        try:
-            with self._device.active():
-                self._stream.synchronize()
-        except InferenceError:
-            self._close()
-            raise InferenceError(f"{error}; the runner is closed, open a new one") from error
-
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with contextlib.suppress(InferenceError), self._device.active():
-            if self._stream is not None:
-                # Memory must not go while queued work needs it; what fails here was told by the call it belongs to.
-                with contextlib.suppress(InferenceError):
-                    self._stream.synchronize()
-            # TensorRT frees device memory here: contexts before their engine, all before CUDA's context is switched away.
-            self._contexts.clear()
-            self._engine = None
-        self._contexts.clear()
-        self._engine = None
-        self._layouts.clear()
-        # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.
-        self._host_embedding = self._host_in = self._host_out = np.empty(0, np.uint8)
-        self._device.close()
-
-    def _upload_embedding(self, embedding: Array, address: int) -> None:
-        np.copyto(self._host_embedding.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)
-        self._stream.upload(address, self._host_embedding)
-
-    def _enqueue(self, layout: _Layout, embedding: int) -> None:
-        context = self._contexts[layout.profile]
-        host = self._engine.host_inputs if self._engine else frozenset()
-        context.set_shape(_EMBEDDING, EMBEDDING_SHAPE)
-        context.set_address(_EMBEDDING, embedding)
-        for name, view in layout.inputs.items():
-            context.set_shape(name, layout.shapes[name])
-            if name in host:
-                context.set_address(name, view.ctypes.data)
-            else:
-                context.set_address(name, self._device_in.address + layout.offsets[name])
-        for name in layout.outputs:
-            context.set_address(name, self._device_out.address + layout.offsets[name])
-        self._stream.upload(self._device_in.address, self._host_in[: layout.input_bytes])
-        context.enqueue(self._stream.handle)
-        self._stream.download(self._host_out[: layout.output_bytes], self._device_out.address)
-
-    def _layout(self, feed: Mapping[str, Array]) -> _Layout:
-        """The layout for the shapes of a checked feed, made at the first call with them."""
-        sizes: dict[str, int] = {}
-        for spec in self._small:
-            sizes.update({dim: n for dim, n in zip(spec.dims, feed[spec.name].shape, strict=True) if isinstance(dim, str)})
-        if "orig_im_size" in feed:
-            sizes["height"], sizes["width"] = (int(n) for n in feed["orig_im_size"])
-        key = tuple(sizes.items())
-        if key not in self._layouts:
-            self._layouts[key] = self._make_layout(sizes)
-        return self._layouts[key]
-
-    def _make_layout(self, sizes: Mapping[str, int]) -> _Layout:
-        assert self._engine is not None
-        profile = _fitting(self._engine.profiles, sizes)
-        shapes = {s.name: _shape(s, sizes) for s in (*self._small, *self.outputs)}
-        offsets: dict[str, int] = {}
-        views: list[dict[str, Array]] = []
-        ends = []
-        for specs, block in ((self._small, self._host_in), (self.outputs, self._host_out)):
-            here, at, end = {}, 0, 0
-            for spec in specs:
-                nbytes = prod(shapes[spec.name]) * np.dtype(spec.dtype).itemsize
-                offsets[spec.name], end = at, at + nbytes
-                here[spec.name] = block[at:end].view(spec.dtype).reshape(shapes[spec.name])
-                at = _aligned(end)
-            views.append(here)
-            ends.append(end)
-        return _Layout(profile, shapes, views[0], views[1], offsets, ends[0], ends[1])
-
-    @staticmethod
-    def _extent(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> int:
-        return sum(_aligned(prod(_shape(spec, sizes)) * np.dtype(spec.dtype).itemsize) for spec in specs)
-
-
-def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def _fitting(profiles: tuple[Limits, ...], sizes: Mapping[str, int]) -> int:
-    """The first profile that takes `sizes`, raises ContractError where none does."""
-    for index, limits in enumerate(profiles):
-        if all(limits[dim][0] <= size <= limits[dim][1] for dim, size in sizes.items() if dim in limits):
-            return index
-    asked = ", ".join(f"{dim} = {size}" for dim, size in sizes.items())
-    taken = "; or ".join(", ".join(f"{dim} {low} to {high}" for dim, (low, high) in p.items()) for p in profiles)
-    raise ContractError(f"no profile of this engine takes {asked}; it takes {taken}; split or pad the call")
+        return Submission(slot, plan, self._give_back)

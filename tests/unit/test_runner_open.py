@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine_sets import tiny_set
 from tests.fixtures.hostcuda import HostCuda
-from tests.fixtures.ort_engine import DataType, OrtEngine, TensorIOMode, TensorLocation
+from tests.fixtures.ort_engine import FakeRtx, OrtEngine
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_feed
 from trt_sam.errors import ContractError, InferenceError, ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
@@ -52,9 +52,8 @@ def flavour(cuda: HostCuda, *, deserializes: bool = True) -> Flavour:
         def __init__(self, level: int) -> None:
             assert level == self.WARNING
 
-    module: Any = SimpleNamespace(
-        Runtime=Runtime, Logger=Logger, DataType=DataType, TensorIOMode=TensorIOMode, TensorLocation=TensorLocation
-    )
+    names = {name: thing for kind in (FakeRtx.__mro__[1], FakeRtx) for name, thing in vars(kind).items() if name[0] != "_"}
+    module: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, **names)
     return Flavour("rtx", "1.7.1.116", module)
 
 

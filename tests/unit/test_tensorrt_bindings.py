@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 BINDINGS = Path(sys.prefix) / "trt-bindings"
 SOURCES = [
     ROOT / "trt_sam" / name
-    for name in ("tensorrt.py", "builder.py", "_profiles.py", "_implicit.py", "_build_callbacks.py", "_engine.py", "runner.py")
+    for name in ("tensorrt.py", "builder.py", "_profiles.py", "_implicit.py", "_build_callbacks.py", "_engine.py", "_open.py")
 ]
 MODULES = {"10": "tensorrt_bindings", "11": "tensorrt_bindings", "rtx": "tensorrt_rtx"}
 
@@ -36,9 +36,21 @@ ONLY = {
     "EngineValidity": {"rtx"},
     "EngineValidity.INVALID": {"rtx"},
     "EngineInvalidityDiagnostics": {"rtx"},
+    "CudaGraphStrategy": {"rtx"},
+    "DynamicShapesKernelSpecializationStrategy": {"rtx"},
+    "DynamicShapesKernelSpecializationStrategy.EAGER": {"rtx"},
 }
 MEMBERS_OF_10_ONLY = {"int8_calibrator", "set_calibration_profile", "precision", "set_output_type"}
-MEMBERS_OF_RTX_ONLY = {"get_engine_validity", "num_compute_capabilities", "set_compute_capability"}
+MEMBERS_OF_RTX_ONLY = {
+    "get_engine_validity",
+    "num_compute_capabilities",
+    "set_compute_capability",
+    "create_runtime_cache",
+    "set_runtime_cache",
+    "cuda_graph_strategy",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "is_stream_capturable",
+}
 
 # What the execution path calls, with its arguments: the part that no test without a GPU ever runs on a real binding.
 EXECUTION = {
@@ -50,14 +62,30 @@ EXECUTION = {
         "get_tensor_dtype(name)",
         "get_tensor_mode(name)",
         "get_tensor_location(name)",
-        "create_execution_context()",
+        "create_execution_context(strategy)",
+        "create_runtime_config()",
+        "get_device_memory_size_for_profile_v2(profile_index)",
     ],
     "IExecutionContext": [
         "set_optimization_profile_async(profile_index, stream_handle)",
         "set_input_shape(name, shape)",
         "set_tensor_address(name, memory)",
         "execute_async_v3(stream_handle)",
+        "set_device_memory(memory, size)",
     ],
+}
+# The same, of TensorRT-RTX alone.
+EXECUTION_OF_RTX = {
+    "ICudaEngine": ["create_execution_context(runtime_config)"],
+    "IExecutionContext": ["is_stream_capturable(stream)"],
+    "IRuntimeConfig": [
+        "set_execution_context_allocation_strategy(strategy)",
+        "create_runtime_cache()",
+        "set_runtime_cache(cache)",
+        "cuda_graph_strategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+    ],
+    "IRuntimeCache": ["serialize()", "deserialize(blob)"],
 }
 
 DUMP = """
@@ -152,10 +180,11 @@ def test_every_method_that_we_call_is_one_of_some_class(flavour: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", ["10", "11", "rtx"])
-@pytest.mark.parametrize("kind", EXECUTION)
+@pytest.mark.parametrize("kind", sorted({*EXECUTION, *EXECUTION_OF_RTX}))
 def test_the_execution_path_has_the_signatures_that_we_use(flavour: str, kind: str) -> None:
-    members = dump(flavour)[kind]
-    for call in EXECUTION[kind]:
+    calls = EXECUTION.get(kind, []) + (EXECUTION_OF_RTX.get(kind, []) if flavour == "rtx" else [])
+    members = dump(flavour).get(kind, {})
+    for call in calls:
         name, _, arguments = call.rstrip(")").partition("(")
         assert name in members, f"{kind}.{name} is not in the bindings of {flavour}"
         if "(" not in call:
@@ -179,7 +208,8 @@ def test_the_fake_engine_has_no_call_that_the_real_ones_lack() -> None:
     assert set(ours) == set(fakes)
     for fake, real in fakes.items():
         methods = {n.name for n in ours[fake].body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")}
-        assert methods == {call.partition("(")[0] for call in EXECUTION[real]}, fake
+        real_calls = EXECUTION[real] + EXECUTION_OF_RTX[real]
+        assert methods == {call.partition("(")[0] for call in real_calls}, fake
 
 
 def test_strongly_typed_is_a_different_number_in_10_and_11() -> None:

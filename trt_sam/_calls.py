@@ -1,0 +1,248 @@
+"""What callers give, turned into calls: shapes checked, engine and bucket chosen, each kind of call remembered."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._engine import Engine
+from trt_sam._handle import Submission
+from trt_sam._layout import Bucket, Buckets
+from trt_sam._plan import Call, Decoded, Plan
+from trt_sam._slot import Slot
+from trt_sam.contract import LOW_RES_SIZE
+from trt_sam.errors import ContractError, InferenceError
+from trt_sam.interface import checked_inputs
+
+__all__ = ["CallMaker", "Feed", "Prompts"]
+
+Array = npt.NDArray[Any]
+Kind = tuple[Any, ...]
+"""The fields of a `Call`: cheaper to look up than the call itself."""
+
+_MASKS = ("best", "all", "device")
+_MASK_SHAPE = (1, LOW_RES_SIZE, LOW_RES_SIZE)
+_MOST_PLANS = 512
+"""Kinds of calls that a slot remembers; image sizes make more of them than anybody needs again."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Checked for shape; the values are checked when they are in the slot."""
+
+    kind: Kind
+    points: Array | None
+    labels: Array | None
+    boxes: Array | None
+    mask_input: Array | None
+    has_mask: Array | float = 1.0
+
+    def fill(self, plan: Plan) -> None:
+        """Write them into the plan's slot; raises ContractError for values that cannot be used."""
+        plan.fill(self.points, self.labels, self.boxes)
+        if self.mask_input is not None:
+            plan.fill_mask(self.mask_input, self.has_mask)
+
+
+@dataclass(slots=True)
+class Feed:
+    """A checked feed of `run`: raw tokens, perhaps with an image of its own."""
+
+    prompts: Prompts
+    embedding: Array | None
+
+
+class CallMaker:
+    """Args: the engines with their buckets."""
+
+    def __init__(self, engines: Sequence[tuple[Engine, Buckets]]) -> None:
+        self._engines = sorted(engines, key=lambda pair: len(pair[0].inputs))
+        self._known: dict[Kind, tuple[Engine, Bucket, Call]] = {}
+
+    def prompts(
+        self,
+        points: Any,
+        labels: Any,
+        boxes: Any,
+        mask_input: Any,
+        masks: str,
+        *,
+        bits: bool,
+        image_size: tuple[int, int] | None,
+    ) -> Prompts:
+        """Arguments as `DecoderRunner.submit`; raises ContractError for shapes that do not fit."""
+        count = num_points = 0
+        if points is not None:
+            points, labels = _batched(points, labels)
+            count, num_points = points.shape[:2]
+        elif labels is not None:
+            raise ContractError("labels came without points; give both or none")
+        if boxes is not None:
+            boxes = np.asarray(boxes)
+            if boxes.shape[-1:] != (4,) or boxes.ndim > 2:
+                raise ContractError(f"boxes have shape {list(boxes.shape)}, must be [num_prompts, 4], (x0, y0, x1, y1)")
+            boxes = boxes.reshape(-1, 2, 2)
+            count = _agreed(count, len(boxes), "boxes")
+        if mask_input is not None:
+            mask_input = np.asarray(mask_input)
+            if mask_input.shape[1:] != _MASK_SHAPE or mask_input.dtype.kind != "f":
+                found = f"{mask_input.dtype} {list(mask_input.shape)}"
+                raise ContractError(f"mask_input is {found}, must be float32 [num_prompts, 1, 256, 256]")
+            count = _agreed(count, len(mask_input), "mask_input")
+        if count == 0:
+            raise ContractError("there is no prompt; give points with labels, boxes, or a mask_input")
+        tail = "corners" if boxes is not None else "point" if points is not None else ""
+        size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        kind = (count, num_points, tail, masks, bits, mask_input is not None, size)
+        if kind not in self._known:
+            self._learn(kind)
+        return Prompts(kind, points, labels, boxes, mask_input)
+
+    def feed(self, feed: Mapping[str, Array], *, has_image: bool) -> Feed:
+        """Check a feed of `run`; raises ContractError where it does not fit."""
+        wanted = bool(np.any(np.asarray(feed.get("has_mask_input", feed.get("mask_input") is not None)) != 0))
+        engine, _ = self._engines[-1 if wanted else 0]
+        if "has_mask_input" not in feed and "mask_input" in feed:
+            engine, _ = self._engines[-1]  # whose check says what is missing
+        checked = checked_inputs(feed, engine.inputs, engine.limits, has_image=has_image)
+        points, mask_input = checked["point_coords"], checked.get("mask_input")
+        size = tuple(int(n) for n in checked["orig_im_size"]) if "orig_im_size" in checked else None
+        kind = (*points.shape[:2], "", "all", False, mask_input is not None, size)
+        if kind not in self._known:
+            self._learn(kind, engine)
+        has_mask = checked.get("has_mask_input", np.float32(0))
+        prompts = Prompts(kind, points, checked["point_labels"], None, mask_input, has_mask)
+        return Feed(prompts, checked.get("image_embeddings"))
+
+    def plan(self, slot: Slot, kind: Kind) -> Plan:
+        """The slot's plan for a kind of call, made at the first one: in the device's context."""
+        plan = slot.plans.get(kind)
+        if plan is None:
+            engine, bucket, call = self._known[kind]
+            if len(slot.plans) >= _MOST_PLANS:
+                slot.plans.clear()
+            plan = slot.plans[kind] = Plan(slot, engine, bucket, call)
+        return plan
+
+    def warm_up_kinds(self, sizes: Sequence[tuple[int, int]] | None) -> list[Kind]:
+        """Kinds of calls that use the buckets for these (num_prompts, num_tokens), or all buckets, of each engine.
+
+        Raises:
+            ContractError: a size beyond the profiles.
+        """
+        kinds: list[Kind] = []
+        for engine, buckets in self._engines:
+            names = {spec.name for spec in engine.inputs}
+            # Shape tensors are read per call: any image size prepares for all.
+            wanted = [(b.num_prompts, b.num_points) for b in buckets.all] if sizes is None else list(sizes)
+            size = None
+            if "orig_im_size" in names:
+                size = tuple(engine.profiles[0][dim][0] for dim in ("height", "width"))
+            for count, tokens in wanted:
+                kind: Kind = (count, tokens, "", "all", False, "mask_input" in names, size)
+                if kind not in self._known:
+                    self._learn(kind, engine)
+                kinds.append(kind)
+        return kinds
+
+    def most_prompts(self, *, with_mask: bool) -> int:
+        """Largest number of prompts in one call."""
+        engine, _ = self._engines[-1 if with_mask else 0]
+        return max(limits["num_prompts"][1] for limits in engine.profiles)
+
+    def clear(self) -> None:
+        """Drop the engines."""
+        self._engines.clear()
+        self._known.clear()
+
+    def _learn(self, kind: Kind, engine: Engine | None = None) -> None:
+        count, num_points, tail, masks, bits, with_mask, size = kind
+        if masks not in _MASKS:
+            raise ContractError(f"masks is {masks!r}, must be one of {', '.join(_MASKS)}")
+        if bits and masks == "device":
+            raise ContractError('bits are made on the host: ask for masks="best" or "all"')
+        if not self._engines:
+            raise InferenceError("the runner is closed; open a new one")
+        if engine is None:
+            engine = self._engines[-1 if with_mask else 0][0]
+        names = {spec.name for spec in engine.inputs}
+        if with_mask and "mask_input" not in names:
+            raise ContractError("this engine takes no mask_input; build one with --mask-input")
+        if size is None and "orig_im_size" in names:
+            raise ContractError("this graph gives masks at the original size: say image_size, (height, width)")
+        if size is not None and "orig_im_size" not in names:
+            raise ContractError("this graph gives 256 x 256 masks and takes no image_size; leave it out")
+        call = Call(count, num_points, tail, masks, bits, with_mask, size)
+        sizes = {"num_prompts": count, "num_points": max(1, call.num_tokens)}
+        if size is not None:
+            sizes |= {"height": size[0], "width": size[1]}
+        buckets = next(found for each, found in self._engines if each is engine)
+        if len(self._known) >= _MOST_PLANS:
+            self._known.clear()
+        self._known[kind] = (engine, buckets.fitting(sizes), call)
+
+
+def decode_many(
+    submit: Callable[..., Submission], most: int, points: Any, labels: Any, boxes: Any, mask_input: Any, asked: dict[str, Any]
+) -> Decoded:
+    """Any number of prompts, `most` in a call, calls overlapping as far as there are slots; results in memory of their own."""
+    if asked.get("masks") == "device":
+        raise ContractError("decode_many gathers results on the host; use submit for masks on the device")
+    given = [None if each is None else np.asarray(each) for each in (points, labels, boxes, mask_input)]
+    if given[0] is not None and given[0].ndim == 2:
+        given[:2] = [given[0][None], None if given[1] is None else given[1][None]]
+    if given[2] is not None:
+        given[2] = given[2].reshape(-1, 4)
+    counts = {len(each) for each in given if each is not None}
+    if len(counts) != 1:
+        raise ContractError(f"points, labels, boxes and mask_input have {sorted(counts)} prompts; they must agree")
+    waiting: deque[Submission] = deque()
+    parts: list[Decoded] = []
+    timeout = asked.pop("timeout", None)
+    for start in range(0, counts.pop(), most):
+        part = [None if each is None else each[start : start + most] for each in given]
+        while True:
+            try:
+                # While calls of ours are under way they are what to wait for, not a slot.
+                waiting.append(submit(*part, **asked, timeout=0 if waiting else timeout))
+                break
+            except NoSlotError:
+                if not waiting:
+                    raise
+                parts.append(waiting.popleft().result(copy=True))
+    parts.extend(submission.result(copy=True) for submission in waiting)
+    if len(parts) == 1:
+        return parts[0]
+    low_res = np.concatenate([part.low_res_masks for part in parts])
+    same = parts[0].masks is parts[0].low_res_masks
+    masks = low_res if same else np.concatenate([part.masks for part in parts])
+    return Decoded(masks, np.concatenate([part.iou_predictions for part in parts]), low_res)
+
+
+class NoSlotError(InferenceError):
+    """All slots are in use, and the caller would not wait (longer)."""
+
+
+def _batched(points: Any, labels: Any) -> tuple[Array, Array]:
+    points = np.asarray(points)
+    labels = np.asarray([] if labels is None else labels)
+    if points.ndim == 2:
+        points, labels = points[None], labels[None]
+    if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "fiu":
+        raise ContractError(f"points are {points.dtype} {list(points.shape)}, must be numbers [num_prompts, num_points, 2]")
+    if labels.shape != points.shape[:2] or labels.dtype.kind not in "fiu":
+        raise ContractError(
+            f"labels are {labels.dtype} {list(labels.shape)}, must be {list(points.shape[:2])}: one to each point"
+        )
+    return points, labels
+
+
+def _agreed(count: int, found: int, name: str) -> int:
+    if count and count != found:
+        raise ContractError(f"{name} has {found} prompts, but there are {count}; they must agree")
+    return found

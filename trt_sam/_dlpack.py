@@ -1,0 +1,232 @@
+"""Device memory without the host: results for others by DLPack and `__cuda_array_interface__`, their embeddings for us.
+
+The structures are those of DLPack 0.x (`dlpack.h`), which `__dlpack__` without `max_version` gives. No torch, no CuPy needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trt_sam._cuda_bindings import device_of, order_after
+from trt_sam.cuda import Device, Stream
+from trt_sam.errors import ContractError, InferenceError
+
+if TYPE_CHECKING:
+    from trt_sam._slot import Slot
+
+__all__ = ["Borrowed", "DeviceArray", "borrow", "is_on_device", "on_host"]
+
+_CUDA, _CUDA_MANAGED = 2, 13
+_CODES = {"i": 0, "u": 1, "f": 2}
+_NAME, _USED = b"dltensor", b"used_dltensor"
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+_set_name = ctypes.pythonapi.PyCapsule_SetName
+_set_name.restype, _set_name.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
+# In a capsule's destructor its reference count is zero already: it must be handled as an address.
+_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_raw_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+
+_exported: dict[int, tuple[object, ...]] = {}
+"""What a consumer of ours still uses, by the address of its structure."""
+
+
+@_Deleter
+def _forget(address: int) -> None:
+    _exported.pop(address, None)
+
+
+@_Deleter
+def _unused(capsule: int) -> None:
+    """Destructor of a capsule: one that nobody took still owns its structure."""
+    if _raw_valid(capsule, _NAME):
+        _exported.pop(_raw(capsule, _NAME), None)
+
+
+class DeviceArray:
+    """A result on the GPU, C-contiguous: `torch.from_dlpack(array)` takes it without a copy.
+
+    It lies in the runner's memory: valid until the slot's next use, never after the runner is closed. Who reads it must have
+    finished by then. A DLPack consumer that names its stream is made to wait for the result; nobody waits on the host.
+    """
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, slot: Slot) -> None:
+        self.address = address
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._slot = slot
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self.dtype} {list(self.shape)} at {self.address:#x})"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        self._check()
+        stream = self._slot.stream.handle
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, True),
+            "strides": None,
+            "version": 3,
+            "stream": stream,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _CUDA, self._slot.device.index
+
+    def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
+        """A capsule for one consumer, whose `stream` (None: the legacy default stream; -1: no waiting) waits for the result."""
+        self._check()
+        if stream != -1:
+            with self._slot.device.active():
+                order_after(stream or 1, self._slot.stream)
+        managed = _Managed()
+        shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        managed.tensor = _Tensor(
+            self.address,
+            _CUDA,
+            self._slot.device.index,
+            len(self.shape),
+            _CODES[self.dtype.kind],
+            8 * self.dtype.itemsize,
+            1,
+            shape,
+        )
+        managed.deleter = ctypes.cast(_forget, ctypes.c_void_p)
+        address = ctypes.addressof(managed)
+        _exported[address] = (managed, shape, self)
+        return _new(address, _NAME, ctypes.cast(_unused, ctypes.c_void_p))
+
+    def _check(self) -> None:
+        if self._slot.closed:
+            raise InferenceError("the runner is closed, and its device memory with it")
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Somebody's device memory: contiguous float32 at `address`, there as long as `owner` is."""
+
+    address: int
+    owner: object
+
+
+def is_on_device(source: object) -> bool:
+    """Whether `source` offers memory of a GPU."""
+    if isinstance(source, np.ndarray):
+        return False
+    if hasattr(source, "__dlpack_device__"):
+        return int(source.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
+    return hasattr(source, "__cuda_array_interface__")
+
+
+def on_host(source: Any) -> Any:
+    """A numpy array of what is not on a device: a torch CPU tensor by DLPack, anything else as it is."""
+    if not isinstance(source, np.ndarray) and hasattr(source, "__dlpack__"):
+        return np.from_dlpack(source)
+    return source
+
+
+def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream: Stream) -> Borrowed:
+    """Take device memory of `source`, in order before what `stream` is given next; call it in the device's context.
+
+    Raises:
+        ContractError: another dtype, shape, layout or GPU, or memory that is there no more.
+        InferenceError: CUDA failed.
+    """
+    if hasattr(source, "__dlpack__"):
+        address, dtype, found, strides, owner = _from_dlpack(source, name, device, stream)
+    else:
+        address, dtype, found, strides, owner = _from_interface(source, name, device)
+    if dtype != "float32":
+        raise ContractError(f"{name} is {dtype} on the GPU, must be float32; convert it there, torch: .float()")
+    if tuple(found) != tuple(shape):
+        raise ContractError(f"{name} has shape {list(found)}, must be {list(shape)}")
+    packed = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    if strides is not None and any(n != 1 and s != p for n, s, p in zip(shape, strides, packed, strict=True)):
+        raise ContractError(f"{name} is not contiguous on the GPU; copy it there, torch: .contiguous()")
+    where = device_of(address)
+    if where is None:
+        raise ContractError(f"{name} lies at {address:#x}, where no GPU memory is allocated; was its source freed?")
+    _check_device(name, where, device)
+    return Borrowed(address, owner)
+
+
+class _Consumed:
+    """A DLPack structure that we took; its deleter is called when the last reference goes."""
+
+    def __init__(self, managed: _Managed) -> None:
+        self._managed = managed
+
+    def __del__(self) -> None:
+        if self._managed.deleter:
+            _Deleter(self._managed.deleter)(ctypes.addressof(self._managed))
+
+
+_Taken = tuple[int, str, list[int], list[int] | None, object]
+
+
+def _from_dlpack(source: Any, name: str, device: Device, stream: Stream) -> _Taken:
+    _check_device(name, int(source.__dlpack_device__()[1]), device)
+    try:
+        # The producer makes our stream wait for its work.
+        capsule = source.__dlpack__(stream=stream.handle)
+        address = _pointer(capsule, _NAME)
+    except (BufferError, ValueError, RuntimeError) as error:
+        raise ContractError(f"{name} gives no DLPack tensor ({error}); was it freed, or taken already?") from error
+    managed = _Managed.from_address(address)
+    _set_name(capsule, _USED)
+    owner = _Consumed(managed)
+    tensor = managed.tensor
+    kinds = {code: kind for kind, code in _CODES.items()}
+    names = {"i": "int", "u": "uint", "f": "float"}
+    dtype = names.get(kinds.get(tensor.code, ""), f"DLPack type {tensor.code}, ") + str(tensor.bits)
+    strides = list(tensor.strides[: tensor.ndim]) if tensor.strides else None
+    return int(tensor.data or 0) + tensor.byte_offset, dtype, list(tensor.shape[: tensor.ndim]), strides, owner
+
+
+def _from_interface(source: Any, name: str, device: Device) -> _Taken:
+    told = source.__cuda_array_interface__
+    dtype = np.dtype(told["typestr"])
+    strides = told.get("strides")
+    if told.get("version", 0) < 3 or told.get("stream") is not None:
+        # Whose work must be waited for is said by a foreign handle, or not at all: wait for all.
+        device.synchronize()
+    return int(told["data"][0]), dtype.name, list(told["shape"]), strides and [s // dtype.itemsize for s in strides], source
+
+
+def _check_device(name: str, found: int, device: Device) -> None:
+    if found != device.index:
+        raise ContractError(
+            f"{name} is on GPU {found}, the runner on GPU {device.index}; copy it there, torch: .to('cuda:{device.index}')"
+        )

@@ -1,0 +1,114 @@
+"""Buckets: the shapes that a runner executes, and where their tensors lie in a slot's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from trt_sam._engine import Limits
+from trt_sam.contract import TensorSpec
+from trt_sam.errors import ContractError
+
+__all__ = ["Bucket", "Buckets", "Layout", "extent", "shape_of"]
+
+_ALIGNMENT = 256
+"""What TensorRT asks of tensor addresses."""
+_INPUTS = ("point_coords", "point_labels", "has_mask_input", "orig_im_size", "mask_input")
+"""Order in the input block: what a call always sends first, the large mask last."""
+_OUTPUTS = ("iou_predictions", "low_res_masks", "masks")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Shapes that are executed, by a profile that takes them; smaller calls are filled up with absent prompts and points."""
+
+    num_prompts: int
+    num_points: int
+    profile: int
+
+
+class Buckets:
+    """The buckets of an engine: powers of two between the limits of each profile, and the limits themselves.
+
+    Args:
+        profiles: limits by profile.
+        prompts: sizes to use instead of powers of two; the largest of a profile is always among them.
+        points: the same for points.
+    """
+
+    def __init__(
+        self, profiles: Sequence[Limits], prompts: Sequence[int] | None = None, points: Sequence[int] | None = None
+    ) -> None:
+        self._profiles = tuple(profiles)
+        self.all = tuple(
+            Bucket(n, p, index)
+            for index, limits in enumerate(profiles)
+            for n in _sizes(limits["num_prompts"], prompts)
+            for p in _sizes(limits["num_points"], points)
+        )
+        self._chosen: dict[tuple[tuple[str, int], ...], Bucket] = {}
+
+    def fitting(self, sizes: Mapping[str, int]) -> Bucket:
+        """The bucket with the least work that takes a call of these sizes, raises ContractError where none does."""
+        prompts, points = sizes["num_prompts"], sizes["num_points"]
+        others = {dim: size for dim, size in sizes.items() if dim not in ("num_prompts", "num_points")}
+        taking = [
+            bucket
+            for bucket in self.all
+            if bucket.num_prompts >= prompts
+            and bucket.num_points >= points
+            and all(low <= others.get(dim, low) <= high for dim, (low, high) in self._profiles[bucket.profile].items())
+        ]
+        if taking:
+            # A prompt has some five tokens beside its points.
+            return min(taking, key=lambda bucket: (bucket.num_prompts * (bucket.num_points + 5), bucket.profile))
+        asked = ", ".join(f"{dim} = {size}" for dim, size in sizes.items())
+        taken = "; or ".join(", ".join(f"{dim} {low} to {high}" for dim, (low, high) in p.items()) for p in self._profiles)
+        raise ContractError(f"no profile of this engine takes {asked}; it takes {taken}; split the call, or use decode_many")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets of a bucket's tensors: inputs in the input block, outputs in the output block."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    offsets: Mapping[str, int]
+
+    @classmethod
+    def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Layout:
+        """Lay out tensors, image embeddings excepted; `sizes` are those of the dynamic dimensions."""
+        shapes, offsets = {}, {}
+        for specs, order in ((inputs, _INPUTS), (outputs, _OUTPUTS)):
+            at = 0
+            for spec in sorted((s for s in specs if s.name in order), key=lambda s: order.index(s.name)):
+                shapes[spec.name] = shape_of(spec, sizes)
+                offsets[spec.name] = at
+                at += _aligned(_nbytes(spec, sizes))
+        return cls(shapes, offsets)
+
+
+def extent(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
+    """Bytes that a block for these tensors needs."""
+    return sum(_aligned(_nbytes(spec, sizes)) for spec in specs)
+
+
+def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor where the dynamic dimensions have these sizes."""
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+
+
+def _sizes(limits: tuple[int, int], asked: Sequence[int] | None) -> list[int]:
+    low, high = limits
+    inside = asked if asked is not None else [2**k for k in range(high.bit_length())]
+    return sorted({high, *(size for size in inside if low <= size <= high), *([low] if asked is None else [])})
+
+
+def _nbytes(spec: TensorSpec, sizes: Mapping[str, int]) -> int:
+    return prod(shape_of(spec, sizes)) * np.dtype(spec.dtype).itemsize
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,157 @@
+"""Who holds which slot of a runner, what a failure does to it, and how everything is freed in the right order.
+
+Slots are handed out by a queue, whose `put` may be called anywhere, even where an object is being freed. The runner's lock is
+held while work is queued, images change or all is freed; a slot's lock by whoever waits for its call. The first is never taken
+inside the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from types import TracebackType
+from typing import Self
+
+from trt_sam._calls import CallMaker, NoSlotError
+from trt_sam._engine import Engine
+from trt_sam._slot import Slot
+from trt_sam._uploads import Images
+from trt_sam.cuda import Device, Stream
+from trt_sam.errors import ContractError, InferenceError, InputError
+
+__all__ = ["Lifecycle"]
+
+_CLOSED = "the runner is closed; open a new one"
+
+
+class Lifecycle:
+    """What `DecoderRunner` is made of, apart from calls.
+
+    Args:
+        engines: emptied when it is closed.
+        device: closed with it.
+    """
+
+    _calls: CallMaker
+
+    def __init__(self, engines: list[Engine], device: Device) -> None:
+        self.closed = False
+        """Closed by `close`, or by a failure after which the GPU's context cannot be used."""
+        self._device = device
+        self._engines = engines
+        self._lock = threading.Lock()
+        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._slots: list[Slot] = []
+        self._images: Images | None = None
+
+    @property
+    def graphs_held(self) -> int:
+        """CUDA graphs recorded so far, over all slots."""
+        return sum(slot.graphs_held for slot in self._slots)
+
+    @property
+    def images_held(self) -> int:
+        """Images whose embedding is on the GPU now."""
+        return len(self._images) if self._images is not None else 0
+
+    def close(self) -> None:
+        """Free everything; safe to call again. A wait under way on another thread ends first; other results are lost."""
+        with self._lock:
+            if not self.closed:
+                self._save_runtime_caches()
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _take(self, timeout: float | None) -> Slot:
+        """A free slot, with nothing queued in it."""
+        self._check_open()
+        try:
+            slot = self._free.get(timeout=timeout) if timeout is None or timeout > 0 else self._free.get_nowait()
+        except queue.Empty:
+            number = len(self._slots)
+            raise NoSlotError(
+                f"all {number} slots are in use; take the result of a call first, wait longer, or open with more in_flight"
+            ) from None
+        if slot is None:
+            self._free.put(None)  # for the next who waits
+            raise InferenceError(_CLOSED)
+        if slot.pending:
+            # Its call was dropped without taking the result: what is queued still reads and writes its memory.
+            with self._lock:
+                try:
+                    self._check_open()
+                    with self._device.active():
+                        slot.wait()
+                except BaseException as error:
+                    self._failed(slot, error)
+                    raise
+        return slot
+
+    def _give_back(self, slot: Slot, error: BaseException | None) -> None:
+        if error is None:
+            self._free.put(slot)
+            return
+        with self._lock:
+            self._failed(slot, error)
+
+    def _failed(self, slot: Slot, error: BaseException) -> None:
+        """After a failure: wait for what is queued, which uses memory that the next call writes; close where that fails."""
+        if self.closed:
+            return
+        slot.forget()
+        if not isinstance(error, ContractError):  # those were found before anything was queued
+            self._settle(slot.stream, error)
+            slot.pending = False
+        self._free.put(slot)
+
+    def _settle(self, stream: Stream, error: BaseException) -> None:
+        try:
+            with self._device.active():
+                stream.synchronize()
+        except InferenceError:
+            self._close()
+            raise InferenceError(f"{error}; the runner is closed, open a new one") from error
+
+    def _close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        # TensorRT frees device memory here: contexts before their engine, all before CUDA's context is switched away.
+        with contextlib.suppress(InferenceError), self._device.active():
+            self._release()
+        self._release()
+        self._device.close()
+        self._free.put(None)
+
+    def _release(self) -> None:
+        for slot in self._slots:
+            slot.close()
+        if self._images is not None:
+            self._images.close()
+        self._calls.clear()
+        self._engines.clear()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InferenceError(_CLOSED)
+
+    def _open_images(self) -> Images:
+        self._check_open()
+        assert self._images is not None
+        return self._images
+
+    def _save_runtime_caches(self) -> None:
+        try:
+            with self._device.active():
+                for engine in self._engines:
+                    engine.save_runtime_cache()
+        except (InputError, InferenceError) as error:
+            # The masks are right without it; only the next start is slower.
+            logging.getLogger(__name__).warning("TensorRT-RTX's runtime cache is not kept: %s", error)

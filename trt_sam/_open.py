@@ -1,0 +1,73 @@
+"""From an engine set on disk to engines on a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_sam._engine import Engine
+from trt_sam.cuda import Device
+from trt_sam.errors import ManifestError
+from trt_sam.manifest import GraphEntry, Manifest, open_manifest
+
+if TYPE_CHECKING:
+    from trt_sam.tensorrt import Flavour
+
+__all__ = ["CACHE_SUFFIX", "open_engines"]
+
+CACHE_SUFFIX = ".rtx-cache"
+"""TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
+_DECODERS = ("decode", "decode_mask")
+
+
+def open_engines(
+    folder: str | os.PathLike[str], role: str | None, device: int, *, runtime_cache: bool
+) -> tuple[Device, list[Engine]]:
+    """Open the engine that has `role`, or for None the set's decoders: "decode", then "decode_mask".
+
+    The caller closes the device, after the engines are dropped.
+
+    Raises:
+        MissingDependencyError, ManifestError, InferenceError: as `DecoderRunner.open`.
+    """
+    from trt_sam.tensorrt import load_flavour
+
+    manifest = open_manifest(folder, verify=False)  # `read` below checks the files that are used
+    roles = [r for r in _DECODERS if any(graph.role == r for graph in manifest.graphs)] if role is None else [role]
+    graphs = [manifest.graph(r) for r in roles or ["decode"]]
+    flavour = load_flavour("rtx" if manifest.flavour == "tensorrt_rtx" else "tensorrt")
+    manifest.check_fits(flavour, None)
+    gpu = Device(device)
+    try:
+        manifest.check_fits(flavour, gpu.compute_capability)
+        plans = [manifest.read(graph.engine) for graph in graphs]
+        with gpu.active():
+            engines = _deserialize(manifest, flavour, graphs, plans, runtime_cache=runtime_cache)
+    except BaseException:
+        gpu.close()
+        raise
+    return gpu, engines
+
+
+def _deserialize(
+    manifest: Manifest, flavour: Flavour, graphs: Sequence[GraphEntry], plans: Sequence[bytes], *, runtime_cache: bool
+) -> list[Engine]:
+    logger = flavour.trt.Logger(flavour.trt.Logger.WARNING)
+    runtime: Any = flavour.trt.Runtime(logger)
+    engines = []
+    for graph, plan in zip(graphs, plans, strict=True):
+        flavour.check_engine(runtime, plan)
+        deserialized = runtime.deserialize_cuda_engine(plan)
+        if deserialized is None:
+            raise ManifestError(f"{flavour.title} could not load {graph.engine.name}; its log has the reason")
+        profiles = [
+            {name: (getattr(shapes, name)[0], getattr(shapes, name)[2]) for name in graph.limits}
+            for shapes in manifest.recipe.profiles
+        ]
+        cache = Path(manifest.folder, graph.engine.name + CACHE_SUFFIX) if runtime_cache else None
+        # The engine keeps runtime and logger; nobody else may, for all must be gone before the device is closed.
+        keep = (runtime, logger)
+        engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, keep, cache))
+    return engines
