@@ -1,4 +1,4 @@
-"""The whole main job on the embedded stand-in: export, build, segment, compare. Run by `make demo`; takes a minute or two.
+"""The whole main job on the embedded stand-in: export, build, calibrate, segment, compare. Run by `make demo`; takes minutes.
 
 python scripts/demo.py FOLDER
 """
@@ -35,12 +35,15 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where everything is written")
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    graph, engine = folder / "decoder_cpu.onnx", folder / "engine"
+    graph, engine, int8 = folder / "decoder_cpu.onnx", folder / "engine", folder / "engine_int8"
     step("export the decoder for the CPU", "export", "--checkpoint", "standin", "--precision", "fp32", "--output", graph)
     step("build the FP16 engine", "build", "--recipe", "standin", "--output", engine, "--json", folder / "build.json")
     step("embed the samples", "embed", SAMPLES, "--checkpoint", "standin", "--output", folder / "embeddings")
+    data = ["--embeddings", folder / "embeddings", "--prompts-per-image", 8]
+    step("calibrate and build the INT8 engine", "build", "--recipe", "standin_int8", *data, "--output", int8)
     overlays = [segment(folder, graph, name, kind) for name in PLACES for kind in ("click", "box")]
     step("compare the FP16 graph with PyTorch", "compare", "standin", engine / "decoder.onnx", "--json", folder / "fp16.json")
+    step("compare the INT8 graph with PyTorch", "compare", "standin", int8 / "decoder.onnx", "--json", folder / "int8.json")
     step("compare the FP32 graph with PyTorch", "compare", "standin", graph, "--json", folder / "fp32.json")
     built = json.loads((folder / "build.json").read_text())
     runner, executed = open_runner(engine, graph)
@@ -98,7 +101,7 @@ def time_clicks(runner: Runner, embedding: Path) -> float:
 
 
 def print_table(folder: Path, built: dict[str, Any], executed: str, click_ms: float, overlays: list[Path]) -> None:
-    fp16, fp32 = (json.loads((folder / f"{name}.json").read_text()) for name in ("fp16", "fp32"))
+    fp16, int8, fp32 = (json.loads((folder / f"{name}.json").read_text()) for name in ("fp16", "int8", "fp32"))
     files = {path: path.stat().st_size / 1e6 for path in sorted(folder.glob("**/decoder*")) if path.is_file()}
     entry, tensorrt = built["graphs"][0], built["tensorrt"]
     rows = [
@@ -111,6 +114,7 @@ def print_table(folder: Path, built: dict[str, Any], executed: str, click_ms: fl
         ("kernels", f"{entry['kernels'][0]['kernels']} ({entry['kernels'][0]['fused_attentions']} fused attentions)"),
         (f"FP32 graph by {fp32['executed_by'][1]}", summary(fp32)),
         (f"FP16 graph by {fp16['executed_by'][1]}", summary(fp16)),
+        (f"INT8 graph by {int8['executed_by'][1]}", summary(int8)),
         ("one click, host to host", f"{click_ms:.1f} ms with the mask at full size (median of 20)"),
         *(("overlay", str(path)) for path in overlays),
     ]

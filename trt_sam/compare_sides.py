@@ -19,6 +19,7 @@ from trt_sam.errors import InferenceError, InputError, ManifestError
 from trt_sam.interface import Runner, checked_embedding, checked_inputs
 from trt_sam.manifest import MANIFEST_NAME, Manifest, open_manifest
 from trt_sam.ort import OnnxRunner
+from trt_sam.recipe import QUANTIZED_PRECISIONS
 from trt_sam.tensorrt import gpu_compute_capability
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Side:
     executed_by: str
     """"PyTorch on the CPU", "ONNX Runtime on the CPU", ..."""
     arithmetic: str
-    """"fp32", "tf32" (FP32 on a GPU, where TensorRT may use TF32) or "fp16": decides the tolerance."""
+    """"fp32", "tf32" (FP32 on a GPU, where TensorRT may use TF32), "fp16" or "quantized": decides the tolerance."""
     runner: Runner = field(repr=False)
     checkpoint_sha256: str
     """Of the decoder's weights; empty where unknown."""
@@ -50,7 +51,8 @@ class Side:
 def open_side(source: str, *, device: int = 0) -> Side:
     """Open a checkpoint, a `.onnx` graph, or an engine set (its folder, manifest or engine) on GPU number `device`.
 
-    A float16 graph runs in the emulation that rounds every float16 tensor: ONNX Runtime on a CPU would run it in float32.
+    A float16 graph runs in the emulation that rounds every float16 tensor: ONNX Runtime on a CPU would run it in float32. A
+    quantized graph runs as it stands, its Q/DQ pairs rounding and its products in float32.
 
     Raises:
         TrtSamError: it cannot be opened, or it is an engine and cannot execute here; the message says what to do.
@@ -80,7 +82,10 @@ def torch_side(checkpoint: Checkpoint) -> Side:
 
 
 def _open_graph(path: Path) -> Side:
-    runner = OnnxRunner(path)
+    runner = OnnxRunner(path, emulate_quantization=True)
+    if runner.options.precision in QUANTIZED_PRECISIONS:
+        executed = "ONNX Runtime on the CPU, quantization emulated"
+        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256)
     if runner.options.precision != "fp16":
         return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256)
     emulation = EmulationRunner(path, runner)
@@ -103,7 +108,8 @@ def _open_engine(path: Path, device: int) -> Side:
 
     runner = DecoderRunner.open(folder, role=graph.role, device=device)
     # TensorRT may run FP32 products in TF32, which has FP16's mantissa.
-    arithmetic = "fp16" if graph.options.precision == "fp16" else "tf32"
+    kinds = {"fp32": "tf32", "fp16": "fp16"} if manifest.recipe.graph.precision == graph.options.precision else {}
+    arithmetic = kinds.get(graph.options.precision, "quantized")
     executed = f"{manifest.flavour} {manifest.flavour_version} on GPU {device}"
     return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256)
 

@@ -18,6 +18,7 @@ __all__ = [
     "CALIBRATORS",
     "EXPORT_PRECISIONS",
     "PRECISIONS",
+    "QUANTIZED_PRECISIONS",
     "TARGETS",
     "TIERS",
     "EngineRecipe",
@@ -30,7 +31,8 @@ __all__ = [
 
 EXPORT_PRECISIONS = ("fp32", "fp16")
 """What export alone can write; "int8" and "fp8" need calibration."""
-PRECISIONS = (*EXPORT_PRECISIONS, "int8", "fp8")
+QUANTIZED_PRECISIONS = ("int8", "fp8")
+PRECISIONS = (*EXPORT_PRECISIONS, *QUANTIZED_PRECISIONS)
 CALIBRATORS = ("entropy", "percentile", "mse", "max", "auto")
 TIERS = ("A", "B", "C")
 TARGETS = ("cpu", "gpu")
@@ -58,7 +60,7 @@ class GraphOptions:
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("target", self.target, TARGETS)
-        if self.precision in {"int8", "fp8"} and self.target != "gpu":
+        if self.precision in QUANTIZED_PRECISIONS and self.target != "gpu":
             raise RecipeError(f'precision {self.precision} needs target = "gpu"; target is {self.target!r}')
         for name in ("mask_input", "full_resolution", "best_mask"):
             if not isinstance(getattr(self, name), bool):

@@ -17,7 +17,18 @@ from trt_sam.scenes import make_scene
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-FLAGS = ["--precision", "int8", "--backend", "rtx", "--compute-capability", "8.9", "--prompts-per-image", "2"]
+FLAGS = [
+    "--precision",
+    "int8",
+    "--backend",
+    "rtx",
+    "--compute-capability",
+    "8.9",
+    "--prompts-per-image",
+    "2",
+    "--calibrator",
+    "max",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +57,14 @@ def test_one_command_gives_a_set_that_knows_its_calibration(built: Path) -> None
     assert "QuantizeLinear" in nodes
     assert graph.kernels[0].int8_products >= len(report["tensors"])
     assert len(list((built / "calibration" / "embeddings").glob("*.npz"))) == 2
+
+
+def test_the_graph_is_compared_with_pytorch(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "standin", str(built / "decoder.onnx"), "--prompts", "8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["arithmetic"] == "quantized"
+    # Neither broken nor, by mistake, the float graph.
+    assert 0.95 <= report["masks"]["mean_iou"] < 0.9999
 
 
 def test_what_is_finished_is_not_done_again(
