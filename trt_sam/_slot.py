@@ -162,7 +162,6 @@ class Slot:
             # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call.
             self.pending = True
             context.enqueue(self.stream.handle)
-            self.wait()
         if recorded:
             try:
                 program.graph = capture(self.device, self.stream, lambda: context.enqueue(self.stream.handle))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,6 @@ from trt_sam._residents import EMBEDDING_BYTES, Residents
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, page_locked
-from trt_sam.errors import InferenceError
 
 __all__ = ["Images"]
 
@@ -85,10 +83,6 @@ class Images:
         self._residents.drop(image)
 
     def close(self) -> None:
-        """Wait; the device frees the memory. May be called again."""
-        if self._staging.size == 0:
-            return
-        with contextlib.suppress(InferenceError):
-            self.stream.synchronize()
+        """Forget all; every call here has waited for its work. The device frees the memory. May be called again."""
         self._residents.clear()
         self._staging = np.empty(0, np.uint8)

@@ -285,6 +285,7 @@ class DecoderRunner(Lifecycle):
                     with self._device.active():
                         for kind in kinds:
                             self._calls.plan(slot, kind)
+                        slot.wait()
                 except BaseException as error:
                     self._failed(slot, error)
                     for other in taken[taken.index(slot) + 1 :]:
