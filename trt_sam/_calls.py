@@ -115,7 +115,7 @@ class CallMaker:
         kind = (*points.shape[:2], "", "all", False, mask_input is not None, size)
         if kind not in self._known:
             self._learn(kind, engine)
-        has_mask = checked.get("has_mask_input", np.float32(0))
+        has_mask = checked.get("has_mask_input", 0.0)
         prompts = Prompts(kind, points, checked["point_labels"], None, mask_input, has_mask)
         return Feed(prompts, checked.get("image_embeddings"))
 

@@ -61,16 +61,17 @@ _exported: dict[int, tuple[object, ...]] = {}
 """What a consumer of ours still uses, by the address of its structure."""
 
 
-@_Deleter
 def _forget(address: int) -> None:
     _exported.pop(address, None)
 
 
-@_Deleter
 def _unused(capsule: int) -> None:
     """Destructor of a capsule: one that nobody took still owns its structure."""
     if _raw_valid(capsule, _NAME):
         _exported.pop(_raw(capsule, _NAME), None)
+
+
+_forget_callback, _unused_callback = _Deleter(_forget), _Deleter(_unused)
 
 
 class DeviceArray:
@@ -123,10 +124,10 @@ class DeviceArray:
             1,
             shape,
         )
-        managed.deleter = ctypes.cast(_forget, ctypes.c_void_p)
+        managed.deleter = ctypes.cast(_forget_callback, ctypes.c_void_p)
         address = ctypes.addressof(managed)
         _exported[address] = (managed, shape, self)
-        return _new(address, _NAME, ctypes.cast(_unused, ctypes.c_void_p))
+        return _new(address, _NAME, ctypes.cast(_unused_callback, ctypes.c_void_p))
 
     def _check(self) -> None:
         if self._slot.closed:

@@ -1,0 +1,86 @@
+"""What a call costs on the host, over a driver and an engine that do nothing; `pytest -s` on this file prints it."""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from tests.fixtures.hostcuda import HostCuda
+from tests.fixtures.toy_decoder import toy_embedding
+from tests.fixtures.toy_runner import GRAPHS, PLAIN, opened
+
+pytestmark = pytest.mark.hostcuda
+
+POINTS, LABELS = np.array([[300.0, 400.0]], np.float32), np.array([1.0], np.float32)
+MOST_MICROSECONDS = 400
+"""Ten times what is wanted: other programs run on the machines that this runs on."""
+
+
+def median_microseconds(cuda: HostCuda, name: str, masks: str, calls: int = 2000) -> float:
+    with opened(cuda, GRAPHS[name]) as (runner, fake):
+        fake.does_nothing = True
+        runner.set_image(toy_embedding(1))
+        times = []
+        for turn in range(calls + 50):
+            start = time.perf_counter_ns()
+            runner.decode(POINTS, LABELS, masks=masks)
+            if turn >= 50:
+                times.append(time.perf_counter_ns() - start)
+            if turn % 100 == 0:
+                cuda.reset()  # its log of calls grows
+    return float(np.median(times)) / 1000
+
+
+@pytest.mark.parametrize(("name", "masks"), [("best_mask", "device"), ("best_mask", "best"), ("fp16", "best"), ("fp16", "all")])
+def test_the_host_overhead_of_one_prompt_is_small(
+    host_cuda: HostCuda, record_property: pytest.RecordProperty, name: str, masks: str
+) -> None:
+    found = median_microseconds(host_cuda, name, masks, calls=500)
+    record_property("median_microseconds", round(found, 1))
+    print(f"decode, one prompt, {name}, masks={masks}: median {found:.1f} us on the host")
+    assert found < MOST_MICROSECONDS
+
+
+@pytest.mark.parametrize(("masks", "bits"), [("device", False), ("best", False), ("best", True), ("all", False), ("all", True)])
+def test_calls_after_the_first_allocate_no_arrays(host_cuda: HostCuda, masks: str, bits: bool) -> None:
+    with opened(host_cuda, PLAIN) as (runner, fake):
+        fake.does_nothing = True
+        runner.set_image(toy_embedding(1))
+        for _ in range(3):
+            runner.decode(POINTS, LABELS, masks=masks, bits=bits)
+        gc.collect()
+        domain = np.lib.tracemalloc_domain
+        tracemalloc.start(10)
+        try:
+            before = tracemalloc.take_snapshot()
+            tracemalloc.reset_peak()
+            start = tracemalloc.get_traced_memory()[0]
+            for _ in range(200):
+                runner.decode(POINTS, LABELS, masks=masks, bits=bits)
+            peak = tracemalloc.get_traced_memory()[1] - start
+            after = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+    only_arrays = [tracemalloc.DomainFilter(inclusive=True, domain=domain)]
+    kept = after.filter_traces(only_arrays).compare_to(before.filter_traces(only_arrays), "lineno")
+    assert sum(entry.size_diff for entry in kept) == 0, kept
+    # The peak is of everything: a mask alone, even as bits, would be 64 KiB. The one point as [1, 1, 2] is a view.
+    assert peak < 16 * 1024, peak
+
+
+def test_the_allocation_test_would_see_a_copy(host_cuda: HostCuda) -> None:
+    with opened(host_cuda, PLAIN) as (runner, fake):
+        fake.does_nothing = True
+        runner.set_image(toy_embedding(1))
+        runner.decode(POINTS, LABELS)
+        tracemalloc.start()
+        try:
+            start = tracemalloc.get_traced_memory()[0]
+            runner.decode(POINTS, LABELS, copy=True)
+            assert tracemalloc.get_traced_memory()[1] - start > 64 * 1024
+        finally:
+            tracemalloc.stop()

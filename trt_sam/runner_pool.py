@@ -1,0 +1,101 @@
+"""`RunnerPool`: several runners, each on a thread of its own, for throughput over many images."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+from trt_sam._plan import Decoded
+from trt_sam.errors import InferenceError, InputError
+from trt_sam.runner import DecoderRunner
+
+__all__ = ["RunnerPool"]
+
+
+class RunnerPool:
+    """Runners behind a queue. Each call brings its image; a runner that a failure closed is replaced before the next call.
+
+    Args:
+        make: makes runner number i; it is called on the thread that will use it.
+        count: how many runners, and threads.
+
+    Raises:
+        InputError: `count` is below 1.
+    """
+
+    def __init__(self, make: Callable[[int], DecoderRunner], count: int) -> None:
+        if count < 1:
+            raise InputError(f"a pool of {count} runners cannot work; give 1 or more")
+        self._make = make
+        self._runners: dict[int, DecoderRunner] = {}
+        self._numbers = iter(range(count))
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="trt-sam-runner")
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], count: int, *, devices: Iterable[int] = (0,), **options: Any) -> Self:
+        """Open the engine set in `folder` `count` times, in turn over the GPUs `devices`; options as `DecoderRunner.open`.
+
+        A set that cannot be opened is told by the first calls.
+        """
+        gpus = tuple(devices)
+        return cls(lambda number: DecoderRunner.open(folder, device=gpus[number % len(gpus)], **options), count)
+
+    def submit(
+        self, embedding: Any, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
+    ) -> Future[Decoded]:
+        """Decode prompts on an image, as `DecoderRunner.decode_many` after `set_image`; the result belongs to the caller.
+
+        The future raises what they raise. The arguments must not change before it is done.
+
+        Raises:
+            InferenceError: the pool is closed.
+        """
+        if self._closed:
+            raise InferenceError("the pool is closed; open a new one")
+        return self._threads.submit(self._work, embedding, (points, labels, boxes, mask_input), asked)
+
+    def map(self, calls: Iterable[tuple[Any, ...]], **asked: Any) -> Iterator[Decoded]:
+        """Results of calls (embedding, points, labels, boxes, mask_input), in their order; all are queued at once."""
+        futures = [self.submit(*call, **asked) for call in calls]
+        return (future.result() for future in futures)
+
+    def close(self) -> None:
+        """Finish what is queued, and free everything. May be called again."""
+        self._closed = True
+        self._threads.shutdown()
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _work(self, embedding: Any, prompts: tuple[Any, ...], asked: dict[str, Any]) -> Decoded:
+        runner = self._runner()
+        image = runner.add_image(embedding)
+        try:
+            return runner.decode_many(*prompts, image=image, **asked)
+        finally:
+            if not runner.closed:
+                runner.drop_image(image)
+
+    def _runner(self) -> DecoderRunner:
+        """The runner of this thread, made at its first call and after a failure that closed it."""
+        with self._lock:
+            if not hasattr(self._local, "number"):
+                self._local.number = next(self._numbers)
+        number: int = self._local.number
+        runner = self._runners.get(number)
+        if runner is None or runner.closed:
+            runner = self._runners[number] = self._make(number)
+        return runner
