@@ -154,4 +154,4 @@ class Lifecycle:
                     engine.save_runtime_cache()
         except (InputError, InferenceError) as error:
             # The masks are right without it; only the next start is slower.
-            logging.getLogger(__name__).warning("TensorRT-RTX's runtime cache is not kept: %s", error)
+            logging.getLogger(__name__).warning("TensorRT-RTX's runtime cache is not kept: %s", str(error))
