@@ -107,14 +107,17 @@ class Lifecycle:
             return
         slot.forget()
         if not isinstance(error, ContractError):  # those were found before anything was queued
-            self._settle(slot.stream, error)
+            images = self._images
+            # A feed's own embedding goes by the stream of the images.
+            self._settle(error, slot.stream, *([images.stream] if images is not None else []))
             slot.pending = False
         self._free.put(slot)
 
-    def _settle(self, stream: Stream, error: BaseException) -> None:
+    def _settle(self, error: BaseException, *streams: Stream) -> None:
         try:
             with self._device.active():
-                stream.synchronize()
+                for stream in streams:
+                    stream.synchronize()
         except InferenceError:
             self._close()
             raise InferenceError(f"{error}; the runner is closed, open a new one") from error

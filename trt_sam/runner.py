@@ -147,7 +147,7 @@ class DecoderRunner(Lifecycle):
             except ContractError:
                 raise
             except BaseException as error:
-                self._settle(images.stream, error)
+                self._settle(error, images.stream)
                 raise
             self._last_image = number
             return number
