@@ -179,6 +179,9 @@ def _configure(config: Any, recipe: EngineRecipe, capabilities: tuple[str, ...],
         config.num_compute_capabilities = len(capabilities)
         for index, value in enumerate(capabilities):
             config.set_compute_capability(flavour.compute_capability(value), index)
+    if flavour.needs_user_allocation:
+        # Our CUDA graphs record only engines that allocate nothing of their own; the runner gives them their memory anyway.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if recipe.max_aux_streams is not None:
         config.max_aux_streams = recipe.max_aux_streams
     if not flavour.has_compatibility_modes and (recipe.version_compatible or recipe.hardware_compatible):

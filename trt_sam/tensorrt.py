@@ -60,6 +60,11 @@ class Flavour:
         return hasattr(self.trt.BuilderFlag, "FP16")
 
     @property
+    def needs_user_allocation(self) -> bool:
+        """Whether an engine must be built for memory of the caller's before a stream can be recorded (TensorRT-RTX)."""
+        return hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION")
+
+    @property
     def has_implicit_int8(self) -> bool:
         """Whether it calibrates by itself through the IInt8*Calibrator classes (TensorRT 10)."""
         return hasattr(self.trt, "IInt8EntropyCalibrator2") and hasattr(self.trt.BuilderFlag, "INT8")

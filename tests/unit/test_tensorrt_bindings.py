@@ -31,6 +31,7 @@ ONLY = {
     "BuilderFlag.FP16": {"10"},
     "BuilderFlag.INT8": {"10"},
     "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": {"10"},
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": {"rtx"},
     "IInt8EntropyCalibrator2": {"10"},
     "ComputeCapability": {"rtx"},
     "EngineValidity": {"rtx"},
