@@ -98,7 +98,11 @@ class FusedDecoder(nn.Module):
                 absorbed=form.attention == "absorbed",
                 fold_positions=form.fold_positions,
             )
-        self.upscaling = (ProductUpscaling if form.deferred_shuffle else _PlainUpscaling)(mask_decoder, decoder.grid)
+        if form.deferred_shuffle:
+            two_steps = form.attention == "absorbed"
+            self.upscaling: nn.Module = ProductUpscaling(mask_decoder, decoder.grid, two_steps=two_steps)
+        else:
+            self.upscaling = _PlainUpscaling(mask_decoder, decoder.grid)
         self.heads = (BatchedHeads if form.batched_heads else _PlainHeads)(mask_decoder)
 
     def to_half(self) -> FusedDecoder:

@@ -185,7 +185,9 @@ class AbsorbedImageSide(nn.Module):
         self.register_buffer("query_weight", to_tokens.per_head(to_tokens.w_q))
         self.register_buffer("query_constant", to_tokens.per_head(query_constant))
         self.register_buffer("out_weight", to_tokens.per_head(to_tokens.w_o.T))
-        self.register_buffer("out_bias", to_tokens.out(shift).bias.detach())
+        # Weights of a softmax add up to 1 in each head, so the bias may join the few values instead of the 4096 positions.
+        bias = to_tokens.b_o if shift is None else to_tokens.b_o + shift.double()
+        self.register_buffer("out_bias", (bias / to_tokens.num_heads).to(to_tokens.dtype))
 
     def project(self, image: Tensor) -> tuple[Tensor, ...]:
         """From image [n or 1, P, C] to (image with positions, channels first, for the scores; image)."""
@@ -209,8 +211,8 @@ class AbsorbedImageSide(nn.Module):
         # A softmax over the short axis by hand: runtimes would transpose to make it the innermost one.
         powers = torch.exp(scores - scores.amax(dim=2, keepdim=True))
         weights = (powers / powers.sum(dim=2, keepdim=True)).to(v.dtype)
-        attended = weights.flatten(1, 2).transpose(1, 2) @ (v @ self.out_weight).flatten(1, 2)
-        return image + (attended + self.out_bias)
+        values = v @ self.out_weight + self.out_bias
+        return image + weights.flatten(1, 2).transpose(1, 2) @ values.flatten(1, 2)
 
 
 def _times_shared(x: Tensor, matrix: Tensor) -> Tensor:

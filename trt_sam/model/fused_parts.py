@@ -63,8 +63,10 @@ class ProductUpscaling(nn.Module):
     (y, x, row in block, column in block) until only the four mask channels are left.
     """
 
-    def __init__(self, decoder: MaskDecoder, grid: tuple[int, int]) -> None:
+    def __init__(self, decoder: MaskDecoder, grid: tuple[int, int], *, two_steps: bool = False) -> None:
+        """Rearrange in `two_steps` of one axis each, which CPUs do faster; in one, a GPU has a kernel less."""
         super().__init__()
+        self.two_steps = two_steps
         first, norm, _, second, _ = decoder.output_upscaling
         assert isinstance(first, nn.ConvTranspose2d)
         assert isinstance(norm, LayerNorm2d)
@@ -84,7 +86,11 @@ class ProductUpscaling(nn.Module):
         masks = hyper @ pixels.transpose(1, 2)
         height, width = self.grid
         # (y, x, row 1, column 1, row 2, column 2) to (y, row 1, row 2, x, column 1, column 2)
-        blocks = masks.reshape(-1, hyper.shape[1], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        if self.two_steps:
+            rows = masks.reshape(-1, hyper.shape[1], height * width * 2, 2, 2, 2).transpose(3, 4)
+            blocks = rows.reshape(-1, hyper.shape[1], height, width, 4, 4).transpose(3, 4)
+        else:
+            blocks = masks.reshape(-1, hyper.shape[1], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return blocks.reshape(-1, hyper.shape[1], 4 * height, 4 * width)
 
 
