@@ -34,7 +34,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     # An export earlier in this process has set it; a fresh process has not.
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(trt_sam.selftest, "PRECISIONS", ("fp16",))
+    monkeypatch.setattr(trt_sam.selftest, "EXPORT_PRECISIONS", ("fp16",))
     return folder
 
 
