@@ -1,0 +1,389 @@
+"""ModelOpt's ONNX PTQ beside our INT8: one FP32 graph, one set of calibration feeds, one set of held-out prompts.
+
+NVIDIA's `modelopt.onnx.quantization.quantize` (int8, entropy and max) gets the `--target gpu` FP32 graph and our calibration
+feeds, as files: with its own choice of nodes, and with the products of our tiers A and A+B. All graphs, ours too, are FP32 with
+Q/DQ pairs, run by ONNX Runtime with the pairs in floating point (session.disable_quant_qdq = 1), and are judged by mask IoU
+against PyTorch in FP32. Beside it stands the share of multiply-adds of which both operands come from a DequantizeLinear.
+
+ModelOpt needs older onnx and onnxruntime than ours, so an environment of its own:
+
+  python -m venv /tmp/modelopt
+  /tmp/modelopt/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+  /tmp/modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.*'
+
+Without a GPU, `onnxruntime==1.24.*` in the place of onnxruntime-gpu will do, and cupy is not needed.
+
+Example (8 minutes on two quiet cores):
+  python benchmarks/modelopt_ptq.py --modelopt-python /tmp/modelopt/bin/python --output benchmarks/results/modelopt_ptq.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calibrators.feeds import CalibrationFeeds
+    from trt_sam.accuracy import Measurement
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("entropy", "max")
+TIERS = {"A": ("A",), "A+B": ("A", "B")}
+OURS, THEIRS = "ours", "ModelOpt"
+SIZES = {"num_prompts": 1, "num_points": 2}
+SHARE_TIE = 0.0005
+"""Shares this near are equal."""
+
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A quantized graph."""
+
+    name: str
+    maker: str
+    method: str
+    path: Path = field(repr=False)
+    share: float
+    """Of the FP32 graph's multiply-adds, with both operands quantized."""
+    products: tuple[str, ...] = field(repr=False)
+    """Nodes of the FP32 graph that are such products."""
+    other_readers: Mapping[str, int]
+    """Nodes by operator that read a dequantized tensor and are none of these products."""
+    recipe: bool = True
+    """Ours: with the default recipe's shift and scale."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; 0 where ModelOpt is nowhere better at an equal or larger share, 1 where it is, 2 on bad input."""
+    sys.path.insert(0, str(ROOT))
+    from trt_sam.commands._accuracy_images import add_image_arguments
+    from trt_sam.errors import TrtSamError
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modelopt-python", type=Path, required=True, metavar="PATH", help="Python with nvidia-modelopt[onnx]")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.json", help="F.md is written beside it")
+    parser.add_argument("--checkpoint", default="standin", metavar="C", help="default: %(default)s")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the graphs here")
+    add_image_arguments(parser, images=16, prompts=16, calibration=16)
+    parser.set_defaults(calibration_prompts=8)
+    try:
+        return run(parser.parse_args(argv))
+    except TrtSamError as error:
+        print(f"modelopt_ptq: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("modelopt_ptq: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the flags ask for."""
+    from calibrators.feeds import FeedOptions, calibration_feeds
+    from trt_sam._files import write_atomically
+    from trt_sam.accuracy import Variant, measure
+    from trt_sam.accuracy_feeds import make_examples
+    from trt_sam.commands._accuracy_images import open_images
+    from trt_sam.errors import InputError
+    from trt_sam.model.checkpoint import load_checkpoint
+    from trt_sam.ort import OnnxRunner
+    from trt_sam.torch_runner import TorchRunner
+
+    if args.output.suffix != ".json":
+        raise InputError(f"--output is {str(args.output)!r}, must end in .json")
+    versions = modelopt_versions(args.modelopt_python)
+    checkpoint = load_checkpoint(args.checkpoint)
+    with tempfile.TemporaryDirectory(prefix="trt-sam-modelopt-") as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        embeddings = Path(temporary) / "embeddings"
+        embeddings.mkdir()
+        say("scenes and their embeddings")
+        images = open_images(args, checkpoint, embeddings, calibrate=True)
+        options = FeedOptions(prompts_per_image=args.calibration_prompts, seed=args.seed)
+        feeds = calibration_feeds(embeddings, options, encoder_sha256=images.encoder_sha256)
+        plain = _export(checkpoint, folder / "fp32.onnx")
+        sides = [*_ours(plain, feeds, folder), *_theirs(args.modelopt_python, plain, feeds, folder)]
+        variants = [Variant(s.name, lambda path=s.path: OnnxRunner(path, emulate_quantization=True)) for s in sides]
+        say(f"{len(sides)} graphs on {args.images * args.prompts_per_image} held-out prompts")
+        examples = make_examples(images.evaluation(), args.prompts_per_image, prompts_per_call=4, seed=args.seed)
+        measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, keep_worst=0)
+    stand_in = " (a stand-in trained on synthetic scenes: no figure here is one of SAM)" if images.encoder_sha256 else ""
+    about = {
+        "checkpoint": f"{args.checkpoint}{stand_in}, decoder {checkpoint.sha256[:16]}",
+        "calibrated on": f"{feeds.num_images} images, {feeds.num_prompts} prompts in {len(feeds)} feeds, fingerprint "
+        f"{feeds.fingerprint[:16]}",
+        "judged on": f"{images.description}, {args.images * args.prompts_per_image} prompts, seed {args.seed}",
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in ("onnxruntime", "torch", "onnx", "numpy")),
+        "ModelOpt's versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    data = report(sides, measurement, about)
+    write_atomically(args.output, json.dumps(data, indent=2) + "\n")
+    write_atomically(args.output.with_suffix(".md"), markdown(data))
+    print(markdown(data))
+    return 1 if data["modelopt_better"] else 0
+
+
+def quantized_products(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[float, tuple[str, ...], dict[str, int]]:
+    """Count what a quantized form of a graph computes from quantized numbers.
+
+    Args:
+        plain: the graph before; its nodes have names.
+        quantized: the graph after; its products kept their names.
+
+    Returns:
+        (share of `plain`'s multiply-adds of which both operands come from a DequantizeLinear, names of these products, other
+        nodes that read a dequantized tensor, counted by operator).
+    """
+    from trt_sam.arithmetic import count_graph
+
+    counted = count_graph(plain, SIZES)
+    dequantized = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    found: list[str] = []
+    others: dict[str, int] = {}
+    for node in quantized.graph.node:
+        read = [name in dequantized for name in node.input]
+        if node.name in counted.products and len(read) >= 2 and all(read[:2]):
+            found.append(node.name)
+        elif any(read):
+            others[node.op_type] = others.get(node.op_type, 0) + 1
+    return sum(counted.products[name] for name in found) / counted.multiply_adds, tuple(found), others
+
+
+def modelopt_versions(python: Path) -> dict[str, str]:
+    """Versions in ModelOpt's environment; raises InputError that says in one line what is missing."""
+    from trt_sam.errors import InputError
+
+    names = ["nvidia-modelopt", "onnx", "onnxruntime", "torch", "numpy"]
+    code = (
+        "import importlib.metadata as m, json; import modelopt.onnx.quantization\n"
+        "def v(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return m.version(n + '-gpu')\n"
+        f"print(json.dumps({{n: v(n) for n in {names}}}))"
+    )
+    help_line = "make the environment that the top of benchmarks/modelopt_ptq.py describes"
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"--modelopt-python {python} cannot be run ({error.strerror}); {help_line}") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{python} cannot import modelopt.onnx.quantization ({last}); {help_line}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def report(sides: Sequence[Side], measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:
+    """All figures as JSON-able data, and every pair in which ModelOpt's graph is better at an equal or larger share."""
+    from trt_sam.accuracy import summarize
+
+    rows = []
+    for side in sides:
+        summary = summarize(measurement.variants[side.name])
+        rows.append(
+            {
+                **{key: value for key, value in dataclasses.asdict(side).items() if key != "path"},
+                **{key: getattr(summary, key) for key in ("prompts", "iou_mean", "iou_p5", "iou_min", "flips", "clear_flips")},
+            }
+        )
+    ious = {side.name: measurement.variants[side.name]["iou"] for side in sides}
+    pairs = list(_pairs(rows, ious))
+    better = [p for p in pairs if p["mean_difference"] > 0 or p["p5_difference"] > 0]
+    return {"about": dict(about), "sides": rows, "pairs": pairs, "modelopt_better": better}
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    head = [
+        "graph",
+        "share of multiply-adds",
+        "products",
+        "other readers",
+        "mean IoU",
+        "5th percentile",
+        "least",
+        "flips (clear)",
+    ]
+    lines = [
+        "# ModelOpt's ONNX PTQ beside ours",
+        "",
+        "Generated by `python benchmarks/modelopt_ptq.py`; do not edit.",
+        "",
+        *(f"- {name}: {value}" for name, value in data["about"].items()),
+        "- All graphs are FP32 with Q/DQ pairs, run in floating point. IoU is of the mask that FP32 selects, against "
+        "PyTorch in FP32. A share is of products with both operands quantized. Plain: neither shift nor scale. Other readers: nodes that "
+        "are no such product and read a dequantized tensor.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---|" + "---:|" * (len(head) - 1),
+    ]
+    for row in sorted(data["sides"], key=lambda row: (-row["share"], -row["iou_mean"])):
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted(row["other_readers"].items())) or "none"
+        cells = [row["name"], f"{100 * row['share']:.1f} %", str(len(row["products"])), others, f"{row['iou_mean']:.4f}"]
+        cells += [f"{row['iou_p5']:.4f}", f"{row['iou_min']:.3f}", f"{row['flips']} ({row['clear_flips']})"]
+        lines.append("| " + " | ".join(cells) + " |")
+    pairs = data["pairs"]
+    lines += [
+        "",
+        f"Pairs in which ModelOpt's graph has an equal or larger share than ours with the default recipe: {len(pairs)}.",
+    ]
+    if not data["modelopt_better"]:
+        lines.append("In none of them is its mean or its 5th percentile better.")
+    for pair in data["modelopt_better"]:
+        lines.append(
+            f"- {pair['theirs']} against {pair['ours']}: mean {pair['mean_difference']:+.4f} (standard error of the paired "
+            f"difference {pair['standard_error']:.4f}), 5th percentile {pair['p5_difference']:+.4f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]], ious: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for theirs in (row for row in rows if row["maker"] == THEIRS):
+        for ours in (row for row in rows if row["maker"] == OURS and row["recipe"]):
+            if theirs["share"] < ours["share"] - SHARE_TIE:
+                continue
+            difference = ious[theirs["name"]] - ious[ours["name"]]
+            yield {
+                "theirs": theirs["name"],
+                "ours": ours["name"],
+                "mean_difference": float(difference.mean()),
+                "standard_error": float(difference.std() / np.sqrt(len(difference))),
+                "p5_difference": theirs["iou_p5"] - ours["iou_p5"],
+            }
+
+
+def _export(checkpoint: Any, path: Path) -> onnx.ModelProto:
+    import onnx
+
+    from trt_sam.export import export_decoder
+    from trt_sam.recipe import GraphOptions
+
+    say("export of the FP32 graph")
+    options = GraphOptions(precision="fp32", target="gpu")
+    export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
+    return onnx.load(path)
+
+
+def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iterator[Side]:
+    import onnx
+
+    from calibrators.calibration import Calibration
+    from trt_sam.quantize import insert_qdq
+    from trt_sam.recipe import QuantizationOptions
+
+    for title, tiers in TIERS.items():
+        for recipe in (True, False) if title == "A" else (True,):
+            say(f"our calibration, tiers {title}{'' if recipe else ', plain'}")
+            options = QuantizationOptions(tiers=tiers)
+            if not recipe:
+                options = dataclasses.replace(options, shift=False, smooth_alpha=None)
+            calibration = Calibration(plain, feeds, options, "int8")
+            for method in METHODS:
+                ranges = calibration.ranges(dict.fromkeys(calibration.histograms, method))
+                model = insert_qdq(calibration.model, calibration.products, ranges, "int8")
+                path = folder / f"ours_{method}_{title}{'' if recipe else '_plain'}.onnx"
+                onnx.save(model, path)
+                name = f"ours, {method}, {title}{'' if recipe else ', plain'}"
+                yield Side(name, OURS, method, path, *quantized_products(plain, model), recipe)
+
+
+def _theirs(python: Path, plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iterator[Side]:
+    import onnx
+
+    from trt_sam.quantize import find_products
+
+    stored = folder / "feeds"
+    stored.mkdir()
+    for number, feed in enumerate(feeds):
+        np.savez(stored / f"{number:05d}.npz", **feed)
+    chosen: dict[str, list[str] | None] = {"its own choice": None}
+    chosen.update((f"nodes of {title}", [p.name for p in find_products(plain, tiers)]) for title, tiers in TIERS.items())
+    for title, nodes in chosen.items():
+        for method in METHODS:
+            say(f"ModelOpt, {method}, {title}")
+            path = folder / f"modelopt_{method}_{title.replace(' ', '_')}.onnx"
+            _run_modelopt(python, {"graph": folder / "fp32.onnx", "feeds": stored, "output": path, "method": method}, nodes)
+            model = onnx.load(path)
+            # ModelOpt drops the metadata by which OnnxRunner knows a decoder.
+            del model.metadata_props[:]
+            model.metadata_props.extend(plain.metadata_props)
+            onnx.save(model, path)
+            yield Side(f"ModelOpt, {method}, {title}", THEIRS, method, path, *quantized_products(plain, model))
+
+
+def _run_modelopt(python: Path, job: Mapping[str, str | Path], nodes: Sequence[str] | None) -> None:
+    from trt_sam.errors import TrtSamError
+
+    text = json.dumps({**{key: str(value) for key, value in job.items()}, "nodes": nodes})
+    done = subprocess.run([str(python), __file__, "worker", text], capture_output=True, text=True, check=False)
+    if done.returncode or not Path(job["output"]).exists():
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TrtSamError(f"ModelOpt ended with status {done.returncode} ({last})")
+
+
+class _Reader:
+    """ModelOpt's calibration reader over stored feeds, one in memory at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted(folder.glob("*.npz"))
+        self.rewind()
+
+    def get_next(self) -> Feed | None:
+        path = next(self._left, None)
+        return None if path is None else self._load(path)
+
+    def get_first(self) -> Feed:
+        return self._load(self._paths[0])
+
+    def rewind(self) -> None:
+        self._left = iter(self._paths)
+
+    @staticmethod
+    def _load(path: Path) -> Feed:
+        with np.load(path) as stored:
+            return dict(stored)
+
+
+def worker(text: str) -> int:
+    """In ModelOpt's environment: one graph, by the JSON job `text`."""
+    import re
+
+    from modelopt.onnx.quantization import quantize
+
+    job = json.loads(text)
+    nodes = job["nodes"]
+    quantize(
+        job["graph"],
+        quantize_mode="int8",
+        calibration_method=job["method"],
+        calibration_data_reader=_Reader(Path(job["feeds"])),
+        calibration_eps=["cpu"],
+        # Regular expressions to ModelOpt.
+        nodes_to_quantize=None if nodes is None else [f"^{re.escape(name)}$" for name in nodes],
+        high_precision_dtype="fp32",
+        output_path=job["output"],
+        log_level="WARNING",
+    )
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(worker(sys.argv[2]) if sys.argv[1:2] == ["worker"] else main())
