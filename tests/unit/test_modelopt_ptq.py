@@ -29,7 +29,7 @@ def script() -> ModuleType:
 
 
 def graph(quantized: tuple[str, ...] = ()) -> onnx.ModelProto:
-    """x [P, N, 8] -> wide product (8 to 24) -> narrow product (24 to 8), joined with x, by itself; `quantized` tensors pass a pair."""
+    """x [P, N, 8] by 8 to 24 (wide), by 24 to 8 (narrow), joined with x, by itself; `quantized` tensors pass a pair."""
     nodes, weights = [], {"first": np.ones((8, 24), np.float32), "second": np.ones((24, 8), np.float32)}
 
     def read(name: str) -> str:
