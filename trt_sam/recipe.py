@@ -148,6 +148,8 @@ class EngineRecipe:
     checkpoint: str | None = None
     """"standin", a path or a Hugging Face id; None where the command line must say it."""
     graph: GraphOptions = field(default_factory=GraphOptions)
+    decode_mask: bool = False
+    """Also build the graph that refines an earlier mask, from the same recipe with `mask_input`."""
     profiles: tuple[ShapeProfile, ...] = field(default_factory=lambda: (ShapeProfile(),))
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     backend: str | None = None
@@ -160,6 +162,8 @@ class EngineRecipe:
     hardware_compatible: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.decode_mask, bool):
+            raise RecipeError(f"decode_mask is {self.decode_mask!r}, must be true or false")
         if self.backend is not None:
             _check_choice("backend", self.backend, BACKENDS)
         if not self.profiles:
