@@ -6,6 +6,7 @@ Run as a script it is the kill test's subject: see `tests/unit/test_manifest.py`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from trt_sam.builder import BuildResult
 from trt_sam.contract import input_specs, output_specs
-from trt_sam.engine_set import BuiltSet, build_set
+from trt_sam.engine_set import BuiltSet, GraphSource, build_set
 from trt_sam.layers import KernelSummary
 from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.tensorrt import Flavour
@@ -43,6 +44,13 @@ def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str 
     onnx.save(model, path)
 
 
+def tiny_sources(graphs: int = 1, options: GraphOptions | None = None, name: str = "tiny") -> list[GraphSource]:
+    """What writes one tiny graph, or the two of a set with decode_mask."""
+    plain = options or GraphOptions()
+    each = [plain, dataclasses.replace(plain, mask_input=True)][:graphs]
+    return [GraphSource(functools.partial(write_tiny_graph, options=one, name=name)) for one in each]
+
+
 def tiny_build(engine: bytes = b"engine") -> Any:
     """Stands in for `build_engine`."""
 
@@ -56,10 +64,11 @@ def tiny_build(engine: bytes = b"engine") -> Any:
 def tiny_set(
     folder: Path, *, recipe: EngineRecipe | None = None, options: GraphOptions | None = None, flavour: Flavour = RTX
 ) -> BuiltSet:
-    """Build a whole set into `folder`."""
+    """Build a whole set into `folder`, with two graphs where the recipe says so."""
+    recipe = recipe or EngineRecipe()
     return build_set(
-        lambda path: write_tiny_graph(path, options),
-        recipe or EngineRecipe(),
+        tiny_sources(1 + recipe.decode_mask, options),
+        recipe,
         folder,
         flavour=flavour,
         engine_builder=tiny_build(),

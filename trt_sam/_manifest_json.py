@@ -19,6 +19,7 @@ __all__ = [
     "file_fields",
     "items",
     "limits",
+    "optional_text",
     "recipe",
     "specs",
     "strings",
@@ -58,6 +59,11 @@ def text(data: Any, key: str, *, empty: bool = False) -> str:
     if not value and not empty:
         raise ValueError(f"{key} is empty")
     return str(value)
+
+
+def optional_text(data: Any, key: str) -> str | None:
+    """A string that is not empty, or None where it is null or missing."""
+    return None if data.get(key) is None else text(data, key)
 
 
 def strings(data: Any, key: str) -> list[str]:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from trt_sam._engine import Engine
 from trt_sam.cuda import Device
 from trt_sam.errors import ManifestError
-from trt_sam.manifest import GraphEntry, Manifest, open_manifest
+from trt_sam.manifest import CACHE_SUFFIX, GraphEntry, Manifest, open_manifest
 
 if TYPE_CHECKING:
     from trt_sam.tensorrt import Flavour
 
-__all__ = ["CACHE_SUFFIX", "open_engines"]
+__all__ = ["open_engines"]
 
-CACHE_SUFFIX = ".rtx-cache"
-"""TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
 _DECODERS = ("decode", "decode_mask")
 
 

@@ -24,9 +24,21 @@ from trt_sam.recipe import EngineRecipe, GraphOptions
 if TYPE_CHECKING:
     from trt_sam.tensorrt import Flavour
 
-__all__ = ["MANIFEST_NAME", "ROLES", "SCHEMA", "FileEntry", "GraphEntry", "Manifest", "open_manifest", "write_manifest"]
+__all__ = [
+    "CACHE_SUFFIX",
+    "MANIFEST_NAME",
+    "ROLES",
+    "SCHEMA",
+    "FileEntry",
+    "GraphEntry",
+    "Manifest",
+    "open_manifest",
+    "write_manifest",
+]
 
 MANIFEST_NAME = "manifest.json"
+CACHE_SUFFIX = ".rtx-cache"
+"""TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
 SCHEMA = 1
 """Raised when an older reader would misunderstand; new keys alone do not raise it, readers skip what they do not know."""
 ROLES = ("decode", "decode_mask", "prepare", "encode")
@@ -68,6 +80,8 @@ class GraphEntry:
     checkpoint_sha256: str = ""
     kernels: tuple[KernelSummary, ...] = ()
     """One per profile of the recipe; empty where the flavour logs no layer list."""
+    calibration: str | None = None
+    """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Manifest:
     compute_capabilities: tuple[str, ...] = ()
     """GPUs it was built for; empty is RTX's default, all that RTX supports from 8.0."""
     calibration: str | None = None
-    """Fingerprint of the calibration data, where there was any."""
+    """That of the first graph; older manifests have no other."""
     created: Mapping[str, Any] = field(default_factory=dict)
     """Time (UTC), trt_sam's version, build seconds and machine; for people, nothing depends on it."""
 
@@ -218,11 +232,11 @@ def _parse(folder: Path, text: str) -> Manifest:
         data = json.loads(text)
         parsing.check_schema(data, SCHEMA, path)
         tensorrt = parsing.table(data, "tensorrt")
-        graphs = tuple(_graph(item) for item in parsing.items(data, "graphs"))
+        calibration = parsing.optional_text(data, "calibration")
+        graphs = tuple(_graph(item, calibration) for item in parsing.items(data, "graphs"))
         roles = [graph.role for graph in graphs]
         if not roles or len(set(roles)) != len(roles):
             raise ValueError(f"graphs have the roles {roles}, must be at least one and each once")
-        calibration = data.get("calibration")
         return Manifest(
             folder=folder,
             graphs=graphs,
@@ -231,14 +245,14 @@ def _parse(folder: Path, text: str) -> Manifest:
             flavour_version=parsing.text(tensorrt, "version"),
             target=parsing.choice(data, "target", ("cpu", "gpu")),
             compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),
-            calibration=None if calibration is None else parsing.text(data, "calibration"),
+            calibration=calibration,
             created=parsing.table(data, "created"),
         )
     except (ValueError, TypeError, RecursionError, InputError) as error:
         raise ManifestError(f"{path} is damaged ({error}); build the set again with trt-sam build --output {folder}") from error
 
 
-def _graph(data: Any) -> GraphEntry:
+def _graph(data: Any, calibration: str | None) -> GraphEntry:
     return GraphEntry(
         role=parsing.choice(data, "role", ROLES),
         onnx=FileEntry(*parsing.file_fields(parsing.table(data, "onnx"))),
@@ -249,4 +263,6 @@ def _graph(data: Any) -> GraphEntry:
         options=GraphOptions(**parsing.table(data, "options")),
         checkpoint_sha256=parsing.text(data, "checkpoint_sha256", empty=True),
         kernels=tuple(KernelSummary.from_dict(item) for item in parsing.items(data, "kernels")),
+        # Sets of before had one graph, and said it for the set.
+        calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam.compare import compare_sides
 from trt_sam.compare_feeds import common_feeds, scene_images
 from trt_sam.compare_sides import Side, open_side, torch_side
-from trt_sam.engine_set import build_set, copy_graph
+from trt_sam.engine_set import GraphSource, build_set, copy_graph
 from trt_sam.errors import InputError, TrtSamError
 from trt_sam.machine import MachineReport, examine
 from trt_sam.manifest import open_manifest
@@ -181,9 +181,9 @@ class _Trial:
         with self._step(f"build {label}") as note:
             if flavour.needs_gpu_to_build and self.gpu is None:
                 raise _NotRun("it builds on a GPU only, and none is used")
-            built = build_set(copy_graph(graph), recipe, output, flavour=flavour)
-            kernels = f", {built.build.kernels[0].kernels} kernels" if built.build.kernels else ""
-            note(f"{len(built.build.engine) / 1e6:.1f} MB in {built.build.seconds:.1f} s{kernels}")
+            (build,) = build_set([GraphSource(copy_graph(graph))], recipe, output, flavour=flavour).builds
+            kernels = f", {build.kernels[0].kernels} kernels" if build.kernels else ""
+            note(f"{len(build.engine) / 1e6:.1f} MB in {build.seconds:.1f} s{kernels}")
         with self._step(f"execute {label}") as note:
             if self.gpu is None:
                 raise _NotRun("no GPU is used" if gpu_compute_capability(0) else "this machine has no NVIDIA GPU or driver")

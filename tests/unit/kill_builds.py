@@ -1,12 +1,14 @@
 """Kills builds of one folder with SIGKILL and prints, as JSON, how often a whole set was left and how often none.
 
-Argument 1 is the folder, 2 "random" (100 moments drawn at random) or "every" (before every file operation in turn). An
+Argument 1 is the folder, 2 "random" (100 moments drawn at random) or "every" (before every file operation in turn, for each
+pair of an older and a newer set with one graph or two). An
 AssertionError ends it if a manifest ever stands beside anything but what its own build wrote: hashes would tell a runner,
 but it must not come to that. A process of its own, because it forks.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -16,21 +18,22 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.engine_sets import RTX, tiny_build, write_tiny_graph
+from tests.engine_sets import RTX, tiny_build, tiny_sources
 from trt_sam.engine_set import build_set
 from trt_sam.errors import ManifestError
 from trt_sam.manifest import open_manifest
 from trt_sam.recipe import EngineRecipe
 
 
-def build(folder: Path, number: int) -> None:
-    """Build set `number`: its recipe, graph and engine all carry the number, so that a mixture is noticed."""
+def build(folder: Path, number: int, graphs: int) -> None:
+    """Build set `number`: its recipe, graphs and engines all carry the number, so that a mixture is noticed."""
+    name = f"set-{number}-{graphs}"
     build_set(
-        lambda path: write_tiny_graph(path, name=f"set-{number}"),
-        EngineRecipe(name=f"set-{number}"),
+        tiny_sources(graphs, name=name),
+        EngineRecipe(name=name, decode_mask=graphs == 2),
         folder,
         flavour=RTX,
-        engine_builder=tiny_build(f"set-{number}".encode() * 1000),
+        engine_builder=tiny_build(name.encode() * 1000),
     )
 
 
@@ -44,9 +47,11 @@ def accepted(folder: Path) -> str:
         manifest.verify()
     except ManifestError as error:
         raise AssertionError(f"a manifest stands beside files of another build: {error}") from error
-    graph, name = manifest.graph("decode"), manifest.recipe.name
-    assert manifest.read(graph.engine) == name.encode() * 1000, name
-    assert name.encode() in manifest.read(graph.onnx), name
+    name = manifest.recipe.name
+    assert len(manifest.graphs) == int(name[-1]), name
+    for graph in manifest.graphs:
+        assert manifest.read(graph.engine) == name.encode() * 1000, name
+        assert name.encode() in manifest.read(graph.onnx), name
     return name
 
 
@@ -55,18 +60,18 @@ def kill_at_random(folder: Path, rng: random.Random) -> None:
     child = os.fork()
     if child == 0:
         for number in range(1_000_000):
-            build(folder, number)
+            build(folder, number, 1 + number // 2 % 2)
     time.sleep(rng.uniform(0.0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
 
-def kill_at_operation(folder: Path, number: int) -> bool:
+def kill_at_operation(folder: Path, number: int, graphs: int) -> bool:
     """Fork a child that dies before its `number`-th file operation; False where the build ended before that."""
     child = os.fork()
     if child == 0:
         left = number
-        watched = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
+        watched = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.utime")
 
         def hook(event: str, args: tuple[object, ...]) -> None:
             nonlocal left
@@ -76,11 +81,20 @@ def kill_at_operation(folder: Path, number: int) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        build(folder, number)
+        build(folder, number, graphs)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
     return os.WIFSIGNALED(status)
+
+
+def check_leftovers(folder: Path, graphs: int) -> None:
+    """Nothing but the set lies in the folder once a build has ended, whatever was killed before."""
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"manifest.json", *(f"{stem}.{end}" for stem in STEMS[:graphs] for end in ("onnx", "engine"))}, left
+
+
+STEMS = ("decoder", "decoder_mask")
 
 
 def main() -> None:
@@ -91,14 +105,18 @@ def main() -> None:
             kill_at_random(folder, rng)
             seen["none" if accepted(folder) == "none" else "whole"] += 1
     else:
-        number = 0
-        build(folder, -1)
-        while kill_at_operation(folder, number):
-            seen["none" if accepted(folder) == "none" else "whole"] += 1
-            number += 1
-            build(folder, -1)
-    build(folder, -2)
-    assert accepted(folder) == "set--2"
+        for older, newer in itertools.product((1, 2), repeat=2):
+            number = 0
+            build(folder, -1, older)
+            while kill_at_operation(folder, number, newer):
+                seen["none" if accepted(folder) == "none" else "whole"] += 1
+                number += 1
+                # What was killed meets a build of one graph, or of two.
+                for graphs in (1 + number % 2, older):
+                    build(folder, -1, graphs)
+                    check_leftovers(folder, graphs)
+    build(folder, -2, 1)
+    assert accepted(folder) == "set--2-1"
     left = sorted(path.name for path in folder.iterdir())
     print(json.dumps({**seen, "left": left}))
 

@@ -23,7 +23,7 @@ from trt_sam import cuda
 from trt_sam._build_callbacks import make_logger
 from trt_sam._implicit import position_layers
 from trt_sam.builder import build_engine
-from trt_sam.engine_set import build_set
+from trt_sam.engine_set import GraphSource, build_set
 from trt_sam.errors import BuildError, InputError
 from trt_sam.recipe import EngineRecipe, GraphOptions, QuantizationOptions, ShapeProfile
 from trt_sam.tensorrt import Flavour, load_flavour
@@ -144,12 +144,12 @@ def test_a_set_says_that_it_is_int8(trt: FakeTensorrt10, host_cuda: HostCuda, tm
         return build_engine(write_graph(path.with_name("other.onnx")), recipe, **options)
 
     make = ImplicitCalibration(feeds())
-    built = build_set(write, IMPLICIT, tmp_path / "set", flavour=flavour_of(trt), make_calibrator=make, engine_builder=builder)
+    built = build_set([GraphSource(write, make)], IMPLICIT, tmp_path / "set", flavour=flavour_of(trt), engine_builder=builder)
     assert made["make_calibrator"] is make
     assert built.manifest.recipe.graph.precision == "int8"
     assert built.manifest.recipe.quantization.method == "implicit"
     assert built.manifest.graphs[0].options.precision == "fp32"
-    assert built.build.calibration_cache == CACHE
+    assert built.builds[0].calibration_cache == CACHE
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_a_graph_with_qdq_pairs_still_builds_strongly_typed(trt: FakeTensorrt10,
 @pytest.mark.parametrize("make", [None, ImplicitCalibration(scales={"waves": 1.0})])
 def test_rtx_refuses_implicit_and_names_explicit(tmp_path: Path, make: ImplicitCalibration | None) -> None:
     path = write_graph(tmp_path / "g.onnx")
-    for build in (build_engine, build_set):
-        source = path if build is build_engine else lambda target: None
-        rest = () if build is build_engine else (tmp_path / "set",)
-        with pytest.raises(BuildError, match=r'TensorRT-RTX .* "implicit" cannot be built: use "explicit"'):
-            build(source, IMPLICIT, *rest, flavour=load_flavour("rtx"), make_calibrator=make)
+    refused = r'TensorRT-RTX .* "implicit" cannot be built: use "explicit"'
+    with pytest.raises(BuildError, match=refused):
+        build_engine(path, IMPLICIT, flavour=load_flavour("rtx"), make_calibrator=make)
+    with pytest.raises(BuildError, match=refused):
+        build_set([GraphSource(lambda target: None, make)], IMPLICIT, tmp_path / "set", flavour=load_flavour("rtx"))
     assert not (tmp_path / "set").exists()
 
 

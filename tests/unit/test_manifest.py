@@ -17,7 +17,7 @@ import pytest
 from tests.engine_sets import RTX, tiny_build, tiny_set, write_tiny_graph
 from trt_sam._files import sha256_of
 from trt_sam.contract import input_specs, output_specs
-from trt_sam.engine_set import build_set, copy_graph
+from trt_sam.engine_set import GraphSource, build_set, copy_graph
 from trt_sam.errors import BuildError, GraphError, InputError, ManifestError
 from trt_sam.layers import KernelSummary
 from trt_sam.manifest import Manifest, open_manifest, write_manifest
@@ -245,13 +245,13 @@ def test_a_failed_build_leaves_the_older_set_as_it_was(tmp_path: Path) -> None:
     tiny_set(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(BuildError, match="says no"):
-        build_set(write_tiny_graph, EngineRecipe(), tmp_path, flavour=RTX, engine_builder=fail)
+        build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=fail)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_failed_first_build_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="says no"):
-        build_set(write_tiny_graph, EngineRecipe(), tmp_path / "new", flavour=RTX, engine_builder=fail)
+        build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path / "new", flavour=RTX, engine_builder=fail)
     assert names(tmp_path) == []
 
 
@@ -261,7 +261,7 @@ def test_two_builds_do_not_mix(tmp_path: Path) -> None:
             tiny_set(tmp_path)
         return tiny_build()(path, recipe, **options)
 
-    build_set(write_tiny_graph, EngineRecipe(), tmp_path, flavour=RTX, engine_builder=meanwhile)
+    build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=meanwhile)
     assert names(tmp_path) == FILES
 
 
@@ -271,7 +271,7 @@ def test_a_graph_that_is_no_decoder_or_for_the_cpu_is_refused(tmp_path: Path) ->
         path.write_bytes(path.read_bytes().replace(b"point_labels", b"point_levels"))
 
     with pytest.raises(GraphError, match=r"point_levels.*but its options promise.*point_labels"):
-        build_set(changed, EngineRecipe(), tmp_path, flavour=RTX, engine_builder=tiny_build())
+        build_set([GraphSource(changed)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=tiny_build())
     with pytest.raises(BuildError, match="--target gpu"):
         tiny_set(tmp_path, options=GraphOptions(target="cpu"))
     assert names(tmp_path) == []
@@ -279,7 +279,8 @@ def test_a_graph_that_is_no_decoder_or_for_the_cpu_is_refused(tmp_path: Path) ->
 
 def test_an_existing_graph_is_copied(tmp_path: Path) -> None:
     write_tiny_graph(tmp_path / "mine.onnx")
-    build_set(copy_graph(tmp_path / "mine.onnx"), EngineRecipe(), tmp_path / "set", flavour=RTX, engine_builder=tiny_build())
+    source = GraphSource(copy_graph(tmp_path / "mine.onnx"))
+    build_set([source], EngineRecipe(), tmp_path / "set", flavour=RTX, engine_builder=tiny_build())
     assert (tmp_path / "set" / "decoder.onnx").read_bytes() == (tmp_path / "mine.onnx").read_bytes()
     with pytest.raises(InputError, match="not found"):
         copy_graph(tmp_path / "missing.onnx")
@@ -300,7 +301,13 @@ def test_a_full_disk_leaves_the_older_set_as_it_was(tmp_path: Path, size: int) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         with pytest.raises(InputError, match=r"cannot write .*File too large; choose another --output"):
-            build_set(write_tiny_graph, EngineRecipe(), tmp_path, flavour=RTX, engine_builder=tiny_build(bytes(200_000)))
+            build_set(
+                [GraphSource(write_tiny_graph)],
+                EngineRecipe(),
+                tmp_path,
+                flavour=RTX,
+                engine_builder=tiny_build(bytes(200_000)),
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +75,15 @@ def quantized_graph(
     return path, False
 
 
-def finished_set(folder: Path, graph: Path, recipe: EngineRecipe, flavour: Flavour) -> Manifest | None:
-    """The engine set in `folder` if it was built from exactly this graph, recipe and TensorRT and is undamaged, else None."""
+def finished_set(folder: Path, graphs: Sequence[Path], recipe: EngineRecipe, flavour: Flavour) -> Manifest | None:
+    """The engine set in `folder` if it was built from exactly these graphs, recipe and TensorRT and is undamaged, else None."""
     try:
         manifest = open_manifest(folder)
     except ManifestError:
         return None
-    same_graph = [entry.onnx.sha256 for entry in manifest.graphs] == [sha256_of(graph)]
+    same_graphs = [entry.onnx.sha256 for entry in manifest.graphs] == [sha256_of(graph) for graph in graphs]
     same_builder = (manifest.flavour, manifest.flavour_version) == (flavour.name, flavour.version)
-    return manifest if same_graph and same_builder and manifest.recipe == recipe else None
+    return manifest if same_graphs and same_builder and manifest.recipe == recipe else None
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Build a TensorRT engine from a checkpoint or from a graph that `trt-sam export --target gpu` wrote.
 
 Writes decoder.onnx, decoder.engine and manifest.json into the output folder. TensorRT-RTX builds without a GPU.
+--decode-mask adds decoder_mask.onnx and decoder_mask.engine, which refine an earlier mask, to the same set.
 --precision int8 and fp8 calibrate first, on embeddings or photos; finished steps are kept in the folder calibration of the
 output and not done twice.
 
 Example:
   trt-sam build --checkpoint standin --precision fp16 --compute-capability 8.9,12.0 --output engines/built/standin
   trt-sam build --checkpoint standin --precision int8 --photos photos/ --output engines/built/standin_int8
+  trt-sam build --checkpoint standin --decode-mask --output engines/built/standin_refining
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._implicit import check_method
@@ -25,12 +26,17 @@ from trt_sam._lazy import require
 from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
 from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
 from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
-from trt_sam.engine_set import BuiltSet, build_set, copy_graph
+from trt_sam.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.errors import InputError
 from trt_sam.graph import check_decoder, read_graph
 from trt_sam.manifest import MANIFEST_NAME, Manifest
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 from trt_sam.tensorrt import Flavour, choose_flavour
+
+if TYPE_CHECKING:
+    from trt_sam.builder import BuildResult
+    from trt_sam.manifest import GraphEntry
+    from trt_sam.model.checkpoint import Checkpoint
 
 HELP = "checkpoint or ONNX to TensorRT engine"
 
@@ -41,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
     source.add_argument("--onnx", metavar="F", help="a graph of trt-sam export; needs no torch")
     add_graph_arguments(parser, target=False)
+    parser.add_argument(
+        "--decode-mask", action="store_true", default=None, help="also build the graph that refines an earlier mask"
+    )
     add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
     add_capability_argument(parser)
@@ -71,31 +80,33 @@ def run(args: argparse.Namespace) -> int:
     changes: dict[str, Any] = {}
     if args.backend:
         changes["backend"] = args.backend
+    if args.decode_mask:
+        changes["decode_mask"] = True
     if args.compute_capability is not None:
         changes["compute_capabilities"] = capabilities_from(args.compute_capability)
     recipe = dataclasses.replace(recipe, **changes)
+    _check_decode_mask(args, recipe)
     flavour = choose_flavour(recipe.backend)
     for value in recipe.compute_capabilities:
         flavour.compute_capability(value)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
-        extra: dict[str, Any] = {}
         if args.onnx:
-            write_graph = _from_onnx(args, recipe)
+            sources = [_from_onnx(args, recipe)]
         elif calibrates and recipe.quantization.method == "implicit":
-            write_graph, extra = _implicit(args, recipe, flavour, bar, stack)
+            sources = _implicit(args, recipe, flavour, bar, stack)
         elif calibrates:
-            graph = _calibrated(args, recipe, bar)
-            if (manifest := finished_set(args.output, graph, recipe, flavour)) is not None:
-                _report(args, manifest, f"{args.output}: built before from the same graph, nothing to do")
+            graphs = _calibrated(args, recipe, bar)
+            if (manifest := finished_set(args.output, graphs, recipe, flavour)) is not None:
+                done = "the same graph" if len(graphs) == 1 else "the same graphs"
+                _report(args, manifest, f"{args.output}: built before from {done}, nothing to do")
                 return 0
-            write_graph = copy_graph(graph)
+            sources = [GraphSource(copy_graph(graph)) for graph in graphs]
         else:
-            write_graph = _from_checkpoint(checkpoint_of(args, recipe), recipe)
-        built = build_set(
-            write_graph, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache, **extra
-        )
-    for warning in built.build.warnings:
+            sources = _from_checkpoint(args, recipe)
+        built = build_set(sources, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache)
+    # Two graphs of one decoder are warned of in the same words.
+    for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
         print(f"trt-sam: warning: {flavour.title}: {warning}", file=sys.stderr)
     _report(args, built.manifest, _summary(built, flavour.title))
     return 0
@@ -111,6 +122,25 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
         raise InputError(f"{what}, so --embeddings and --photos are of no use; leave them out, or give --precision int8 or fp8")
 
 
+def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
+    """Raise InputError where two graphs are wanted and cannot be."""
+    if not recipe.decode_mask:
+        return
+    asked = "--decode-mask" if args.decode_mask else "decode_mask of the recipe"
+    if args.onnx:
+        raise InputError(f"{asked} makes two graphs of a checkpoint, and --onnx gives one; give --checkpoint, or leave one out")
+    if recipe.graph.mask_input:
+        mask_input = "--mask-input" if args.mask_input else "graph.mask_input of the recipe"
+        raise InputError(f"{asked} builds a graph with mask_input beside one without; leave {mask_input} out")
+
+
+def _graph_recipes(recipe: EngineRecipe) -> list[EngineRecipe]:
+    """A recipe for each graph of the set: alike but for their `mask_input`."""
+    if not recipe.decode_mask:
+        return [recipe]
+    return [recipe, dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, mask_input=True))]
+
+
 def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
     if args.json:
         write_json(args.json, {"folder": str(args.output), **manifest.to_dict()})
@@ -118,19 +148,19 @@ def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
         print(summary)
 
 
-def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> Path:
-    source = checkpoint_of(args, recipe)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(package, "to calibrate")
-    from trt_sam.model.checkpoint import load_checkpoint
+def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> list[Path]:
+    """The quantized graphs, each calibrated on prompts of its own."""
+    checkpoint = _load(args, recipe, "to calibrate")
+    paths = []
+    for each in _graph_recipes(recipe):
+        path, was_there = quantized_graph(args, checkpoint, each, bar)
+        if was_there:
+            print(f"trt-sam: calibrated before from the same data: {path}", file=sys.stderr)
+        paths.append(path)
+    return paths
 
-    path, was_there = quantized_graph(args, load_checkpoint(source), recipe, bar)
-    if was_there:
-        print(f"trt-sam: calibrated before from the same data: {path}", file=sys.stderr)
-    return path
 
-
-def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> Callable[[Path], Any]:
+def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
     """Copy the graph; raise InputError where a flag or a recipe wants what the graph is not."""
     has = check_decoder(read_graph(args.onnx))
     for field in dataclasses.fields(GraphOptions):
@@ -141,57 +171,78 @@ def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> Callable[[Path
                 f"{args.onnx} was exported with {field.name} = {seen!r}, not {wanted!r}, and building cannot change that; "
                 "export it again, or leave the flag or recipe out"
             )
-    return copy_graph(args.onnx)
+    return GraphSource(copy_graph(args.onnx))
 
 
-def _from_checkpoint(source: str, recipe: EngineRecipe) -> Callable[[Path], Any]:
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(package, "to export a graph; build --onnx needs none of them but onnx")
-    from trt_sam.export import export_decoder
+def _from_checkpoint(args: argparse.Namespace, recipe: EngineRecipe) -> list[GraphSource]:
+    checkpoint = _load(args, recipe, "to export a graph; build --onnx needs none of them but onnx")
+    return [_exported(checkpoint, each.graph) for each in _graph_recipes(recipe)]
+
+
+def _load(args: argparse.Namespace, recipe: EngineRecipe, why: str, *more: str) -> Checkpoint:
+    source = checkpoint_of(args, recipe)
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", *more):
+        require(package, why)
     from trt_sam.model.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(source)
-    return lambda path: export_decoder(checkpoint.decoder, path, recipe.graph, checkpoint_sha256=checkpoint.sha256)
+    return load_checkpoint(source)
+
+
+def _exported(checkpoint: Checkpoint, options: GraphOptions, **calibrated: Any) -> GraphSource:
+    from trt_sam.export import export_decoder
+
+    def write(path: Path) -> None:
+        export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
+
+    return GraphSource(write, **calibrated)
 
 
 def _implicit(
     args: argparse.Namespace, recipe: EngineRecipe, flavour: Flavour, bar: TerminalBar | None, stack: contextlib.ExitStack
-) -> tuple[Callable[[Path], Any], dict[str, Any]]:
-    """The float32 graph and the calibrator for TensorRT 10's implicit INT8; the feeds live as long as `stack`."""
+) -> list[GraphSource]:
+    """Float32 graphs, each with its calibrator for TensorRT 10's implicit INT8; the feeds live as long as `stack`."""
     if recipe.graph.precision != "int8":
         raise InputError(
             f'quantization.method = "implicit" is int8 alone, precision is {recipe.graph.precision}; use "explicit"'
         )
     if not flavour.has_implicit_int8:
         check_method(recipe, None, flavour)
-    source = checkpoint_of(args, recipe)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "pycuda"):
-        require(package, "to calibrate with TensorRT 10")
-    from calibrators.implicit import ImplicitCalibration
-    from trt_sam.model.checkpoint import load_checkpoint
-
-    feeds = stack.enter_context(calibration_feeds_of(args, load_checkpoint(source), recipe, bar))
     algorithm = {"entropy": "entropy", "max": "minmax"}.get(recipe.quantization.calibrator)
     if algorithm is None:
         raise InputError(
             f'calibrator is {recipe.quantization.calibrator!r}; with quantization.method = "implicit" it is entropy or max'
         )
-    plain = dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, precision="fp32"))
-    calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
-    return _from_checkpoint(source, plain), {"make_calibrator": calibrator, "calibration": feeds.fingerprint}
+    checkpoint = _load(args, recipe, "to calibrate with TensorRT 10", "pycuda")
+    from calibrators.implicit import ImplicitCalibration
+
+    sources = []
+    for each in _graph_recipes(recipe):
+        feeds = stack.enter_context(calibration_feeds_of(args, checkpoint, each, bar))
+        calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
+        plain = dataclasses.replace(each.graph, precision="fp32")
+        sources.append(_exported(checkpoint, plain, make_calibrator=calibrator, calibration=feeds.fingerprint))
+    return sources
 
 
 def _summary(built: BuiltSet, title: str) -> str:
-    graph = built.manifest.graphs[0]
-    targets = ", ".join(built.build.compute_capabilities) or "all that RTX supports from 8.0"
+    manifest, builds = built.manifest, built.builds
+    targets = ", ".join(manifest.compute_capabilities) or "all that RTX supports from 8.0"
+    files = [file.name for graph in manifest.graphs for file in (graph.onnx, graph.engine)]
+    seconds = sum(build.seconds for build in builds)
     lines = [
-        f"{built.manifest.folder}: {graph.onnx.name}, {graph.engine.name}, {MANIFEST_NAME}",
-        f"  {graph.options.precision}, {title}, compute capability {targets}, built in {built.build.seconds:.1f} s",
-        f"  engine {graph.engine.size / 1e6:.1f} MB, graph {graph.onnx.size / 1e6:.1f} MB",
+        f"{manifest.folder}: {', '.join(files)}, {MANIFEST_NAME}",
+        f"  {manifest.graphs[0].options.precision}, {title}, compute capability {targets}, built in {seconds:.1f} s",
     ]
-    for number, summary in enumerate(built.build.kernels, start=1):
+    for graph, build in zip(manifest.graphs, builds, strict=True):
+        lines += _graph_summary(graph, build, f"{graph.role}: " if len(builds) > 1 else "")
+    return "\n".join(lines)
+
+
+def _graph_summary(graph: GraphEntry, build: BuildResult, head: str) -> list[str]:
+    lines = [f"  {head}engine {graph.engine.size / 1e6:.1f} MB, graph {graph.onnx.size / 1e6:.1f} MB"]
+    for number, summary in enumerate(build.kernels, start=1):
         lines.append(
-            f"  profile {number}: {summary.kernels} kernels, {summary.matrix_products} matrix products, "
+            f"  {head}profile {number}: {summary.kernels} kernels, {summary.matrix_products} matrix products, "
             f"{summary.fused_attentions} fused attentions"
         )
-    return "\n".join(lines)
+    return lines
