@@ -29,7 +29,7 @@ RTX = Flavour("rtx", "1.7.1.116", ModuleType("tensorrt_rtx"))
 def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str = "tiny") -> None:
     """A valid decoder graph by its tensors and metadata, that computes nothing."""
     options = options or GraphOptions()
-    dtype = "float16" if options.precision == "fp16" else "float32"
+    dtype = "float32" if options.precision == "fp32" else "float16"
     sides = {"mask_input": options.mask_input, "full_resolution": options.full_resolution}
     outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
     values = [

@@ -168,4 +168,5 @@ def open_engine(folder: str, device: int) -> BenchSide:
         "precision": graph.options.precision,
         "graph": f"--target {graph.options.target}",
     }
-    return RunnerSide(DecoderRunner.open(folder, device=device), about)
+    # The timed prompts bring no mask: a second graph would only be given arrays to leave out.
+    return RunnerSide(DecoderRunner.open(folder, role="decode", device=device), about)

@@ -172,7 +172,7 @@ class CallMaker:
             engine = self._engines[-1 if with_mask else 0][0]
         names = {spec.name for spec in engine.inputs}
         if with_mask and "mask_input" not in names:
-            raise ContractError("this engine takes no mask_input; build one with --mask-input")
+            raise ContractError("this engine takes no mask_input; build one with --decode-mask")
         if size is None and "orig_im_size" in names:
             raise ContractError("this graph gives masks at the original size: say image_size, (height, width)")
         if size is not None and "orig_im_size" not in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from trt_sam.tensorrt import gpu_compute_capability
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["EmulationRunner", "Side", "open_side", "torch_side"]
+__all__ = ["BothDecoders", "EmulationRunner", "Side", "open_side", "torch_side"]
 
 Array = npt.NDArray[Any]
 _DECODERS = ("decode", "decode_mask")
@@ -52,7 +52,8 @@ def open_side(source: str, *, device: int = 0) -> Side:
     """Open a checkpoint, a `.onnx` graph, or an engine set (its folder, manifest or engine) on GPU number `device`.
 
     A float16 graph runs in the emulation that rounds every float16 tensor: ONNX Runtime on a CPU would run it in float32. A
-    quantized graph runs as it stands, its Q/DQ pairs rounding and its products in float32.
+    quantized graph runs as it stands, its Q/DQ pairs rounding and its products in float32. A set with two decoders runs both
+    (see `BothDecoders`); the name of one engine is that engine alone.
 
     Raises:
         TrtSamError: it cannot be opened, or it is an engine and cannot execute here; the message says what to do.
@@ -93,20 +94,23 @@ def _open_graph(path: Path) -> Side:
 
 
 def _open_engine(path: Path, device: int) -> Side:
-    """Open the engine of the set that is named by its folder, its manifest or the engine file."""
+    """Open the decoders of the set that is named by its folder or its manifest, or the one whose engine file is named."""
     folder = path if path.is_dir() else path.parent
     if not path.is_dir():
         existing_file(path, "engine")
     manifest = open_manifest(folder)
-    graph = next((g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine.name, *_any_name(path))), None)
-    if graph is None:
+    graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine.name, *_any_name(path))]
+    if not graphs:
         held = ", ".join(f"{g.engine.name} ({g.role})" for g in manifest.graphs)
         raise ManifestError(f"{path} is no decoder engine of its set, which holds {held}; name one that decodes")
     if gpu_compute_capability(device) is None:
-        raise InferenceError(_cannot_execute(manifest, folder / graph.onnx.name, device))
+        raise InferenceError(_cannot_execute(manifest, [folder / graph.onnx.name for graph in graphs], device))
     from trt_sam.runner import DecoderRunner
 
-    runner = DecoderRunner.open(folder, role=graph.role, device=device)
+    graph = graphs[0]
+    runner: Runner = DecoderRunner.open(folder, role=None if len(graphs) > 1 else graph.role, device=device)
+    if len(graphs) > 1:
+        runner = BothDecoders(runner)
     # TensorRT may run FP32 products in TF32, which has FP16's mantissa.
     kinds = {"fp32": "tf32", "fp16": "fp16"} if manifest.recipe.graph.precision == graph.options.precision else {}
     arithmetic = kinds.get(graph.options.precision, "quantized")
@@ -118,12 +122,59 @@ def _any_name(path: Path) -> tuple[str, ...]:
     return () if path.suffix == ".engine" else (path.name,)
 
 
-def _cannot_execute(manifest: Manifest, graph: Path, device: int) -> str:
+def _cannot_execute(manifest: Manifest, graphs: Sequence[Path], device: int) -> str:
     missing = f"no NVIDIA GPU number {device}" if gpu_compute_capability(0) is not None else "no NVIDIA GPU or driver"
     return (
         f"engine set {manifest.folder} cannot execute here: this machine has {missing}; "
-        f"compare the graph it was built from instead: {graph}"
+        f"compare the graph it was built from instead: {' or '.join(map(str, graphs))}"
     )
+
+
+class BothDecoders:
+    """The runner of a set with two decoders, for comparing: prompts with an earlier mask run in the one, others in the other.
+
+    Left to itself the runner takes one graph for all prompts of a feed, the one with the mask where any brings one, so that the
+    other would hardly be compared. The interface is `interface.Runner`.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        """Run prompts with `runner`, and close it with this one."""
+        self._runner = runner
+        self.inputs: tuple[TensorSpec, ...] = runner.inputs
+        self.outputs: tuple[TensorSpec, ...] = runner.outputs
+        self.limits: Mapping[str, tuple[int, int]] = runner.limits
+
+    @property
+    def image_id(self) -> int:
+        """As the runner's."""
+        return self._runner.image_id
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """As the runner's."""
+        self._runner.set_image(embedding)
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed with `has_mask_input`, twice where only some prompts have a mask; raises as the runner does."""
+        masked = np.asarray(feed.get("has_mask_input", np.zeros(0))) != 0
+        outputs = self._runner.run(feed)
+        if masked.all() or not masked.any():
+            return outputs
+        without = self._runner.run({**feed, "has_mask_input": np.zeros(len(masked), np.float32)})
+        return {name: np.where(_rows(masked, array), array, without[name]) for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Close the runner; safe to call again."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def _rows(flags: Array, like: Array) -> Array:
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class EmulationRunner:
