@@ -189,7 +189,7 @@ def modelopt_versions(python: Path) -> dict[str, str]:
 
 def report(sides: Sequence[Side], measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:
     """All figures as JSON-able data, and every pair in which ModelOpt's graph is better at an equal or larger share."""
-    from trt_sam.accuracy import summarize
+    from trt_sam.accuracy_summary import summarize
 
     rows = []
     for side in sides:

@@ -27,6 +27,7 @@ __all__ = [
     "SourceImage",
     "digest_of",
     "embedding_files",
+    "from_files",
     "from_folder",
     "from_memory",
     "write_embeddings",
@@ -54,6 +55,8 @@ class SourceImage:
     """Gives the image again, so that it need not be kept."""
     prompts: tuple[Prompt, ...] | None = field(repr=False, default=None)
     """The user's own, perhaps none for this image; None where they are to be drawn."""
+    photo: str = ""
+    """File name of the photo; "" where unknown."""
 
 
 def from_memory(images: Sequence[Image]) -> Iterator[SourceImage]:
@@ -69,22 +72,27 @@ def from_memory(images: Sequence[Image]) -> Iterator[SourceImage]:
 
 
 def from_folder(folder: Path, prompts: PromptFile | None, encoder_sha256: str) -> Iterator[SourceImage]:
-    """Every embedding file of `folder`, by name, with the prompts that `prompts` has for it.
+    """Every embedding file of `folder`, by name, with the prompts that `prompts` has for it; see `from_files`."""
+    return from_files(embedding_files(folder), prompts, encoder_sha256)
+
+
+def from_files(files: Sequence[Path], prompts: PromptFile | None, encoder_sha256: str) -> Iterator[SourceImage]:
+    """The embedding files in their order, each read when it is asked for, with the prompts that `prompts` has for it.
 
     A bare array (.npy, .safetensors) does not know its photo: it is taken to fill the 1024 frame, unless it has prompts of its
     own, whose file must then say the photo's size.
 
     Raises:
-        InputError: none; one that cannot be read or is no embedding; another encoder's; a prompt outside its photo.
+        InputError: one cannot be read or is no embedding; another encoder's, or one of two; a prompt outside its photo.
     """
     first: tuple[Path, str] | None = None
-    for path in embedding_files(folder):
+    for path in files:
         size = None if path.suffix == ".npz" else _bare_size(path, prompts)
         embedding = load_embedding(path, original_size=size)
         first = _check_encoder(path, embedding, encoder_sha256, first)
         _check_varies(embedding.image_embeddings, f"embedding file {path}")
         own = None if prompts is None else _own_prompts(path, embedding, prompts)
-        yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own)
+        yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own, embedding.file_name)
 
 
 def write_embeddings(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from trt_sam._lazy import require
-from trt_sam.accuracy import CLEAR_MARGIN
+from trt_sam.accuracy_summary import CLEAR_MARGIN
 from trt_sam.errors import CalibrationError, InferenceError
 from trt_sam.metrics import mask_iou, selection_scores
 from trt_sam.ort import session_options
@@ -40,7 +40,7 @@ class Score:
     flips: int
     """Prompts for which another mask is selected."""
     clear_flips: int
-    """Of these, the ones whose mask float32 itself scores lower by more than `accuracy.CLEAR_MARGIN`."""
+    """Of these, the ones whose mask float32 itself scores lower by more than `accuracy_summary.CLEAR_MARGIN`."""
     prompts: int
 
     def __str__(self) -> str:

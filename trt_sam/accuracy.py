@@ -1,4 +1,4 @@
-"""How far variants of one decoder are from its FP32 reference, prompt by prompt, and summed up. numpy and the runners alone.
+"""How far variants of one decoder are from its FP32 reference, prompt by prompt. numpy and the runners alone.
 
 All variants see the same prompts. Masks are those of the decoder's own resolution, 256 x 256 logits cut at 0. The headline
 figure follows the reference's choice: the mask that SAM's rule selects by the FP32 scores, against the variant's mask of the
@@ -19,28 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.accuracy_feeds import Example, PromptedImage
+from trt_sam.accuracy_summary import Columns
 from trt_sam.errors import InputError
 from trt_sam.interface import Runner
-from trt_sam.metrics import boundary_iou, decibels, kendall_tau, mask_iou, powers, selection_scores
+from trt_sam.metrics import boundary_iou, kendall_tau, mask_iou, powers, selection_scores
 
 __all__ = [
     "BLOCK",
-    "CLEAR_MARGIN",
     "SIZES",
     "Measurement",
-    "Summary",
     "Variant",
     "WorstMask",
-    "known_mean",
     "measure",
-    "summarize",
 ]
 
 Array = npt.NDArray[Any]
-Columns = Mapping[str, Array]
-
-CLEAR_MARGIN = 0.01
-"""A flip is clear where FP32 scores the mask that the variant selects lower than its own choice by more than this."""
 
 BLOCK = 128
 
@@ -74,38 +67,6 @@ class WorstMask:
     """bool [256, 256], the mask that FP32 selects."""
     other: npt.NDArray[np.bool_] = field(repr=False)
     """bool [256, 256], the variant's mask of the same index."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Figures over some prompts."""
-
-    prompts: int
-    iou_mean: float
-    """Of the mask that FP32 selects, against the variant's mask of the same index."""
-    iou_p5: float
-    """5th percentile, between neighbours linearly."""
-    iou_min: float
-    share_under_095: float
-    boundary_mean: float
-    """Boundary IoU of the same two masks (`metrics.boundary_iou`, band 2 % of the diagonal)."""
-    boundary_p5: float
-    all_masks_mean: float
-    """Mean IoU of all four masks, each with its own index."""
-    selected_mean: float
-    """Mean IoU of what each side selects by its own scores."""
-    flips: int
-    """Prompts for which the variant selects another mask."""
-    clear_flips: int
-    """Of these, the ones beyond CLEAR_MARGIN."""
-    kendall_tau: float
-    """Mean over prompts, of the four IoU scores."""
-    sqnr_db: float
-    """Signal to noise of all logits of all four masks."""
-    truth_selected: float | None
-    """Mean IoU with the exact mask of what the variant selects; None where it is not known."""
-    truth_oracle: float | None
-    """Mean IoU with the exact mask of the best of the variant's four."""
 
 
 @dataclass(frozen=True)
@@ -189,35 +150,6 @@ def measure(
         variants={name: _joined(rows) for name, rows in columns.items()},
         worst={name: each.sorted() for name, each in worst.items()},
     )
-
-
-def summarize(columns: Columns, rows: npt.NDArray[np.bool_] | None = None) -> Summary:
-    """Sum up a variant's columns of a `Measurement` over `rows` (bool [num_prompts], at least one; None: all)."""
-    kept = {name: array if rows is None else array[rows] for name, array in columns.items()}
-    iou, boundary = kept["iou"], kept["boundary"]
-    return Summary(
-        prompts=len(iou),
-        iou_mean=float(iou.mean()),
-        iou_p5=float(np.percentile(iou, 5)),
-        iou_min=float(iou.min()),
-        share_under_095=float((iou < 0.95).mean()),
-        boundary_mean=float(boundary.mean()),
-        boundary_p5=float(np.percentile(boundary, 5)),
-        all_masks_mean=float(kept["all_masks"].mean()),
-        selected_mean=float(kept["selected"].mean()),
-        flips=int(kept["flip"].sum()),
-        clear_flips=int((kept["flip_cost"] > CLEAR_MARGIN).sum()),
-        kendall_tau=float(kept["kendall_tau"].mean()),
-        sqnr_db=decibels(float(kept["signal"].sum()), float(kept["noise"].sum())),
-        truth_selected=known_mean(kept["truth_selected"]),
-        truth_oracle=known_mean(kept["truth_oracle"]),
-    )
-
-
-def known_mean(values: Array) -> float | None:
-    """The mean of what is not NaN; None where nothing is known."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
 
 
 class _Outcome:

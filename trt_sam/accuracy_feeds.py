@@ -6,7 +6,6 @@ with absent points, as a service would send them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
-from trt_sam.compare_feeds import Image, draw_prompt
+from trt_sam.compare_feeds import Image, draw_on_object, draw_prompt
 from trt_sam.contract import FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE
-from trt_sam.embeddings import load_embedding
-from trt_sam.errors import InputError
 from trt_sam.images import frame_shape, read_image
-from trt_sam.scenes import HELD_OUT_SEED, PROMPT_KINDS, make_scene, sample_prompt
+from trt_sam.scenes import HELD_OUT_SEED, PROMPT_KINDS, make_scene
 
 __all__ = ["EVALUATION_SEED", "Example", "PromptedImage", "embedding_picture", "make_examples", "photos", "scenes", "stored"]
 
@@ -100,21 +97,10 @@ def photos(paths: Sequence[Path], embed: Embed) -> Iterator[PromptedImage]:
         yield PromptedImage(path.name, embed(rgb), rgb.shape[:2], _shrink(frame))
 
 
-def stored(paths: Sequence[str | os.PathLike[str]], encoder_sha256: str = "") -> Iterator[PromptedImage]:
-    """Embedding files (.npz).
-
-    Raises:
-        InputError: one cannot be read, or names another encoder than `encoder_sha256` ("": any).
-    """
-    for path in paths:
-        loaded = load_embedding(path)
-        if encoder_sha256 and loaded.encoder_sha256 not in ("", encoder_sha256):
-            raise InputError(
-                f"embedding file {path} was made by another image encoder ({loaded.encoder_sha256[:12]}) than the checkpoint's "
-                f"({encoder_sha256[:12]}); embed the photos with this checkpoint"
-            )
-        name = loaded.file_name or Path(path).name
-        yield PromptedImage(name, loaded.image_embeddings, loaded.original_size, embedding_picture(loaded.image_embeddings))
+def stored(images: Iterable[tuple[str, Image]]) -> Iterator[PromptedImage]:
+    """Images of which only the name and the embedding are known: the embedding is their picture."""
+    for name, image in images:
+        yield PromptedImage(name, image.embedding, image.original_size, embedding_picture(image.embedding))
 
 
 def embedding_picture(embedding: FloatArray) -> Picture:
@@ -139,8 +125,7 @@ class _Prompt:
 
 def _draw(rng: np.random.Generator, image: PromptedImage, kind: str) -> _Prompt:
     if image.objects is not None:
-        mask = image.objects[int(rng.integers(len(image.objects)))]
-        coords, labels = sample_prompt(rng, mask, kind, extra_clicks=int(rng.integers(1, 4)))
+        coords, labels, mask = draw_on_object(rng, image.objects, kind)
         covered = mask.reshape(LOW_RES_SIZE, _STEP, LOW_RES_SIZE, _STEP).mean(axis=(1, 3))
         return _Prompt(kind, coords, labels, covered >= 0.5)
     coords, labels = draw_prompt(rng, Image(image.embedding, image.original_size), kind)

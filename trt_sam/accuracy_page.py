@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
-from trt_sam.accuracy import Summary, WorstMask
+from trt_sam.accuracy import WorstMask
 from trt_sam.accuracy_plots import colours, curve_plot, flip_plot, range_plot
 from trt_sam.accuracy_report import AccuracyReport, group_row, overall_row, reference_truth, shown_columns
+from trt_sam.accuracy_summary import Summary
 from trt_sam.contract import FRAME_SIZE, LABEL_BACKGROUND, LABEL_FOREGROUND
 from trt_sam.overlay import Box, Click, draw_overlay
 

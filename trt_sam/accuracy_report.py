@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trt_sam.accuracy import CLEAR_MARGIN, SIZES, Measurement, Summary, known_mean, summarize
+from trt_sam.accuracy import SIZES, Measurement
+from trt_sam.accuracy_summary import CLEAR_MARGIN, Summary, known_mean, summarize
 
 __all__ = [
     "COLUMNS",

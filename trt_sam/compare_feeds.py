@@ -27,6 +27,7 @@ __all__ = [
     "Image",
     "common_feeds",
     "draw_earlier_mask",
+    "draw_on_object",
     "draw_prompt",
     "join_limits",
     "make_feeds",
@@ -152,8 +153,8 @@ def _prompts(rng: np.random.Generator, image: Image, kind: str, size: int, limit
 def draw_prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[FloatArray, FloatArray]:
     """A prompt of kind "click", "clicks" or "box": coordinates float32 [num_points, 2] in the frame, labels [num_points]."""
     if image.objects is not None:
-        mask = image.objects[int(rng.integers(len(image.objects)))]
-        return sample_prompt(rng, mask, kind, extra_clicks=int(rng.integers(1, 4)))
+        coords, labels, _ = draw_on_object(rng, image.objects, kind)
+        return coords, labels
     height, width = frame_shape(*image.original_size)
     if kind == "box":
         corners = np.sort(rng.uniform(0, (width, height), (2, 2)), axis=0)
@@ -162,6 +163,14 @@ def draw_prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[Floa
     points = rng.uniform(0, (width, height), (count, 2))
     labels = np.concatenate([[1.0], rng.integers(0, 2, count - 1), [-1.0]])
     return np.concatenate([points, [(0.0, 0.0)]]).astype(np.float32), labels.astype(np.float32)
+
+
+def draw_on_object(
+    rng: np.random.Generator, objects: npt.NDArray[np.bool_], kind: str
+) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    """A prompt as `draw_prompt` gives it, and the one of `objects` (bool [num_objects, 1024, 1024]) that it means."""
+    meant = objects[int(rng.integers(len(objects)))]
+    return *sample_prompt(rng, meant, kind, extra_clicks=int(rng.integers(1, 4))), meant
 
 
 def draw_earlier_mask(rng: np.random.Generator, image: Image) -> FloatArray:

@@ -6,11 +6,17 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
+from calibrators.sources import from_folder
 from trt_sam.commands import accuracy
+from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
@@ -61,7 +67,7 @@ def test_a_tiny_table_of_the_standin(tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--graph", "mine=none.onnx"), "graph not found: none.onnx"),
         (("--images", 0), "--images is 0, must be at least 1"),
         (("--seed", -1), "--seed is -1"),
-        (("--embeddings", "none"), "no embedding file"),
+        (("--embeddings", "none"), "embeddings folder not found: none"),
     ],
 )
 def test_flags_that_cannot_be(arguments: tuple[object, ...], message: str, tmp_path: Path) -> None:
@@ -78,6 +84,100 @@ def test_images_serve_once(tmp_path: Path) -> None:
     few = ("--embeddings", tmp_path / "embeddings", "--images", 2, "--calibration-images", 2)
     with pytest.raises(InputError, match="there are 3 images, --images 2 and --calibration-images 2 need 4"):
         run("--checkpoint", "standin", "--output", tmp_path / "report", *few)
+
+
+class _Encoder:
+    """Embeds a picture as seeded noise of its first pixel."""
+
+    sha256 = "5e" * 32
+
+    def embed(self, rgb: Any) -> Any:
+        return np.random.default_rng(int(rgb[0, 0, 0])).normal(0, 1, EMBEDDING_SHAPE).astype(np.float32)
+
+
+def opened(folder: Path, *arguments: object, calibrate: bool = True) -> Images:
+    parser = argparse.ArgumentParser()
+    add_image_arguments(parser, images=2, prompts=3, calibration=2)
+    checkpoint = SimpleNamespace(encoder_kind="vit_standin", source="other", image_encoder=_Encoder)
+    folder.mkdir()
+    args = parser.parse_args([str(each) for each in arguments])
+    return open_images(args, checkpoint, folder, calibrate=calibrate)  # type: ignore[arg-type]
+
+
+def calibrated_on(images: Images) -> set[bytes]:
+    assert images.calibration is not None
+    return {each.image.embedding.tobytes() for each in from_folder(images.calibration, None, images.encoder_sha256)}
+
+
+def embedding(seed: int) -> Any:
+    return np.random.default_rng(seed).normal(0, 1, EMBEDDING_SHAPE).astype(np.float32)
+
+
+def test_every_kind_of_embedding_file_serves(tmp_path: Path) -> None:
+    source = tmp_path / "embeddings"
+    save_embedding(source / "a.npz", Embedding(embedding(0), (480, 640), "photo.jpg", _Encoder.sha256))
+    np.save(source / "b.npy", embedding(1))
+    save_file({"x": embedding(2)}, source / "c.safetensors")
+    save_file({"image_embeddings": embedding(3)}, source / "d.safetensors")
+    images = opened(tmp_path / "used", "--embeddings", source, "--seed", 3)
+    judged = list(images.evaluation())
+    assert len(calibrated_on(images)) == len(judged) == 2
+    seen = {each.embedding.tobytes() for each in judged}
+    assert seen | calibrated_on(images) == {embedding(seed).tobytes() for seed in range(4)}
+    everything = opened(tmp_path / "none", "--embeddings", source, "--images", 4, calibrate=False).evaluation()
+    known = {each.name: each.original_size for each in everything}
+    # A bare array is taken to fill the frame.
+    assert known == dict.fromkeys(("b.npy", "c.safetensors", "d.safetensors"), (1024, 1024)) | {"photo.jpg": (480, 640)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_of_a_judged_image_is_not_calibrated_with(seed: int, tmp_path: Path) -> None:
+    source = tmp_path / "embeddings"
+    for number in range(8):
+        # Two names for each image, as of a photo that was saved twice.
+        save_embedding(source / f"{number}.npz", Embedding(embedding(number // 2), (480, 640), f"{number}.jpg"))
+    images = opened(tmp_path / "used", "--embeddings", source, "--seed", seed)
+    judged = {each.embedding.tobytes() for each in images.evaluation()}
+    assert len(judged) == len(calibrated_on(images)) == 2
+    assert not judged & calibrated_on(images)
+    with pytest.raises(InputError, match=r"there are 4 different images in 8 files, --images 3 .* need 5"):
+        opened(tmp_path / "more", "--embeddings", source, "--images", 3)
+
+
+def test_a_photo_under_two_names_serves_once(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(4):
+        for copy in ("png", "bmp"):
+            Image.fromarray(np.full((8, 12, 3), number, np.uint8)).save(source / f"{number}.{copy}")
+    images = opened(tmp_path / "used", "--photos", source)
+    judged = {each.embedding.tobytes() for each in images.evaluation()}
+    assert len(judged) == len(calibrated_on(images)) == 2
+    assert not judged & calibrated_on(images)
+
+
+@pytest.mark.parametrize("kind", ["--photos", "--embeddings"])
+def test_one_bad_file_is_seen_before_anything_is_measured(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((8, 12, 3), number, np.uint8)).save(source / f"{number}.png")
+        np.save(source / f"{number}.npy", embedding(number))
+    suffix = ".png" if kind == "--photos" else ".npy"
+    (source / f"2{suffix}").write_bytes((source / f"2{suffix}").read_bytes()[:45])
+    with pytest.raises(InputError, match=f"2{suffix} "):
+        opened(tmp_path / "used", kind, source)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".npz"])
+def test_embeddings_that_cannot_be(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "embeddings"
+    for number in range(4):
+        values = np.full(EMBEDDING_SHAPE, 0.5, np.float32)
+        save_embedding(source / f"{number}.npz", Embedding(values, (480, 640), "", "af" * 32 if kind == ".npz" else ""))
+    message = "another image encoder" if kind == ".npz" else "0.5 everywhere"
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path / "used", "--embeddings", source)
 
 
 def test_no_images_for_other_checkpoints_are_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,56 @@ for recipe, words in ((EngineRecipe(), "needs an NVIDIA GPU"), (one_gpu, "of thi
     )
 
 
+@pytest.mark.parametrize("major", ["10", "11"])
+def test_implicit_is_refused_by_tensorrt_11_in_favour_of_explicit(major: str, tmp_path: Path) -> None:
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(b"anything")
+    out = in_bindings(
+        major,
+        f"""
+import threading
+from calibrators.implicit import ImplicitCalibration, make_calibrator
+from trt_sam._implicit import check_method
+from trt_sam.builder import build_engine
+from trt_sam.engine_set import GraphSource, build_set
+from trt_sam.errors import BuildError, InputError
+from trt_sam.recipe import EngineRecipe, GraphOptions, QuantizationOptions
+
+recipe = EngineRecipe(graph=GraphOptions(precision="int8"), quantization=QuantizationOptions(method="implicit"))
+make = ImplicitCalibration(scales={{"x": 1.0}})
+for name, ask in {{
+    "method": lambda: check_method(recipe, make, flavour),
+    "engine": lambda: build_engine({str(graph)!r}, recipe, flavour=flavour, make_calibrator=make),
+    "no data": lambda: build_engine({str(graph)!r}, recipe, flavour=flavour),
+    "set": lambda: build_set([GraphSource(lambda target: None, make)], recipe, {str(tmp_path / "set")!r}, flavour=flavour),
+    "calibrator": lambda: make_calibrator(trt, None, shapes={{}}, cache=b"x", stop=threading.Event()),
+}}.items():
+    try:
+        ask()
+    except (BuildError, InputError) as error:
+        print(f"{{name}}: {{error}}")
+    else:
+        print(f"{{name}}: taken")
+""",
+    )
+    said = dict(line.split(": ", 1) for line in out.splitlines())
+    if major == "11":
+        version = said["method"].split(" has no calibrator")[0]
+        assert version.startswith("TensorRT 11.")
+        for name in ("method", "engine", "no data", "set"):
+            assert said[name] == (
+                f'{version} has no calibrator of its own, only TensorRT 10 has; quantization.method = "implicit" cannot be '
+                'built: use "explicit", which trt-sam calibrate writes into the graph'
+            )
+        assert said["calibrator"] == f'{version} has no calibrators; use quantization.method = "explicit"'
+        assert [path.name for path in tmp_path.iterdir()] == ["graph.onnx"]
+    else:
+        # Where it is known, what is missing is the GPU, or the data.
+        assert (said["method"], said["calibrator"]) == ("taken", "taken")
+        assert "needs an NVIDIA GPU" in said["engine"]
+        assert "needs calibration data" in said["no data"]
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(InputError, match="must be one of rtx, tensorrt"):
         load_flavour("openvino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 
 from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
-from trt_sam.images import list_images
+from trt_sam.images import list_images, read_image
 
 if TYPE_CHECKING:
     from trt_sam.accuracy_feeds import PromptedImage
+    from trt_sam.compare_feeds import Image
     from trt_sam.model.checkpoint import Checkpoint
 
 __all__ = ["Images", "add_image_arguments", "open_images"]
@@ -74,6 +76,7 @@ def open_images(
         InputError: too few images, an impossible number, no data for a checkpoint that is no stand-in, or a file that cannot be
             used.
     """
+    from calibrators.sources import digest_of, embedding_files, from_files
     from trt_sam.accuracy_feeds import EVALUATION_SEED, photos, scenes, stored
     from trt_sam.model.checkpoint import STANDINS
     from trt_sam.scenes import make_scene
@@ -92,18 +95,19 @@ def open_images(
 
     if args.embeddings is not None:
         sha256 = checkpoint.image_encoder().sha256 if checkpoint.encoder_kind.startswith("vit_") else ""
-        judged, used = _split(_embedding_files(args.embeddings), args, wanted)
-        for _ in stored(judged, sha256):
-            # Read once now: one bad file must not end a long measurement.
-            pass
+
+        def digests(paths: Sequence[Path]) -> Iterator[bytes]:
+            return (digest_of(each.image.embedding) for each in from_files(paths, None, sha256))
+
+        judged, used = _split(embedding_files(args.embeddings), digests, args, wanted)
         for path in used:
             (folder / path.name).symlink_to(path.resolve())
         return Images(
-            ready, lambda: stored(judged, sha256), f"{len(judged)} of the embeddings in {args.embeddings.name}", sha256
+            ready, lambda: stored(_named(judged, sha256)), f"{len(judged)} of the embeddings in {args.embeddings.name}", sha256
         )
     if args.photos is not None:
         encoder = checkpoint.image_encoder()
-        judged, used = _split(list_images([args.photos]), args, wanted)
+        judged, used = _split(list_images([args.photos]), lambda paths: map(_pixels_digest, paths), args, wanted)
         for number, (path, image) in enumerate(zip(used, photos(used, encoder.embed), strict=True), start=1):
             saved = Embedding(image.embedding, image.original_size, path.name, encoder.sha256)
             # Numbered: cat.jpg and cat.png are two photos.
@@ -126,21 +130,36 @@ def open_images(
     return Images(ready, lambda: scenes(encoder.embed, count), f"{count} synthetic scenes", encoder.sha256)
 
 
-def _split(files: Sequence[Path], args: argparse.Namespace, wanted: int) -> tuple[list[Path], list[Path]]:
-    """(to judge by, to calibrate with), drawn with the seed, each in the order of `files`."""
-    if len(files) < args.images + wanted:
-        needed = f"--images {args.images}" + (f" and --calibration-images {wanted}" if wanted else "")
-        raise InputError(
-            f"there are {len(files)} images, {needed} need {args.images + wanted}, for none may serve twice; "
-            "give more or ask for less"
-        )
+def _split(
+    files: Sequence[Path], digests: Callable[[Sequence[Path]], Iterator[bytes]], args: argparse.Namespace, wanted: int
+) -> tuple[list[Path], list[Path]]:
+    """(to judge by, to calibrate with), drawn with the seed, each in the order of `files`; copies of one image serve once."""
+    needed = args.images + wanted
+    asked = f"--images {args.images}" + (f" and --calibration-images {wanted}" if wanted else "")
+    advice = f"{asked} need {needed}, for none may serve twice; give more or ask for less"
+    if len(files) < needed:
+        raise InputError(f"there are {len(files)} images, {advice}")
+    # What serves is read once now: a bad file must not end a long measurement.
     order = np.random.default_rng(args.seed).permutation(len(files)).tolist()
-    judged, used = order[: args.images], order[args.images : args.images + wanted]
-    return [files[place] for place in sorted(judged)], [files[place] for place in sorted(used)]
+    taken: dict[bytes, int] = {}
+    for place, digest in zip(order, digests([files[place] for place in order]), strict=False):
+        taken.setdefault(digest, place)
+        if len(taken) == needed:
+            break
+    if len(taken) < needed:
+        raise InputError(f"there are {len(taken)} different images in {len(files)} files, {advice}")
+    places = list(taken.values())
+    judged, used = sorted(places[: args.images]), sorted(places[args.images :])
+    return [files[place] for place in judged], [files[place] for place in used]
 
 
-def _embedding_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-    if not files:
-        raise InputError(f"no embedding file (.npz) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
-    return files
+def _pixels_digest(path: Path) -> bytes:
+    rgb = read_image(path)
+    return hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).digest()
+
+
+def _named(files: Sequence[Path], encoder_sha256: str) -> Iterator[tuple[str, Image]]:
+    from calibrators.sources import from_files
+
+    for path, each in zip(files, from_files(files, None, encoder_sha256), strict=True):
+        yield each.photo or path.name, each.image
