@@ -18,10 +18,11 @@ from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tin
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine, runs_of
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
+from trt_sam._bench_sides import open_engine
 from trt_sam.builder import BuildResult
-from trt_sam.compare_sides import BothDecoders
+from trt_sam.compare_sides import BothDecoders, open_side
 from trt_sam.engine_set import GraphSource, build_set
-from trt_sam.errors import BuildError, ContractError, RecipeError
+from trt_sam.errors import BuildError, ContractError, InferenceError, RecipeError
 from trt_sam.manifest import open_manifest
 from trt_sam.predictor import Predictor
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, load_recipe
@@ -191,6 +192,34 @@ def test_a_comparison_runs_each_prompt_in_the_graph_that_it_is_for(engine_set: P
         ):
             found = both.run({**feed, "has_mask_input": flags.astype(np.float32)})
             np.testing.assert_array_equal(found["low_res_masks"], wanted["low_res_masks"])
+
+
+@pytest.mark.hostcuda
+def test_a_side_of_a_comparison_is_the_set_or_one_of_its_engines(
+    engine_set: Path, engines: list[OrtEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_sam.compare_sides.gpu_compute_capability", lambda device: None)
+    with pytest.raises(InferenceError, match=r"instead: \S+decoder\.onnx or \S+decoder_mask\.onnx$"):
+        open_side(str(engine_set))
+    with pytest.raises(InferenceError, match=r"instead: \S+decoder_mask\.onnx$"):
+        open_side(str(engine_set / "decoder_mask.engine"))
+    monkeypatch.setattr("trt_sam.compare_sides.gpu_compute_capability", lambda device: "8.9")
+    for name, opened in (("", 2), ("manifest.json", 2), ("decoder.engine", 1), ("decoder_mask.engine", 1)):
+        engines.clear()
+        with open_side(str(engine_set / name)).runner as runner:
+            assert isinstance(runner, BothDecoders) == (opened == 2)
+            assert ("mask_input" in {spec.name for spec in runner.inputs}) == (name != "decoder.engine")
+            assert len(engines) == opened
+
+
+@pytest.mark.hostcuda
+def test_a_benchmark_times_the_graph_of_prompts_without_a_mask(engine_set: Path, engines: list[OrtEngine]) -> None:
+    side = open_engine(str(engine_set), 0)
+    side.load(toy_feed(1, 2, 2, PLAIN))
+    masks, _ = side.call()
+    np.testing.assert_array_equal(masks, direct(engine_set, "decoder.onnx", toy_feed(1, 2, 2, PLAIN))["low_res_masks"])
+    assert len(engines) == 1
+    side.close()
 
 
 def test_the_manifest_has_both_graphs_and_their_calibrations(tmp_path: Path) -> None:
