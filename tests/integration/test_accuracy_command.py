@@ -198,3 +198,10 @@ def test_an_output_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("here")
     with pytest.raises(InputError, match="it is a file"):
         run("--checkpoint", "none.pth", "--output", tmp_path / "report")
+    with pytest.raises(InputError, match=r"report is a file"):
+        run("--checkpoint", "none.pth", "--output", tmp_path / "report" / "deeper")
+    with pytest.raises(InputError, match=r"cannot write .*x\.json: .*report is a file"):
+        run("--checkpoint", "none.pth", "--output", tmp_path / "other", "--json", tmp_path / "report" / "x.json")
+    with pytest.raises(InputError, match="it is a folder"):
+        run("--checkpoint", "none.pth", "--output", tmp_path / "other", "--json", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]

@@ -314,3 +314,12 @@ def test_an_unwritable_output_is_told_before_anything_is_computed(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         quantize(tmp_path / "file" / "x.onnx")
+
+
+@pytest.mark.parametrize("flags", [("--output", "{file}/x.onnx"), ("--output", "{new}/x.onnx", "--json", "{file}/x.json")])
+def test_files_that_cannot_be_written_are_told_before_photos_are_embedded(flags: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("here")
+    given = [flag.format(file=tmp_path / "here", new=tmp_path / "new") for flag in flags]
+    with pytest.raises(InputError, match=r"cannot write .*here/x\.(onnx|json): .*here is a file"):
+        run("--checkpoint", "none.pth", "--photos", tmp_path / "none", *given)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -56,6 +56,12 @@ def test_flags_that_cannot_be(arguments: tuple[object, ...], error: type[Excepti
         run("--checkpoint", "standin", *arguments)
 
 
+def test_a_report_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("here")
+    with pytest.raises(InputError, match="here is a file"):
+        run("--checkpoint", "none.pth", "--json", tmp_path / "here" / "report.json")
+
+
 def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Path], one_torch_thread: None) -> None:
     embed = load_checkpoint("standin").image_encoder().embed
     feeds = [example.feed for example in make_examples(scenes(embed, 1), 5, prompts_per_call=3)]

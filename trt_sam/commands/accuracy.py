@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import platform
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.recipe import GraphOptions
 
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     names = [part.strip() for part in args.variants.split(",") if part.strip()]
     given = _given_graphs(args.graph)
     _check_names(names, [name for name, _ in given])
-    _check_output(args.output)
+    check_output_folder(args.output)
+    check_output_file(args.json)
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL"):
         require(package, "to measure accuracy")
     from trt_sam.accuracy import measure
@@ -219,15 +220,6 @@ def _check_names(names: Sequence[str], given: Sequence[str]) -> None:
     for name in everything:
         if everything.count(name) > 1:
             raise InputError(f"variant {name} is named twice; name each once")
-
-
-def _check_output(folder: Path) -> None:
-    """Raise where the report could not be written at the end."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"cannot write into {folder}: it is a file; name a folder")
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write into {folder}: {nearest} is not writable; choose another output folder")
 
 
 def _conditions(checkpoint: Checkpoint, args: argparse.Namespace, images: Images) -> dict[str, Any]:

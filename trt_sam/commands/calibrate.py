@@ -26,6 +26,7 @@ from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.images import list_images
 from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--output is {args.output}, must end in .onnx")
     recipe = calibration_recipe(args)
     source = checkpoint_of(args, recipe)
+    for path in (args.output, args.json):
+        check_output_file(path)
     for package in _PACKAGES:
         require(package, "to calibrate")
     from calibrators.pipeline import quantize_decoder

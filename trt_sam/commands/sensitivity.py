@@ -23,6 +23,7 @@ from trt_sam._build_callbacks import TerminalBar
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.recipe import CALIBRATORS, TIERS, GraphOptions, QuantizationOptions
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     calibrator = args.calibrator or ("max" if args.precision == "fp8" else "entropy")
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
+    check_output_file(args.json)
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(package, "to rank products")
     import onnx
