@@ -115,10 +115,10 @@ class CalibrationFeeds:
                 digest.update(prompt.coords.astype("<f4").tobytes() + prompt.labels.astype("<f4").tobytes())
         return digest.hexdigest()
 
-    def split(self, held_out: float = 0.25) -> tuple[CalibrationFeeds, CalibrationFeeds]:
+    def split(self, held_out: float = 0.25, *, most: int | None = None) -> tuple[CalibrationFeeds, CalibrationFeeds]:
         """Two sets of images: those to calibrate with, and a share `held_out` of them to judge by; both keep the order.
 
-        Which image is held out depends on the embeddings alone, not on their names.
+        Which image is held out depends on the embeddings alone, not on their names or order. At most `most` different ones are.
 
         Raises:
             InputError: `held_out` is not between 0 and 1, or there are fewer than two different images.
@@ -130,7 +130,8 @@ class CalibrationFeeds:
             raise InputError(
                 f"there is {len(ranked)} different image, which cannot be both calibrated with and judged by; give more"
             )
-        chosen = set(ranked[: min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)])
+        wanted = round(held_out * len(ranked)) if most is None else min(round(held_out * len(ranked)), most)
+        chosen = set(ranked[: min(max(wanted, 1), len(ranked) - 1)])
         parts = [[entry for entry in self._entries if (entry.digest in chosen) is wanted] for wanted in (False, True)]
         return CalibrationFeeds(parts[0], self.options), CalibrationFeeds(parts[1], self.options)
 

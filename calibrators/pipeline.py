@@ -22,7 +22,7 @@ import trt_sam
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.report import CalibrationReport
-from calibrators.trials import Trials, trial_feeds
+from calibrators.trials import TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.export import export_decoder
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["HELD_OUT", "quantize_decoder"]
 
 HELD_OUT = 0.25
-"""Share of the images that "auto" judges by and does not calibrate with."""
+"""Share of the images that "auto" judges by and does not calibrate with, at most TRIAL_IMAGES."""
 
 _PRECISIONS = ("int8", "fp8")
 _WEIGHTS = {"export": 4, "channels": 3, "ranges": 3, "counts": 3, "trials": 12, "check": 2}
@@ -76,7 +76,7 @@ def quantize_decoder(
     stages = _Stages(progress, auto=quantization.calibrator == "auto")
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         plain, half = _export(checkpoint, options, Path(folder), stages)
-        calibration, held_out = feeds.split(HELD_OUT) if quantization.calibrator == "auto" else (feeds, None)
+        calibration, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES) if quantization.calibrator == "auto" else (feeds, None)
         work = Calibration(plain, calibration, quantization, options.precision, progress=stages)
         choice = None if held_out is None else work.choose(held_out)
         calibrators = work.calibrators(choice)

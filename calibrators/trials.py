@@ -21,12 +21,14 @@ from trt_sam.errors import CalibrationError, InferenceError
 from trt_sam.metrics import mask_iou, selection_scores
 from trt_sam.ort import session_options
 
-__all__ = ["Score", "Trials", "trial_feeds"]
+__all__ = ["TRIAL_IMAGES", "Score", "Trials", "trial_feeds"]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 _OUTPUTS = ("low_res_masks", "iou_predictions")
+TRIAL_IMAGES = 8
+"""To hold out more than are tried would waste them, and let their order decide which are."""
 _PROMPTS_AT_ONCE = 4
 
 
@@ -81,7 +83,7 @@ class Trials:
         return Score(float(iou.mean()), float(np.percentile(iou, 5)), int(flipped.sum()), clear, len(iou))
 
 
-def trial_feeds(feeds: Iterable[Feed], *, images: int = 8, prompts: int = 8) -> list[Feed]:
+def trial_feeds(feeds: Iterable[Feed], *, images: int = TRIAL_IMAGES, prompts: int = 8) -> list[Feed]:
     """A few prompts of the first images of `feeds`, of every feed of an image in turn, so that kinds stay mixed.
 
     Args:

@@ -18,6 +18,7 @@ import onnx
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.thresholds import threshold
+from calibrators.trials import TRIAL_IMAGES
 from trt_sam.errors import InputError
 from trt_sam.quantize import quantization_share
 from trt_sam.recipe import CALIBRATORS, TIERS, QuantizationOptions
@@ -116,7 +117,7 @@ def write_variants(
             calibrators = dict.fromkeys(calibration.histograms, name.calibrator)
             yield _write(name, calibration, calibrators, half, folder, {})
     for name in (each for each in names if each.calibrator == "auto"):
-        used, held_out = feeds.split(_HELD_OUT)
+        used, held_out = feeds.split(_HELD_OUT, most=TRIAL_IMAGES)
         calibration = Calibration(plain, used, name.quantization, name.precision, progress=tell)
         choice = calibration.choose(held_out)
         yield _write(name, calibration, calibration.calibrators(choice), half, folder, {"choice": choice.to_dict()})

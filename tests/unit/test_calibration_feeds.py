@@ -13,6 +13,7 @@ import pytest
 
 from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from calibrators.prompts import PATTERN
+from calibrators.trials import TRIAL_IMAGES, trial_feeds
 from trt_sam.compare_feeds import Image
 from trt_sam.contract import EMBEDDING_SHAPE, LABEL_ABSENT, check_feed, input_specs
 from trt_sam.embeddings import Embedding, save_embedding
@@ -196,6 +197,19 @@ def test_split_by_image(tmp_path: Path) -> None:
             calibration_feeds(lonely).split()
     with pytest.raises(InputError, match="held_out is 1"):
         feeds.split(1)
+
+
+def test_what_auto_tries_does_not_depend_on_the_order_of_many_images() -> None:
+    images = [Image(embedding(seed), SIZE) for seed in range(20)]
+
+    def tried(order: list[Image]) -> set[bytes]:
+        rest, held_out = calibration_feeds(order, FeedOptions(prompts_per_image=2)).split(0.5, most=TRIAL_IMAGES)
+        # None is held out in vain.
+        assert (rest.num_images, held_out.num_images) == (20 - TRIAL_IMAGES, TRIAL_IMAGES)
+        return {feed["image_embeddings"].tobytes() for feed in trial_feeds(held_out)}
+
+    assert tried(images) == tried(images[::-1])
+    assert len(tried(images)) == TRIAL_IMAGES
 
 
 # --- The user's prompts ---
