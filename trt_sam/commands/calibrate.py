@@ -8,8 +8,8 @@ Example:
 
 Prompts are drawn with a seed: clicks, boxes, several clicks, rows with absent points. Or they are yours, in the photos' pixels:
   {"images": {"cat.jpg": [{"points": [[420, 300]], "labels": [1]}, {"box": [80, 40, 600, 420]}]}}
-or COCO annotations, whose boxes become box prompts. "auto" holds a quarter of the images back, eight at most, and takes for each
-group of products the calibrator that keeps their masks nearest to FP32's.
+or COCO annotations, whose boxes become box prompts. "auto" holds a quarter of the images back, eight at most, and takes for
+each group of products the calibrator that keeps their masks nearest to FP32's.
 """
 
 from __future__ import annotations
