@@ -30,8 +30,8 @@ __all__ = ["CalibrationFeeds", "FeedOptions", "calibration_feeds"]
 Array = npt.NDArray[Any]
 
 _MASK_EVERY = 4
-"""Where the graph takes masks, every fourth prompt brings one of an earlier call."""
-_FORMAT = "trt_sam calibration feeds 1"
+"""Where the graph takes masks, every fourth prompt of an image brings one of an earlier call."""
+_FORMAT = "trt_sam calibration feeds 2"
 """Hashed into fingerprints; a change of how prompts are drawn gets a new number."""
 
 
@@ -158,7 +158,8 @@ class CalibrationFeeds:
             feed["mask_input"] = np.zeros((len(rows), 1, LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
             feed["has_mask_input"] = np.zeros(len(rows), np.float32)
             for place, row in enumerate(rows):
-                if row % _MASK_EVERY == _MASK_EVERY - 1 and prompts[place].kind != "file":
+                # Prompts of a file too, be it one an image: else a graph that takes masks would have no range for them.
+                if (row + entry.digest[0]) % _MASK_EVERY == 0:
                     # Drawn anew on every iteration: kept, they would be 256 KiB per prompt.
                     rng = np.random.default_rng((self.options.seed, row, *entry.digest))
                     feed["mask_input"][place, 0] = draw_earlier_mask(rng, image)

@@ -283,7 +283,14 @@ def test_coco_boxes_become_box_prompts(tmp_path: Path, folder: Path) -> None:
     np.testing.assert_array_equal(first["point_coords"][0], np.array([[10, 20], [110, 70]], np.float32) * np.float32(1.6))
     assert first["point_labels"].tolist() == [[2, 3], [2, 3]]
     assert second["point_labels"].tolist() == [[2, 3]]
-    assert not any(feed["has_mask_input"].any() for feed in feeds)
+
+
+def test_the_users_prompts_bring_earlier_masks_too_where_the_graph_takes_them(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"images": {"photo1.jpg": [{"box": [1, 2, 30, 40]}] * 8}}))
+    (feed,) = calibration_feeds(folder, FeedOptions(mask_input=True), prompts=path)
+    assert feed["has_mask_input"].sum() == 2
+    assert feed["mask_input"].any((1, 2, 3)).tolist() == feed["has_mask_input"].astype(bool).tolist()
 
 
 def test_coco_tells_the_size_of_a_bare_array(tmp_path: Path) -> None:
