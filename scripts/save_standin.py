@@ -1,6 +1,9 @@
 """Turn the training state of `train_standin.py` into an ordinary Hugging Face `SamModel` folder, in half precision.
 
-python scripts/save_standin.py --state s.pt --output trt_sam/data/standin
+    python scripts/save_standin.py --state s.pt --output trt_sam/data/standin
+
+With several states their weights are averaged (Izmailov et al. 2018, "Averaging weights leads to wider optima and better
+generalization"): the ends of successive stages of one training.
 """
 
 from __future__ import annotations
@@ -27,10 +30,17 @@ DECODER_NORM_EPS = 1e-5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="the .pt that train_standin.py keeps")
+    parser.add_argument(
+        "--state", type=Path, action="append", required=True, help="a .pt that train_standin.py keeps; repeatable: the mean"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
-    save_folder(torch.load(args.state, weights_only=True, map_location="cpu"), args.output)
+    save_folder(mean_state([torch.load(path, weights_only=True, map_location="cpu") for path in args.state]), args.output)
+
+
+def mean_state(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every tensor, taken in float64."""
+    return {name: torch.stack([s[name].double() for s in states]).mean(0).to(value.dtype) for name, value in states[0].items()}
 
 
 def save_folder(state: dict[str, Tensor], folder: Path) -> None:
