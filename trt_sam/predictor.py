@@ -258,7 +258,7 @@ class Predictor:
         if mask_input is None:
             return None
         if "mask_input" not in self._names:
-            raise InputError("this graph takes no mask_input; export it with --mask-input")
+            raise InputError("this graph takes no mask_input; export it with --mask-input, or build the set with --decode-mask")
         if mask_input.shape != (count, 1, LOW_RES_SIZE, LOW_RES_SIZE):
             expected = f"[1, {LOW_RES_SIZE}, {LOW_RES_SIZE}] for each prompt: low_res_masks of an earlier call"
             raise InputError(f"mask_input has shape {list(mask_input.shape[1:])}, must be {expected}")
