@@ -31,7 +31,9 @@ def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str 
     options = options or GraphOptions()
     dtype = "float32" if options.precision == "fp32" else "float16"
     sides = {"mask_input": options.mask_input, "full_resolution": options.full_resolution}
-    outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    outputs = output_specs(
+        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
+    )
     values = [
         [helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), list(s.dims)) for s in specs]
         for specs in (input_specs(**sides), outputs)

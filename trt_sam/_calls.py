@@ -13,7 +13,7 @@ import numpy.typing as npt
 from trt_sam._engine import Engine
 from trt_sam._handle import Submission
 from trt_sam._layout import Bucket, Buckets
-from trt_sam._plan import Call, Decoded, Plan
+from trt_sam._plan import EVERY_OUTPUT, PACKED, Call, Decoded, Plan
 from trt_sam._slot import Slot
 from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.errors import ContractError, InferenceError
@@ -26,6 +26,7 @@ Kind = tuple[Any, ...]
 """The fields of a `Call`: cheaper to look up than the call itself."""
 
 _MASKS = ("best", "all", "device")
+_BITS = (False, True, PACKED)
 _MASK_SHAPE = (1, LOW_RES_SIZE, LOW_RES_SIZE)
 _MOST_PLANS = 512
 """Kinds of calls that a slot remembers; image sizes make more of them than anybody needs again."""
@@ -72,7 +73,7 @@ class CallMaker:
         mask_input: Any,
         masks: str,
         *,
-        bits: bool,
+        bits: bool | str,
         image_size: tuple[int, int] | None,
     ) -> Prompts:
         """Arguments as `DecoderRunner.submit`; raises ContractError for shapes that do not fit."""
@@ -112,7 +113,7 @@ class CallMaker:
         checked = checked_inputs(feed, engine.inputs, engine.limits, has_image=has_image)
         points, mask_input = checked["point_coords"], checked.get("mask_input")
         size = tuple(int(n) for n in checked["orig_im_size"]) if "orig_im_size" in checked else None
-        kind = (*points.shape[:2], "", "all", False, mask_input is not None, size)
+        kind = (*points.shape[:2], "", EVERY_OUTPUT, False, mask_input is not None, size)
         if kind not in self._known:
             self._learn(kind, engine)
         has_mask = checked.get("has_mask_input", 0.0)
@@ -162,10 +163,12 @@ class CallMaker:
 
     def _learn(self, kind: Kind, engine: Engine | None = None) -> None:
         count, num_points, tail, masks, bits, with_mask, size = kind
-        if masks not in _MASKS:
+        if masks not in _MASKS and engine is None:
             raise ContractError(f"masks is {masks!r}, must be one of {', '.join(_MASKS)}")
-        if bits and masks == "device":
-            raise ContractError('bits are made on the host: ask for masks="best" or "all"')
+        if bits not in _BITS:
+            raise ContractError(f"bits is {bits!r}, must be True, False or {PACKED!r}")
+        if bits and bits != PACKED and masks == "device":
+            raise ContractError(f'bits are made on the host: ask for masks="best" or "all", or for bits={PACKED!r}')
         if not self._engines:
             raise InferenceError("the runner is closed; open a new one")
         if engine is None:
@@ -177,6 +180,8 @@ class CallMaker:
             raise ContractError("this graph gives masks at the original size: say image_size, (height, width)")
         if size is not None and "orig_im_size" not in names:
             raise ContractError("this graph gives 256 x 256 masks and takes no image_size; leave it out")
+        if bits == PACKED and all(spec.name != "mask_bits" for spec in engine.outputs):
+            raise ContractError("this engine packs no bits; build one with --mask-bits, or ask for bits=True")
         call = Call(count, num_points, tail, masks, bits, with_mask, size)
         sizes = {"num_prompts": count, "num_points": max(1, call.num_tokens)}
         if size is not None:
@@ -218,7 +223,7 @@ def decode_many(
     parts.extend(submission.result(copy=True) for submission in waiting)
     if len(parts) == 1:
         return parts[0]
-    low_res = np.concatenate([part.low_res_masks for part in parts])
+    low_res = None if parts[0].low_res_masks is None else np.concatenate([part.low_res_masks for part in parts])
     same = parts[0].masks is parts[0].low_res_masks
     masks = low_res if same else np.concatenate([part.masks for part in parts])
     return Decoded(masks, np.concatenate([part.iou_predictions for part in parts]), low_res)

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from trt_sam._engine import Limits
-from trt_sam.contract import TensorSpec
+from trt_sam.contract import TensorSpec, size_of
 from trt_sam.errors import ContractError
 
 __all__ = ["Bucket", "Buckets", "Layout", "extent", "shape_of"]
@@ -18,7 +18,8 @@ _ALIGNMENT = 256
 """What TensorRT asks of tensor addresses."""
 _INPUTS = ("point_coords", "point_labels", "has_mask_input", "orig_im_size", "mask_input")
 """Order in the input block: what a call always sends first, the large mask last."""
-_OUTPUTS = ("iou_predictions", "low_res_masks", "masks")
+_OUTPUTS = ("mask_bits", "iou_predictions", "low_res_masks", "masks")
+"""Order in the output block: the scores between bits and logits, so that a call that wants either makes one copy."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,21 @@ class Layout:
     offsets: Mapping[str, int]
 
     @classmethod
-    def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Layout:
-        """Lay out tensors, image embeddings excepted; `sizes` are those of the dynamic dimensions."""
+    def of(
+        cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int], limits: Limits
+    ) -> Layout:
+        """Lay out tensors, image embeddings excepted; `sizes` are those of the dynamic dimensions, `limits` the engine's.
+
+        Offsets are the same for every image size, with room for the largest: a bucket's context is told addresses once.
+        """
         shapes, offsets = {}, {}
+        room = {**sizes, **{dim: limits[dim][1] for dim in ("height", "width") if dim in limits}}
         for specs, order in ((inputs, _INPUTS), (outputs, _OUTPUTS)):
             at = 0
             for spec in sorted((s for s in specs if s.name in order), key=lambda s: order.index(s.name)):
                 shapes[spec.name] = shape_of(spec, sizes)
                 offsets[spec.name] = at
-                at += _aligned(_nbytes(spec, sizes))
+                at += _aligned(_nbytes(spec, room))
         return cls(shapes, offsets)
 
 
@@ -97,7 +104,7 @@ def extent(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a tensor where the dynamic dimensions have these sizes."""
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+    return tuple(size_of(dim, sizes) for dim in spec.dims)
 
 
 def _sizes(limits: tuple[int, int], asked: Sequence[int] | None) -> list[int]:

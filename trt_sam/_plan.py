@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from trt_sam._dlpack import DeviceArray
 from trt_sam._engine import Engine
 from trt_sam._layout import Bucket, Layout
 from trt_sam._slot import Program, Slot, rows_view, sizes_of, view
+from trt_sam._unpack import Unpacker
 from trt_sam.contract import (
     LABEL_ABSENT,
     LABEL_BACKGROUND,
@@ -23,12 +26,18 @@ from trt_sam.contract import (
 )
 from trt_sam.errors import ContractError
 
-__all__ = ["Call", "Decoded", "Plan"]
+__all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "Plan"]
 
 Array = npt.NDArray[Any]
 
 _THRESHOLD = 0.0
 """A pixel belongs to the mask where its logit is above this, as in SAM."""
+PACKED = "packed"
+"""Of `bits`: as the graph's `mask_bits` are."""
+EVERY_OUTPUT = "every output"
+"""Of `masks`: what `run` asks for."""
+_SMALL_GAP = 8192
+"""Bytes: a copy of its own costs more than so many that nobody asked for. The bits of an absent prompt are as many."""
 _CLICKS = frozenset((float(LABEL_ABSENT), float(LABEL_BACKGROUND), float(LABEL_FOREGROUND)))
 _TOKENS = _CLICKS | {float(LABEL_NOT_A_POINT), float(LABEL_BOX_START), float(LABEL_BOX_END)}
 
@@ -43,8 +52,9 @@ class Call:
     tail: str
     """"corners" of a box, the "not a point" after clicks, or "" where the caller's tokens are all."""
     masks: str
-    """"best", "all" or "device"."""
-    bits: bool = False
+    """"best", "all", "device" or EVERY_OUTPUT."""
+    bits: bool | str = False
+    """Bool masks instead of logits, or PACKED."""
     with_mask: bool = False
     """Whether an earlier mask comes with the prompts."""
     height_width: tuple[int, int] | None = None
@@ -60,15 +70,15 @@ class Decoded:
 
     masks: Any
     """[num_prompts, num_masks, height, width]: logits in the graph's dtype, or bool; the low-resolution ones, 256 x 256, where
-    the graph gives no others."""
+    the graph gives no others. Packed bits are uint8 [num_prompts, num_masks, height, ceil(width / 8)]."""
     iou_predictions: Any
     """float32 [num_prompts, num_masks]."""
     low_res_masks: Any
-    """Logits [num_prompts, num_masks, 256, 256] in the graph's dtype."""
+    """Logits [num_prompts, num_masks, 256, 256] in the graph's dtype; None where bits alone were copied from the GPU."""
 
     def copy(self) -> Decoded:
         """The same in memory of its own."""
-        low_res = self.low_res_masks.copy()
+        low_res = None if self.low_res_masks is None else self.low_res_masks.copy()
         same = self.masks is self.low_res_masks
         return Decoded(low_res if same else self.masks.copy(), self.iou_predictions.copy(), low_res)
 
@@ -79,7 +89,7 @@ class Plan:
     def __init__(self, slot: Slot, engine: Engine, bucket: Bucket, call: Call) -> None:
         self.call = call
         self._slot = slot
-        layout = Layout.of(engine.inputs, engine.outputs, sizes_of(bucket, call.height_width))
+        layout = Layout.of(engine.inputs, engine.outputs, sizes_of(bucket, call.height_width), engine.limits)
         self.program: Program = slot.program(engine, bucket, layout)
         prompts, points = call.num_prompts, call.num_points
         self._coords = view(slot.host_in, layout, "point_coords", "float32")
@@ -137,8 +147,8 @@ class Plan:
         """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""
         if self._choose:
             self._fetch_best()
-        if self._bits is not None:
-            np.greater(self._logits, _THRESHOLD, out=self._bits)
+        if self._make_bits is not None:
+            self._make_bits()
         return self.results
 
     def device_times(self, count: int) -> list[float]:
@@ -188,52 +198,69 @@ class Plan:
         raise ContractError(f"labels hold {wrong:g}; allowed are {known}{added}")
 
     def _plan_outputs(self, engine: Engine, layout: Layout) -> None:
-        slot, call = self._slot, self.call
-        base, host, rows = slot.device_out.address, slot.host_out, call.num_prompts
+        slot, call, rows = self._slot, self.call, self.call.num_prompts
         dtypes = {spec.name: spec.dtype for spec in engine.outputs}
-        held = [name for name in layout.offsets if name in dtypes]
-        self._views = {spec.name: view(host, layout, spec.name, spec.dtype, rows) for spec in engine.outputs}
-        iou, low_res = self._views["iou_predictions"], self._views["low_res_masks"]
+        self._views = {name: view(slot.host_out, layout, name, dtype, rows) for name, dtype in dtypes.items()}
+        iou = self._views["iou_predictions"]
         shown = "masks" if "masks" in dtypes else "low_res_masks"
+        packed = bool(call.bits) and "mask_bits" in dtypes
         self._choose = call.masks == "best" and iou.shape[1] > 1
-        self._bits: Array | None = None
+        self._make_bits: Callable[[], object] | None = None
         self.downloads: list[tuple[Array, int]] = []
         if call.masks == "device":
             arrays = {
-                name: DeviceArray(base + layout.offsets[name], self._views[name].shape, dtypes[name], slot) for name in held
+                name: DeviceArray(slot.device_out.address + layout.offsets[name], array.shape, dtypes[name], slot)
+                for name, array in self._views.items()
             }
-            self.results = Decoded(arrays[shown], arrays["iou_predictions"], arrays["low_res_masks"])
+            self.results = Decoded(arrays["mask_bits" if packed else shown], arrays["iou_predictions"], arrays["low_res_masks"])
             return
+        held = [name for name in layout.offsets if name in dtypes]
+        if call.masks == EVERY_OUTPUT:
+            wanted = held
+        else:
+            # Bits or logits, never both.
+            wanted = [name for name in held if name == "iou_predictions" or (name == "mask_bits") == packed]
         if self._choose:
             self._downloaded(layout, ["iou_predictions"])
-            self._best_iou = np.empty((rows, 1), np.float32)
-            self._rows: list[tuple[list[Array], list[int]]] = []
-            best = {}
-            for name in held[1:]:
-                one = self._views[name].shape[2:]
-                best[name] = rows_view(host, layout.offsets[name], (rows, 1, *one), dtypes[name])
-                nbytes = best[name][0].nbytes
-                ends = [layout.offsets[name] + row * nbytes for row in range(rows * iou.shape[1])]
-                targets = [host[at : at + nbytes] for at in ends[:rows]]
-                self._rows.append((targets, [base + at for at in ends]))
-            low_res, iou, self._logits = best["low_res_masks"], self._best_iou, best[shown]
+            found = self._best_rows(layout, dtypes, [name for name in wanted if name != "iou_predictions"])
+            iou = self._best_iou = np.empty((rows, 1), np.float32)
         else:
-            self._downloaded(layout, held)
-            self._logits = self._views[shown]
-        masks = self._logits
-        if call.bits:
-            masks = self._bits = np.empty(self._logits.shape, np.bool_)
-        self.results = Decoded(masks, iou, low_res if shown != "low_res_masks" else self._logits)
+            self._downloaded(layout, wanted)
+            found = self._views
+        if packed:
+            masks = found["mask_bits"]
+            if call.bits != PACKED:
+                unpacker = Unpacker(masks, width=self._views[shown].shape[3])
+                masks, self._make_bits = unpacker.pixels, unpacker.unpack
+        elif call.bits:
+            masks = np.empty(found[shown].shape, np.bool_)
+            self._make_bits = partial(np.greater, found[shown], _THRESHOLD, masks)
+        else:
+            masks = found[shown]
+        self.results = Decoded(masks, iou, None if packed else found["low_res_masks"])
+
+    def _best_rows(self, layout: Layout, dtypes: Mapping[str, str], names: list[str]) -> dict[str, Array]:
+        """Views of one mask a prompt; where each comes from is left in `_rows`."""
+        slot, rows = self._slot, self.call.num_prompts
+        self._rows: list[tuple[list[Array], list[int]]] = []
+        best = {}
+        for name in names:
+            start, (_, count, *one) = layout.offsets[name], self._views[name].shape
+            best[name] = rows_view(slot.host_out, start, (rows, 1, *one), dtypes[name])
+            nbytes = best[name][0].nbytes
+            places = [start + row * nbytes for row in range(rows * count)]
+            targets = [slot.host_out[at : at + nbytes] for at in places[:rows]]
+            self._rows.append((targets, [slot.device_out.address + at for at in places]))
+        return best
 
     def _downloaded(self, layout: Layout, names: list[str]) -> None:
-        """Copies of the rows that were asked, neighbours joined; the gaps of alignment go with them."""
+        """Copies of the rows that were asked, neighbours joined; what little lies between them goes along."""
         spans: list[list[int]] = []
-        whole = self.call.num_prompts == self.program.bucket.num_prompts
         for name in names:
             start = layout.offsets[name]
             end = start + self._views[name].nbytes
-            if spans and (whole or (len(spans) == 1 and name == names[1])):
-                spans[-1][1] = end  # the first tensor is small: its absent rows cost less than a copy
+            if spans and start - spans[-1][1] < _SMALL_GAP:
+                spans[-1][1] = end
             else:
                 spans.append([start, end])
         base = self._slot.device_out.address

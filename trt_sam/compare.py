@@ -163,7 +163,8 @@ class _Tally:
         _give_both_full_resolution(reference, other, feed)
         reference, other = self._align(reference, other, feed["point_labels"])
         verdict: OrderedDict[str, bool] = OrderedDict()
-        for name in (name for name in reference if name in other):
+        # Bits are the masks once more.
+        for name in (name for name in reference if name in other and name in self._tolerances):
             error = relative_error(reference[name], other[name], floor=1.0 if name == "iou_predictions" else 0.0)
             self._errors[name] = max(error, self._errors.get(name, 0.0))
             wide = reference[name].astype(np.float64)

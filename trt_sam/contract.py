@@ -27,17 +27,21 @@ __all__ = [
     "LABEL_NOT_A_POINT",
     "LOW_RES_SIZE",
     "NUM_MASKS",
+    "PACKED_WIDTH",
     "TensorSpec",
     "adapt_meta_feed",
     "check_feed",
     "input_specs",
     "output_specs",
+    "size_of",
 ]
 
 FRAME_SIZE = 1024
 EMBEDDING_SHAPE = (1, 256, 64, 64)
 LOW_RES_SIZE = 256
 NUM_MASKS = 4
+PACKED_WIDTH = "packed_width"
+"""Name of the dimension of `mask_bits` that holds a row of `width` pixels, eight to a byte."""
 
 LABEL_BACKGROUND = 0
 LABEL_FOREGROUND = 1
@@ -78,8 +82,14 @@ def input_specs(*, mask_input: bool = False, full_resolution: bool = False) -> t
     return tuple(specs)
 
 
-def output_specs(*, full_resolution: bool = False, best_mask: bool = False, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """The outputs of a decoder graph, in order; `dtype` is that of the masks, IoU predictions are always float32."""
+def output_specs(
+    *, full_resolution: bool = False, best_mask: bool = False, mask_bits: bool = False, dtype: str = "float32"
+) -> tuple[TensorSpec, ...]:
+    """The outputs of a decoder graph, in order; `dtype` is that of the masks, IoU predictions are always float32.
+
+    `mask_bits` are the masks > 0 (`masks` where there are any, else `low_res_masks`), eight pixels of a row to a byte as
+    `numpy.packbits(masks > 0, axis=-1)` packs them: the first in the highest bit, the last byte filled up with zeros.
+    """
     num_masks = 1 if best_mask else NUM_MASKS
     specs = [
         TensorSpec("low_res_masks", dtype, ("num_prompts", num_masks, LOW_RES_SIZE, LOW_RES_SIZE)),
@@ -87,7 +97,17 @@ def output_specs(*, full_resolution: bool = False, best_mask: bool = False, dtyp
     ]
     if full_resolution:
         specs.insert(0, TensorSpec("masks", dtype, ("num_prompts", num_masks, "height", "width")))
+    if mask_bits:
+        row = ("height", PACKED_WIDTH) if full_resolution else (LOW_RES_SIZE, LOW_RES_SIZE // 8)
+        specs.append(TensorSpec("mask_bits", "uint8", ("num_prompts", num_masks, *row)))
     return tuple(specs)
+
+
+def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension where the dynamic ones have these `sizes`; `packed_width` follows from `width`."""
+    if isinstance(dim, int):
+        return dim
+    return -(-sizes["width"] // 8) if dim == PACKED_WIDTH else sizes[dim]
 
 
 def check_feed(

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, input_specs, output_specs
 from trt_sam.errors import ExportError
 from trt_sam.full_resolution import append_full_resolution
+from trt_sam.mask_bits import append_mask_bits
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
@@ -88,6 +89,8 @@ def export_decoder(
         _name_nodes(model)
         if options.full_resolution:
             append_full_resolution(model)
+        if options.mask_bits:
+            append_mask_bits(model)
         _declare(model, options, checkpoint_sha256)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
@@ -177,7 +180,9 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: str) -> None:
     """Give outputs the contract's dimension names, and the model its metadata."""
     dtype = "float16" if options.precision == "fp16" else "float32"
-    specs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    specs = output_specs(
+        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
+    )
     del model.graph.output[:]
     for spec in specs:
         element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
@@ -198,12 +203,18 @@ def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphO
     session = ort.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     rows = []
-    for num_prompts, num_points in PARITY_SHAPES:
+    wanted = [o.name for o in session.get_outputs()] if options.mask_bits else ["low_res_masks", "iou_predictions"]
+    for number, (num_prompts, num_points) in enumerate(PARITY_SHAPES):
         feed = random_feed(rng, num_prompts, num_points, options)
         tensors = [torch.from_numpy(feed[s.name]) for s in input_specs(mask_input=options.mask_input)]
         with torch.no_grad():
             masks, iou = reference(*tensors)
-        low_res, scores = session.run(["low_res_masks", "iou_predictions"], feed)
+        if options.full_resolution:
+            feed["orig_im_size"][1] += number  # rows that fill their last byte of bits, and that do not
+        found = dict(zip(wanted, session.run(wanted, feed), strict=True))
+        low_res, scores = found["low_res_masks"], found["iou_predictions"]
+        if options.mask_bits:
+            _check_bits(found)
         if options.best_mask:
             # Two scores may tie within the tolerance: compare with the mask that the graph chose.
             chosen = np.abs(iou.numpy() - scores).argmin(axis=1)
@@ -218,6 +229,15 @@ def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphO
                 f"relative error {error:.2g} of masks, {iou_error:.2g} of IoU, allowed {tolerance:g}; nothing was written"
             )
     return tuple(rows)
+
+
+def _check_bits(found: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise ExportError where `mask_bits` are not the masks that the graph gives beside them."""
+    masks = found.get("masks", found["low_res_masks"])
+    if not np.array_equal(found["mask_bits"], np.packbits(masks > 0, axis=-1)):
+        raise ExportError(
+            f"mask_bits of the graph are not its masks above 0, at shape {list(masks.shape)}; nothing was written"
+        )
 
 
 def random_feed(

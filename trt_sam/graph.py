@@ -92,7 +92,9 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
         )
     dtype = "float32" if options.precision == "fp32" else "float16"
     inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
-    outputs = output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    outputs = output_specs(
+        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
+    )
     for expected, seen in ((inputs, graph.inputs), (outputs, graph.outputs)):
         if expected != seen:
             raise GraphError(

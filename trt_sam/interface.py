@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
 from trt_sam.errors import ContractError
 
-__all__ = ["Runner", "checked_embedding", "checked_inputs"]
+__all__ = ["Runner", "as_given", "checked_embedding", "checked_inputs"]
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +30,7 @@ class Runner(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's outputs, in order, with the types that the graph has; `run` gives all of them as float32."""
+        """The graph's outputs, in order, with the types that the graph has; `run` gives all but `mask_bits` as float32."""
 
     @property
     def limits(self) -> Mapping[str, tuple[int, int]]:
@@ -55,7 +55,7 @@ class Runner(Protocol):
                 it counts for this call only.
 
         Returns:
-            Every output by name, float32, in arrays that belong to the caller.
+            Every output by name, float32 (`mask_bits` uint8), in arrays that belong to the caller.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -97,3 +97,8 @@ def checked_inputs(
             raise ContractError("there is no image: give image_embeddings in the feed, or call set_image before run")
         inputs = tuple(spec for spec in inputs if spec.name != "image_embeddings")
     return check_feed(adapted, inputs, limits)
+
+
+def as_given(output: Array, *, copy: bool = False) -> Array:
+    """An output as `Runner.run` gives it: float32 but for bytes of bits; a copy only where it must be, or `copy` asks."""
+    return output.astype(np.uint8 if output.dtype == np.uint8 else np.float32, copy=copy)

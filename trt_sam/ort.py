@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import TensorSpec, input_specs, output_specs
+from trt_sam.contract import TensorSpec, input_specs, output_specs, size_of
 from trt_sam.errors import GraphError, InferenceError, InputError, RecipeError
-from trt_sam.interface import checked_embedding, checked_inputs
+from trt_sam.interface import as_given, checked_embedding, checked_inputs
 from trt_sam.recipe import GraphOptions
 
 __all__ = ["OnnxRunner", "disabled_optimizers", "session_options"]
@@ -28,7 +28,13 @@ __all__ = ["OnnxRunner", "disabled_optimizers", "session_options"]
 Array = npt.NDArray[Any]
 
 _NO_LIMIT = (1, 2**31 - 1)
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
@@ -121,7 +127,7 @@ class OnnxRunner:
         self._image_id += 1
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one feed (see `interface.Runner.run`); every output by name, float32, owned by the caller.
+        """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -130,7 +136,7 @@ class OnnxRunner:
         self._require_open()
         arrays = checked_inputs(feed, self._inputs, self._limits, has_image=self._image is not None)
         sizes = {
-            dim: seen
+            str(dim): seen
             for spec in self._inputs
             if spec.name in arrays
             for dim, seen in zip(spec.dims, arrays[spec.name].shape, strict=True)
@@ -143,14 +149,14 @@ class OnnxRunner:
                 binding.bind_ortvalue_input("image_embeddings", self._image)
             for name, array in arrays.items():
                 binding.bind_cpu_input(name, array)
-            outputs = {spec.name: np.empty([sizes.get(d, d) for d in spec.dims], spec.dtype) for spec in self._outputs}
+            outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
             for name, array in outputs.items():
                 # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
                 binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(binding)
         except (Exception, MemoryError) as error:
             raise InferenceError(f"{self._path} failed in ONNX Runtime ({_reason(error)}); the runner is still open") from error
-        return {name: array.astype(np.float32, copy=False) for name, array in outputs.items()}
+        return {name: as_given(array) for name, array in outputs.items()}
 
     def close(self) -> None:
         """Free the session and the image; safe to call again."""
@@ -218,7 +224,9 @@ def _checked_options(
         ) from None
     expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
     dtype = "float32" if options.precision == "fp32" else "float16"
-    expected += output_specs(full_resolution=options.full_resolution, best_mask=options.best_mask, dtype=dtype)
+    expected += output_specs(
+        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
+    )
     found = {spec.name: spec for spec in (*inputs, *outputs)}
     for spec in expected:
         if spec.name not in found or not _fits(found[spec.name], spec):

@@ -37,19 +37,19 @@ def quantization_share(model: onnx.ModelProto, products: Sequence[Product]) -> f
     Raises:
         GraphError: the graph's shapes cannot be inferred.
     """
-    decoder = _without_full_resolution(model)
+    decoder = _without_appended(model)
     dims = {"num_prompts": 1, "num_points": 2}
     return sum(product.multiply_adds for product in products) / count_graph(decoder, dims).multiply_adds
 
 
-def _without_full_resolution(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without what `full_resolution` appended to it."""
+def _without_appended(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph without what `full_resolution` and `mask_bits` appended to it."""
     decoder = type(model).FromString(model.SerializeToString())
     graph = decoder.graph
-    for values, dropped in ((graph.output, "masks"), (graph.input, "orig_im_size")):
+    for values, dropped in ((graph.output, "masks"), (graph.output, "mask_bits"), (graph.input, "orig_im_size")):
         for index in reversed(range(len(values))):
             if values[index].name == dropped:
                 del values[index]
-    nodes = [node for node in graph.node if not node.name.startswith("full_resolution/")]
+    nodes = [node for node in graph.node if not node.name.startswith(("full_resolution/", "mask_bits/"))]
     replace_nodes(graph, nodes)
     return decoder

@@ -56,13 +56,15 @@ class GraphOptions:
     """Also give `masks` at `orig_im_size`."""
     best_mask: bool = False
     """Give only the mask that SAM's own rule selects, chosen inside the graph."""
+    mask_bits: bool = False
+    """Also give `mask_bits`: the masks > 0, eight pixels to a byte."""
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("target", self.target, TARGETS)
         if self.precision in QUANTIZED_PRECISIONS and self.target != "gpu":
             raise RecipeError(f'precision {self.precision} needs target = "gpu"; target is {self.target!r}')
-        for name in ("mask_input", "full_resolution", "best_mask"):
+        for name in ("mask_input", "full_resolution", "best_mask", "mask_bits"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
 

@@ -13,15 +13,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from trt_sam._calls import CallMaker, Prompts, decode_many
-from trt_sam._dlpack import is_on_device, on_host
 from trt_sam._engine import Engine, Limits
 from trt_sam._handle import Submission
+from trt_sam._image_calls import ImageCalls
 from trt_sam._layout import Buckets
-from trt_sam._lifecycle import Lifecycle
 from trt_sam._open import open_engines
 from trt_sam._plan import Decoded, Plan
 from trt_sam._residents import EMBEDDING_BYTES
@@ -30,14 +28,14 @@ from trt_sam._uploads import Images
 from trt_sam.contract import TensorSpec
 from trt_sam.cuda import Device
 from trt_sam.errors import ContractError
-from trt_sam.interface import checked_embedding
+from trt_sam.interface import as_given
 
 __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
 
 
-class DecoderRunner(Lifecycle):
+class DecoderRunner(ImageCalls):
     """Runs decoder engines on a GPU. Any thread may call it.
 
     Args:
@@ -68,9 +66,6 @@ class DecoderRunner(Lifecycle):
         engines = [engine] if isinstance(engine, Engine) else engine
         super().__init__(engines, device)
         self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
-        self.image_id = 0
-        self._last_image = 0
-        self._current = 0
         # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
         widest = max(engines, key=lambda e: len(e.inputs))
         self.inputs: tuple[TensorSpec, ...] = widest.inputs
@@ -122,47 +117,6 @@ class DecoderRunner(Lifecycle):
             gpu.close()
             raise
 
-    def set_image(self, embedding: Any) -> None:
-        """Keep `embedding` float32 [1, 256, 64, 64] on the GPU for the calls that follow; its number is then `image_id`.
-
-        A numpy array is checked, and copied through page-locked memory. Whatever offers DLPack or `__cuda_array_interface__` on
-        this GPU (a torch CUDA tensor) is copied there and never seen by the host, so it is not looked through for NaN. It must
-        be contiguous float32: nothing is converted on the GPU. When this returns, the source may change or go.
-
-        Raises:
-            ContractError: another dtype, shape, layout or GPU, a value that is not finite, or a source that was freed.
-            InferenceError: CUDA failed, or the runner is closed.
-        """
-        self._current = self.image_id = self.add_image(embedding)
-
-    def add_image(self, embedding: Any) -> int:
-        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
-        checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding))
-        with self._lock:
-            images = self._open_images()
-            number = self._last_image + 1
-            try:
-                with self._device.active():
-                    images.add(number, checked)
-            except ContractError:
-                raise
-            except BaseException as error:
-                self._settle(error, images.stream)
-                raise
-            self._last_image = number
-            return number
-
-    def use_image(self, image: int) -> None:
-        """Make an image that is held the current one; raises ContractError where it is not held any more."""
-        with self._lock:
-            self._open_images().address(image)
-            self._current = self.image_id = image
-
-    def drop_image(self, image: int) -> None:
-        """Forget an image; its memory serves the next one. Nothing happens where it is not held."""
-        with self._lock:
-            self._open_images().drop(image)
-
     def decode(
         self, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
     ) -> Decoded:
@@ -184,7 +138,7 @@ class DecoderRunner(Lifecycle):
         *,
         image: int | None = None,
         masks: str = "best",
-        bits: bool = False,
+        bits: bool | str = False,
         image_size: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> Submission:
@@ -198,7 +152,8 @@ class DecoderRunner(Lifecycle):
             mask_input: float32 [num_prompts, 1, 256, 256], `low_res_masks` of an earlier call; needs a graph that takes it.
             image: number of a held image; None is the current one.
             masks: "best" (one per prompt, by SAM's rule), "all", or "device": all, left on the GPU.
-            bits: give masks as bool, thresholded on the host, instead of logits.
+            bits: give masks as bool instead of logits; or "packed": eight pixels to a byte, from a graph with `mask_bits`.
+                Of such a graph only bits are copied, and `low_res_masks` is None; any other is thresholded on the host.
             image_size: (height, width) of the original image, for full-resolution graphs.
             timeout: seconds to wait for a free slot; 0 raises at once, None waits for ever.
 
@@ -233,7 +188,7 @@ class DecoderRunner(Lifecycle):
                 readable until they are dropped, also after `close`.
 
         Returns:
-            Every output by name: float32 arrays that belong to the caller, or the views.
+            Every output by name: float32 arrays (`mask_bits` uint8) that belong to the caller, or the views.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -243,7 +198,7 @@ class DecoderRunner(Lifecycle):
         checked = self._calls.feed(feed, has_image=self._current > 0)
 
         def read(plan: Plan) -> dict[str, Array]:
-            return {name: array.astype(np.float32) if copy else array for name, array in plan.outputs().items()}
+            return {name: as_given(array, copy=True) if copy else array for name, array in plan.outputs().items()}
 
         return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
 

@@ -167,6 +167,21 @@ def test_graph_or_no_graph_bit_for_bit(fp16: Path) -> None:
             pytest.skip("TensorRT-RTX recorded by its own strategy: no graph of ours was compared")
 
 
+@pytest.mark.parametrize("more", [(), ("--full-resolution",)], ids=["low resolution", "full resolution"])
+def test_bits_made_on_the_gpu_are_its_own_logits_above_zero(more: tuple[str, ...], tmp_path: Path) -> None:
+    folder = build(tmp_path / "engine", "--mask-bits", *more)
+    with open_runner(folder) as runner:
+        runner.set_image(embedding(0))
+        for count, width in ((1, 64), (3, 333), (16, 501)):
+            asked = {"image_size": (240, width)} if more else {}
+            given = clicks(count, count, 2)
+            for masks in ("all", "best"):
+                inside = runner.decode(*given, masks=masks, **asked).masks > 0
+                np.testing.assert_array_equal(runner.decode(*given, masks=masks, bits=True, **asked).masks, inside)
+                packed = runner.decode(*given, masks=masks, bits="packed", **asked).masks
+                np.testing.assert_array_equal(packed, np.packbits(inside, axis=-1))
+
+
 def test_a_hundred_thousand_calls_without_memory_growth(runner: Any) -> None:
     import resource
 

@@ -40,7 +40,7 @@ ONE_CLICK = ShapeProfile(num_prompts=(1, 1, 1), num_points=(2, 2, 2), height=(10
 GRAPHS = {
     "fp16": GraphOptions(precision="fp16"),
     "fp32": GraphOptions(precision="fp32"),
-    "fp16 with mask and size": GraphOptions(precision="fp16", mask_input=True, full_resolution=True),
+    "fp16 with mask, size and bits": GraphOptions(precision="fp16", mask_input=True, full_resolution=True, mask_bits=True),
     "fp32 with mask and size": GraphOptions(precision="fp32", mask_input=True, full_resolution=True),
 }
 

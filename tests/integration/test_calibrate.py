@@ -252,7 +252,7 @@ def test_shift_and_scale_make_ranges_smaller(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fp8_of_every_tier_with_masks_at_full_resolution(tmp_path: Path) -> None:
-    options = GraphOptions(precision="fp8", target="gpu", mask_input=True, full_resolution=True)
+    options = GraphOptions(precision="fp8", target="gpu", mask_input=True, full_resolution=True, mask_bits=True)
     report = quantize(tmp_path / "fp8.onnx", options=options, calibrator="max", tiers=("A", "B", "C"), keep_fp16=("upscale1",))
     # The first upscaling product reads what the last of the image side reads: they share a range, and the tier is the first's.
     assert {row.tier for row in report.tensors} == {"A", "C"}
@@ -262,6 +262,7 @@ def test_fp8_of_every_tier_with_masks_at_full_resolution(tmp_path: Path) -> None
     assert shared == [("transformer.final_image.product/MatMul", "upscaling.first/MatMul")]
     with OnnxRunner(tmp_path / "fp8.onnx") as runner:
         assert runner.options == options
+        assert [spec.name for spec in runner.outputs] == ["masks", "low_res_masks", "iou_predictions", "mask_bits"]
 
 
 def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def test_a_best_mask_graph_is_compared_with_the_mask_it_chose(swap: bool) -> Non
     assert {output.name: output.error for output in report.outputs} == {"low_res_masks": 0.0, "iou_predictions": 0.0}
 
 
+def test_two_graphs_with_bits_are_compared_by_their_logits() -> None:
+    def with_bits(feed: Mapping[str, np.ndarray]) -> Outputs:
+        outputs = whole(feed)
+        return {**outputs, "mask_bits": np.packbits(outputs["low_res_masks"] > 0, axis=-1)}
+
+    report = compare(FakeRunner(with_bits), FakeRunner(with_bits), prompts=2)
+    assert report.passed
+    assert [output.name for output in report.outputs] == ["low_res_masks", "iou_predictions"]
+
+
 def test_a_best_mask_graph_that_breaks_the_rule_fails() -> None:
     def worst(outputs: Outputs, _: np.ndarray) -> np.ndarray:
         return 1 + outputs["iou_predictions"][:, 1:].argmin(axis=1)

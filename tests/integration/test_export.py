@@ -15,12 +15,13 @@ import trt_sam.export
 from trt_sam.contract import input_specs
 from trt_sam.emulation import Float16Emulation, emulate_float16
 from trt_sam.errors import ExportError, GraphError, InputError
-from trt_sam.export import export_decoder, random_feed, select_best
+from trt_sam.export import _check_bits, export_decoder, random_feed, select_best
 from trt_sam.model import SamDecoder
+from trt_sam.ort import OnnxRunner
 from trt_sam.recipe import GraphOptions
 
-EVERYTHING = GraphOptions(precision="fp32", target="cpu", mask_input=True, full_resolution=True)
-HALF = GraphOptions(precision="fp16", target="gpu", best_mask=True, full_resolution=True)
+EVERYTHING = GraphOptions(precision="fp32", target="cpu", mask_input=True, full_resolution=True, mask_bits=True)
+HALF = GraphOptions(precision="fp16", target="gpu", best_mask=True, full_resolution=True, mask_bits=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,30 @@ def test_full_resolution_is_the_two_step_upsampling_of_meta(folder: Path, size: 
     expected = torch.nn.functional.interpolate(expected[..., :rows, :columns], size, mode="bilinear")
     assert masks.shape == (2, 4, *size)
     np.testing.assert_allclose(masks, expected, atol=1e-4 * float(np.abs(low_res).max()))
+
+
+@pytest.mark.parametrize(("name", "options"), [("everything", EVERYTHING), ("half", HALF)])
+def test_mask_bits_are_the_masks_of_the_same_graph(folder: Path, name: str, options: GraphOptions) -> None:
+    feed = random_feed(np.random.default_rng(4), 3, 2, options)
+    feed["orig_im_size"] = np.array([70, 93])
+    with OnnxRunner(folder / f"{name}.onnx", threads=1) as runner:
+        found = runner.run(feed)
+    assert found["mask_bits"].dtype == np.uint8
+    assert 0.05 < (found["masks"] > 0).mean() < 0.95
+    np.testing.assert_array_equal(found["mask_bits"], np.packbits(found["masks"] > 0, axis=-1))
+
+
+@pytest.mark.parametrize("changed", ["low_res_masks", "masks", "mask_bits"])
+def test_the_parity_check_looks_at_the_bits(changed: str) -> None:
+    logits = np.random.default_rng(0).normal(0, 1, (1, 1, 3, 9))
+    found = {"low_res_masks": np.full((1, 1, 2, 8), np.nan), "masks": logits, "mask_bits": np.packbits(logits > 0, axis=-1)}
+    _check_bits(found)
+    found[changed] = -found[changed] if changed != "mask_bits" else found[changed] ^ 1
+    if changed == "low_res_masks":  # bits are of the masks at full resolution
+        _check_bits(found)
+    else:
+        with pytest.raises(ExportError, match="mask_bits of the graph are not its masks above 0"):
+            _check_bits(found)
 
 
 def test_float16_graph_keeps_its_islands_in_float32(folder: Path) -> None:
@@ -142,6 +167,7 @@ def test_emulation_agrees_with_half_precision_pytorch(folder: Path, decoder: Sam
     scale = float(full.abs().max())
     # Both round some hundred tensors to 11 bits, in another order of operations.
     assert np.abs(emulated["low_res_masks"] - best.float().numpy()).max() < 1e-2 * scale
+    np.testing.assert_array_equal(emulated["mask_bits"], np.packbits(emulated["masks"] > 0, axis=-1))
     assert all(np.isfinite(v) for v in emulation.largest.values())
     assert any(v > 1 for v in emulation.largest.values())
 

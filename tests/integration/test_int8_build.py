@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from quantize_graphs import collect, gpu_graph, ranges
+from quantize_graphs import collect, feeds, gpu_graph, ranges, run
 
 from trt_sam.builder import BuildResult, build_engine
 from trt_sam.errors import BuildError
 from trt_sam.layers import product_types
-from trt_sam.quantize import Product, find_products, insert_qdq, precondition
+from trt_sam.mask_bits import append_mask_bits
+from trt_sam.quantize import Product, find_products, insert_qdq, precondition, quantization_share
 from trt_sam.recipe import TIERS, EngineRecipe, ShapeProfile
 from trt_sam.tensorrt import load_flavour
 
@@ -105,6 +106,21 @@ def test_a_group_that_is_kept_stays_float16(tmp_path: Path) -> None:
         product.name for product in products
     }
     assert types["transformer.image_layers.1.product/MatMul"] == ("Half",)
+
+
+def test_bits_survive_quantization(tmp_path: Path) -> None:
+    half = onnx.ModelProto()
+    half.CopyFrom(gpu_graph("fp16"))
+    append_mask_bits(half)
+    products = find_products(half, ("A",))
+    model = insert_qdq(half, products, {product.activation: 4.0 for product in products}, "int8")
+    found = run(model, feeds()[0])
+    assert 0.05 < (found["low_res_masks"] > 0).mean() < 0.95
+    np.testing.assert_array_equal(found["mask_bits"], np.packbits(found["low_res_masks"] > 0, axis=-1))
+    assert quantization_share(half, products) == quantization_share(gpu_graph("fp16"), products)
+    result = build(model, tmp_path)
+    (writer,) = (layer for layer in result.layers for tensor in layer.outputs if tensor.name == "mask_bits")
+    assert {tensor.name for tensor in writer.outputs} == {"mask_bits", "low_res_masks"}
 
 
 def test_fp8_needs_a_gpu_that_has_it(tmp_path: Path) -> None:

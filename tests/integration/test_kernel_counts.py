@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ import trt_sam.export
 from trt_sam.arithmetic import count_graph
 from trt_sam.builder import BuildResult, build_engine
 from trt_sam.export import export_decoder
+from trt_sam.full_resolution import append_full_resolution
 from trt_sam.gpu_model import GPUS, kernel_costs, model_time, unplaced_products
+from trt_sam.mask_bits import append_mask_bits
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 from trt_sam.tensorrt import Flavour, load_flavour
@@ -61,6 +64,28 @@ def test_kernels_of_the_gpu_form(profile: ShapeProfile, bound: int, graph: Path,
     assert kernels.convolutions == 0
     assert not {"deconv", "signal", "wait"} & set(kernels.by_type)
     assert kernels.int8_products == kernels.fp8_products == 0
+
+
+@pytest.mark.parametrize("profile", [fixed(1, 2), ShapeProfile((1, 1, 16), (1, 2, 8))])
+def test_bits_join_the_kernel_that_writes_the_masks(profile: ShapeProfile, graph: Path, rtx: Flavour, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    append_mask_bits(model)
+    onnx.save(model, tmp_path / "bits.onnx")
+    before, after = build(graph, rtx, profile), build(tmp_path / "bits.onnx", rtx, profile)
+    assert after.kernels[0].kernels == before.kernels[0].kernels
+    (writer,) = (layer for layer in after.layers for tensor in layer.outputs if tensor.name == "mask_bits")
+    assert {tensor.name: tensor.dtype for tensor in writer.outputs} == {"mask_bits": "UInt8", "low_res_masks": "Half"}
+
+
+@pytest.mark.parametrize("size", [ShapeProfile(height=(333,) * 3, width=(501,) * 3), ShapeProfile()])
+def test_bits_at_full_resolution_are_one_kernel_at_most(size: ShapeProfile, graph: Path, rtx: Flavour, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    append_full_resolution(model)
+    onnx.save(model, tmp_path / "full.onnx")
+    append_mask_bits(model)
+    onnx.save(model, tmp_path / "bits.onnx")
+    before, after = (build(tmp_path / name, rtx, size).kernels[0].kernels for name in ("full.onnx", "bits.onnx"))
+    assert before <= after <= before + 1
 
 
 def test_the_gpu_form_is_the_same_on_other_gpus(graph: Path, rtx: Flavour) -> None:

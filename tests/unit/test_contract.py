@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trt_sam.contract import TensorSpec, adapt_meta_feed, check_feed, input_specs, output_specs
+from trt_sam.contract import TensorSpec, adapt_meta_feed, check_feed, input_specs, output_specs, size_of
 from trt_sam.errors import ContractError
 
 Feed = dict[str, np.ndarray]
@@ -180,4 +180,9 @@ def test_the_specs_of_each_kind_of_graph() -> None:
         "low_res_masks: float16 [num_prompts, 1, 256, 256]",
         "iou_predictions: float32 [num_prompts, 1]",
     ]
+    assert str(output_specs(mask_bits=True)[-1]) == "mask_bits: uint8 [num_prompts, 4, 256, 32]"
+    full = output_specs(full_resolution=True, best_mask=True, mask_bits=True)[-1]
+    assert str(full) == "mask_bits: uint8 [num_prompts, 1, height, packed_width]"
+    sizes = {"num_prompts": 3, "height": 20, "width": 33}
+    assert [size_of(dim, sizes) for dim in full.dims] == [3, 1, 20, 5]
     assert [s.name for s in ALL_SPECS] == [*feed(), "mask_input", "has_mask_input", "orig_im_size"]

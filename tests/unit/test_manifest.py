@@ -46,7 +46,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         profiles=(ShapeProfile(num_prompts=(1, 1, 1)), ShapeProfile(num_prompts=(2, 8, 32), num_points=(3, 4, 5))),
         compute_capabilities=("8.9", "12.0"),
     )
-    built = tiny_set(tmp_path, recipe=recipe, options=GraphOptions(mask_input=True, full_resolution=True))
+    options = GraphOptions(mask_input=True, full_resolution=True, mask_bits=True)
+    built = tiny_set(tmp_path, recipe=recipe, options=options)
     manifest = open_manifest(tmp_path)
     assert manifest == built.manifest
     assert names(tmp_path) == FILES
@@ -55,13 +56,24 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert (manifest.recipe.name, manifest.recipe.profiles) == ("mine", recipe.profiles)
     graph = manifest.graph("decode_mask")
     assert graph.inputs == input_specs(mask_input=True, full_resolution=True)
-    assert graph.outputs == output_specs(full_resolution=True, dtype="float16")
+    assert graph.outputs == output_specs(full_resolution=True, mask_bits=True, dtype="float16")
     assert graph.limits == {"num_prompts": (1, 32), "num_points": (1, 8), "height": (1, 4096), "width": (1, 4096)}
-    assert graph.options == manifest.recipe.graph == GraphOptions(mask_input=True, full_resolution=True)
+    assert graph.options == manifest.recipe.graph == options
     assert graph.kernels == (KernelSummary(kernels=3),)
     assert (graph.onnx.sha256, graph.checkpoint_sha256) == (sha256_of(tmp_path / "decoder.onnx"), "ab" * 32)
     assert manifest.read(graph.engine) == b"engine"
     assert open_manifest(tmp_path / "manifest.json") == manifest
+
+
+def test_a_manifest_from_before_mask_bits_has_none(tmp_path: Path) -> None:
+    tiny_set(tmp_path)
+    data = json.loads((tmp_path / "manifest.json").read_text())
+    for options in (data["graphs"][0]["options"], data["recipe"]["graph"]):
+        assert options.pop("mask_bits") is False
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    manifest = open_manifest(tmp_path)
+    assert not manifest.graph("decode").options.mask_bits
+    assert not manifest.recipe.graph.mask_bits
 
 
 def test_a_graph_without_mask_and_size_has_the_role_decode_and_no_size_limits(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_results_are_those_of_the_graph(host_cuda: HostCuda, name: str) -> None:
             feed = toy_feed(seed, prompts, points, options)
             found = runner.run(feed)
             check(found, options, feed)
-            assert all(array.dtype == np.float32 and array.base is None for array in found.values())
+            assert all(array.base is None for array in found.values())
 
 
 def test_the_image_that_is_set_counts_but_for_a_feed_with_its_own(host_cuda: HostCuda) -> None:

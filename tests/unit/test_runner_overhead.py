@@ -45,9 +45,22 @@ def test_the_host_overhead_of_one_prompt_is_small(
     assert found < MOST_MICROSECONDS
 
 
-@pytest.mark.parametrize(("masks", "bits"), [("device", False), ("best", False), ("best", True), ("all", False), ("all", True)])
-def test_calls_after_the_first_allocate_no_arrays(host_cuda: HostCuda, masks: str, bits: bool) -> None:
-    with opened(host_cuda, PLAIN) as (runner, fake):
+@pytest.mark.parametrize(
+    ("name", "masks", "bits"),
+    [
+        ("plain", "device", False),
+        ("plain", "best", False),
+        ("plain", "best", True),
+        ("plain", "all", False),
+        ("plain", "all", True),
+        ("mask_bits", "best", True),
+        ("mask_bits", "all", True),
+        ("mask_bits", "all", "packed"),
+        ("best_mask_bits", "best", True),
+    ],
+)
+def test_calls_after_the_first_allocate_no_arrays(host_cuda: HostCuda, name: str, masks: str, bits: bool | str) -> None:
+    with opened(host_cuda, GRAPHS[name]) as (runner, fake):
         fake.does_nothing = True
         runner.set_image(toy_embedding(1))
         for _ in range(3):

@@ -24,6 +24,7 @@ def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> Non
     parser.add_argument("--mask-input", action="store_true", default=None, help="take mask_input and has_mask_input")
     parser.add_argument("--full-resolution", action="store_true", default=None, help="also give masks at orig_im_size")
     parser.add_argument("--best-mask", action="store_true", default=None, help="give only the mask SAM's rule selects")
+    parser.add_argument("--mask-bits", action="store_true", default=None, help="also give thresholded masks, 8 pixels a byte")
 
 
 def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:
