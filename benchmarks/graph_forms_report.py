@@ -80,7 +80,7 @@ points change nothing on a GPU; they are kept for the smaller graph.
 bytes than the plain form. A CPU launches nothing, and ONNX Runtime fuses no attention in this graph, so nothing speaks for
 the projected form there. Two switches are close calls in these counts: folded positions cost 2 % more arithmetic and save
 additions over the whole image; the deferred shuffle moves a tenth more bytes, for products in the place of transposed
-convolutions. There the ORT column has to decide, where it is filled in.
+convolutions. There the ORT column decides: without either the CPU is slower at 1 and at 16 prompts.
 
 **Float32 on a GPU** would want the absorbed form: TensorRT-RTX fuses no attention in float32, so the projected form has
 nothing to win by. (The model takes float32's peak without TF32.) No recipe builds float32 engines.
