@@ -30,6 +30,13 @@ _API = re.compile(
 )
 
 
+_LOGGERS: list[Any] = []
+
+
+_loggers: list[Any] = []
+"""All that were made: TensorRT keeps a pointer to the first logger of the process, and does not keep it alive."""
+
+
 def in_words(message: str) -> str:
     """A TensorRT message as one line without source files, error numbers and lines that say nothing to the user."""
     lines = [line for line in message.split("\n") if line.strip() and not any(noise in line for noise in _NOISE)]
@@ -59,7 +66,10 @@ def make_logger(trt: ModuleType) -> Any:
             if words := in_words(message):
                 where.append(words)
 
-    return Logger()
+    logger = Logger()
+    # TensorRT keeps a pointer to the first logger that it saw, for the life of the process, and does not keep it alive.
+    _LOGGERS.append(logger)
+    return logger
 
 
 def make_monitor(trt: ModuleType, progress: Progress | None, stop: threading.Event) -> Any:

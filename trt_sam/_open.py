@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,7 @@ def open_engines(
 def _deserialize(
     manifest: Manifest, flavour: Flavour, graphs: Sequence[GraphEntry], plans: Sequence[bytes], *, runtime_cache: bool
 ) -> list[Engine]:
-    logger = flavour.trt.Logger(flavour.trt.Logger.WARNING)
-    runtime: Any = flavour.trt.Runtime(logger)
+    runtime: Any = flavour.trt.Runtime(_logger(flavour.trt.Logger))
     engines = []
     for graph, plan in zip(graphs, plans, strict=True):
         flavour.check_engine(runtime, plan)
@@ -65,7 +65,12 @@ def _deserialize(
             for shapes in manifest.recipe.profiles
         ]
         cache = Path(manifest.folder, graph.engine.name + CACHE_SUFFIX) if runtime_cache else None
-        # The engine keeps runtime and logger; nobody else may, for all must be gone before the device is closed.
-        keep = (runtime, logger)
-        engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, keep, cache))
+        # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
+        engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache))
     return engines
+
+
+@functools.cache
+def _logger(kind: Any) -> Any:
+    """One for the life of the process: TensorRT keeps a pointer to the first logger it saw, and does not keep it alive."""
+    return kind(kind.WARNING)

@@ -13,6 +13,7 @@ from tests.engine_sets import tiny_set
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_feed
+from trt_sam._open import _logger
 from trt_sam.errors import ContractError, InferenceError, ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 from trt_sam.runner import DecoderRunner
@@ -102,3 +103,15 @@ def test_what_cannot_be_opened_is_said_and_leaves_nothing(
     with pytest.raises(ManifestError, match="is no engine set"):
         DecoderRunner.open(engine_set / "elsewhere")
     assert not host_cuda.held
+
+
+def test_all_engines_of_a_flavour_are_opened_with_one_logger_that_stays() -> None:
+    """TensorRT keeps the address of the first logger for the life of the process."""
+
+    class Logger:
+        WARNING = 1
+
+        def __init__(self, level: int) -> None:
+            assert level == self.WARNING
+
+    assert _logger(Logger) is _logger(Logger)
