@@ -34,7 +34,8 @@ _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: not serialized with the legacy default stream, which PyCUDA has no name for."""
 
 _outstanding: Counter[str] = Counter()
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Reentrant: a buffer may be collected, and counted, while this thread is counting."""
 _entered = threading.local()
 """`device`: number of the GPU whose context this thread has entered."""
 
@@ -42,7 +43,8 @@ _entered = threading.local()
 def outstanding() -> dict[str, int]:
     """What has been made and not yet freed in this process: "device_bytes", "host_bytes", "streams", "events", "graphs"."""
     with _lock:
-        return {kind: number for kind, number in _outstanding.items() if number}
+        now = _outstanding.copy()
+    return {kind: number for kind, number in now.items() if number}
 
 
 def _count(kind: str, number: int) -> None:

@@ -282,3 +282,16 @@ def test_running_out_of_memory_for_good_leaves_nothing(host_cuda: HostCuda) -> N
     with pytest.raises(InferenceError, match="out of memory"):
         round_trip(device)
     close(device)
+
+
+def test_counting_what_is_outstanding_survives_a_collection_meanwhile(host_cuda: HostCuda) -> None:
+    """Counting may start a collection that frees page-locked memory, which counts too, on the same thread."""
+    done = threading.Event()
+
+    def count() -> None:
+        with cuda._lock:
+            cuda._count("host_bytes", 0)
+        done.set()
+
+    threading.Thread(target=count, daemon=True).start()
+    assert done.wait(5)
