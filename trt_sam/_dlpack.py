@@ -106,9 +106,25 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, self._slot.device.index
 
-    def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
-        """A capsule for one consumer, whose `stream` (None: the legacy default stream; -1: no waiting) waits for the result."""
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A capsule for one consumer, whose `stream` (None: the legacy default stream; -1: no waiting) waits for the result.
+
+        Any consumer of `max_version` takes the unversioned capsule that this gives.
+
+        Raises:
+            BufferError: a copy or another device is asked for; this is a view of the slot's memory and nothing else.
+            InferenceError: the runner is closed.
+        """
         self._check()
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("the runner lends a view on its own GPU and makes no copy; copy or move the tensor that you get")
         if stream != -1:
             with self._slot.device.active():
                 order_after(stream or 1, self._slot.stream)

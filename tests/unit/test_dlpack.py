@@ -187,3 +187,16 @@ def test_a_torch_tensor_of_the_host_is_taken_as_an_array(host_cuda: HostCuda) ->
             runner.set_image(torch.zeros(EMBEDDING_SHAPE, dtype=torch.float16))
         # Not contiguous, on the host: it is copied anyway.
         runner.set_image(np.asfortranarray(toy_embedding(4)))
+
+
+def test_a_copy_or_another_device_is_refused_not_forgotten(host_cuda: HostCuda) -> None:
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        masks = runner.decode(*clicks(1, 1, 1), masks="device").masks
+        assert isinstance(masks, DeviceArray)
+        for asked in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (2, 1)}):
+            with pytest.raises(BufferError, match="view"):
+                masks.__dlpack__(stream=1, **asked)  # type: ignore[arg-type]
+        # What torch passes for a view.
+        masks.__dlpack__(stream=-1, copy=False, dl_device=masks.__dlpack_device__())
+        masks.__dlpack__(stream=-1, copy=None, dl_device=None, max_version=(1, 0))
