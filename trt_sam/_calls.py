@@ -24,6 +24,8 @@ __all__ = ["CallMaker", "Feed", "Prompts"]
 Array = npt.NDArray[Any]
 Kind = tuple[Any, ...]
 """The fields of a `Call`: cheaper to look up than the call itself."""
+Known = tuple[Engine, Bucket, Call]
+"""What a kind of call is executed as."""
 
 _MASKS = ("best", "all", "device")
 _BITS = (False, True, PACKED)
@@ -37,6 +39,7 @@ class Prompts:
     """Checked for shape; the values are checked when they are in the slot."""
 
     kind: Kind
+    known: Known
     points: Array | None
     labels: Array | None
     boxes: Array | None
@@ -63,7 +66,7 @@ class CallMaker:
 
     def __init__(self, engines: Sequence[tuple[Engine, Buckets]]) -> None:
         self._engines = sorted(engines, key=lambda pair: len(pair[0].inputs))
-        self._known: dict[Kind, tuple[Engine, Bucket, Call]] = {}
+        self._known: dict[Kind, Known] = {}
 
     def prompts(
         self,
@@ -100,9 +103,7 @@ class CallMaker:
         tail = "corners" if boxes is not None else "point" if points is not None else ""
         size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         kind = (count, num_points, tail, masks, bits, mask_input is not None, size)
-        if kind not in self._known:
-            self._learn(kind)
-        return Prompts(kind, points, labels, boxes, mask_input)
+        return Prompts(kind, self._known.get(kind) or self._learn(kind), points, labels, boxes, mask_input)
 
     def feed(self, feed: Mapping[str, Array], *, has_image: bool) -> Feed:
         """Check a feed of `run`; raises ContractError where it does not fit."""
@@ -114,29 +115,28 @@ class CallMaker:
         points, mask_input = checked["point_coords"], checked.get("mask_input")
         size = tuple(int(n) for n in checked["orig_im_size"]) if "orig_im_size" in checked else None
         kind = (*points.shape[:2], "", EVERY_OUTPUT, False, mask_input is not None, size)
-        if kind not in self._known:
-            self._learn(kind, engine)
+        known = self._known.get(kind) or self._learn(kind, engine)
         has_mask = checked.get("has_mask_input", 0.0)
-        prompts = Prompts(kind, points, checked["point_labels"], None, mask_input, has_mask)
+        prompts = Prompts(kind, known, points, checked["point_labels"], None, mask_input, has_mask)
         return Feed(prompts, checked.get("image_embeddings"))
 
-    def plan(self, slot: Slot, kind: Kind) -> Plan:
+    def plan(self, slot: Slot, kind: Kind, known: Known) -> Plan:
         """The slot's plan for a kind of call, made at the first one: in the device's context."""
         plan = slot.plans.get(kind)
         if plan is None:
-            engine, bucket, call = self._known[kind]
+            engine, bucket, call = known
             if len(slot.plans) >= _MOST_PLANS:
                 slot.plans.clear()
             plan = slot.plans[kind] = Plan(slot, engine, bucket, call)
         return plan
 
-    def warm_up_kinds(self, sizes: Sequence[tuple[int, int]] | None) -> list[Kind]:
+    def warm_up_kinds(self, sizes: Sequence[tuple[int, int]] | None) -> list[tuple[Kind, Known]]:
         """Kinds of calls that use the buckets for these (num_prompts, num_tokens), or all buckets, of each engine.
 
         Raises:
             ContractError: a size beyond the profiles.
         """
-        kinds: list[Kind] = []
+        kinds: list[tuple[Kind, Known]] = []
         for engine, buckets in self._engines:
             names = {spec.name for spec in engine.inputs}
             # Shape tensors are read per call: any image size prepares for all.
@@ -146,9 +146,7 @@ class CallMaker:
                 size = tuple(engine.profiles[0][dim][0] for dim in ("height", "width"))
             for count, tokens in wanted:
                 kind: Kind = (count, tokens, "", "all", False, "mask_input" in names, size)
-                if kind not in self._known:
-                    self._learn(kind, engine)
-                kinds.append(kind)
+                kinds.append((kind, self._known.get(kind) or self._learn(kind, engine)))
         return kinds
 
     def most_prompts(self, *, with_mask: bool) -> int:
@@ -161,7 +159,7 @@ class CallMaker:
         self._engines.clear()
         self._known.clear()
 
-    def _learn(self, kind: Kind, engine: Engine | None = None) -> None:
+    def _learn(self, kind: Kind, engine: Engine | None = None) -> Known:
         count, num_points, tail, masks, bits, with_mask, size = kind
         if masks not in _MASKS and engine is None:
             raise ContractError(f"masks is {masks!r}, must be one of {', '.join(_MASKS)}")
@@ -189,7 +187,9 @@ class CallMaker:
         buckets = next(found for each, found in self._engines if each is engine)
         if len(self._known) >= _MOST_PLANS:
             self._known.clear()
-        self._known[kind] = (engine, buckets.fitting(sizes), call)
+        # Returned, not looked up again: another thread's call may clear the table at any moment.
+        self._known[kind] = known = (engine, buckets.fitting(sizes), call)
+        return known
 
 
 def decode_many(

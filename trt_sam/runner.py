@@ -10,12 +10,14 @@ waits for the GPU in a call; a slot's lock is held by whoever waits for it. Take
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy.typing as npt
 
-from trt_sam._calls import CallMaker, Prompts, decode_many
+from trt_sam._calls import CallMaker, Kind, Known, Prompts, decode_many
 from trt_sam._engine import Engine, Limits
 from trt_sam._handle import Submission
 from trt_sam._image_calls import ImageCalls
@@ -33,6 +35,9 @@ from trt_sam.interface import as_given
 __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
+
+_POLL_SECONDS = 0.001
+"""Between two looks at the slots that a warm-up waits for."""
 
 
 class DecoderRunner(ImageCalls):
@@ -65,6 +70,7 @@ class DecoderRunner(ImageCalls):
     ) -> None:
         engines = [engine] if isinstance(engine, Engine) else engine
         super().__init__(engines, device)
+        self._warming = threading.Lock()
         self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
         # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
         widest = max(engines, key=lambda e: len(e.inputs))
@@ -232,22 +238,31 @@ class DecoderRunner(ImageCalls):
         """
         self._check_open()
         kinds = self._calls.warm_up_kinds(None if sizes is None else list(sizes))
-        taken = [self._take(None) for _ in self._slots]
-        for slot in taken:
-            with self._lock:
-                try:
-                    self._check_open()
-                    with self._device.active():
-                        for kind in kinds:
-                            self._calls.plan(slot, kind)
-                        slot.wait()
-                except BaseException as error:
-                    self._failed(slot, error)
-                    for other in taken[taken.index(slot) + 1 :]:
-                        self._free.put(other)
-                    raise
-            self._free.put(slot)
+        with self._warming:
+            cold = set(self._slots)
+            while cold:
+                # One slot at a time: whoever holds some and waits for the rest could wait for a caller who does the same.
+                slot = self._take(None)
+                if slot in cold:
+                    self._warm(slot, kinds)
+                    cold.discard(slot)
+                    self._free.put(slot)
+                else:
+                    self._free.put(slot)
+                    time.sleep(_POLL_SECONDS)
         self._save_runtime_caches()
+
+    def _warm(self, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
+        with self._lock:
+            try:
+                self._check_open()
+                with self._device.active():
+                    for kind, known in kinds:
+                        self._calls.plan(slot, kind, known)
+                    slot.wait()
+            except BaseException as error:
+                self._failed(slot, error)
+                raise
 
     def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
         slot = self._take(timeout)
@@ -255,7 +270,7 @@ class DecoderRunner(ImageCalls):
             try:
                 images = self._open_images()
                 with self._device.active():
-                    plan = self._calls.plan(slot, prompts.kind)
+                    plan = self._calls.plan(slot, prompts.kind, prompts.known)
                     prompts.fill(plan)
                     if embedding is not None:
                         slot.image = None

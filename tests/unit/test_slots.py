@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -352,3 +353,36 @@ def test_bad_prompts_are_refused_in_words_and_the_slot_is_free_again(host_cuda: 
         make(host_cuda, in_flight=0)
     with pytest.raises(ContractError, match="image_bytes is 1000"):
         make(host_cuda, image_bytes=1000)
+
+
+def test_a_kind_of_call_may_be_forgotten_before_it_is_queued(host_cuda: HostCuda) -> None:
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        prompts = runner._calls.prompts(*clicks(1, 1, 1), None, None, "all", bits=False, image_size=None)
+        runner._calls._known.clear()  # as another thread's call does when the table is full
+        assert runner._submit(prompts, runner._current, None).result().masks.shape[0] == 1
+
+
+def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(host_cuda, in_flight=2) as (runner, _):
+        take, both, first = runner._take, threading.Barrier(2), threading.local()
+
+        def met(timeout: float | None) -> Any:
+            slot = take(timeout)
+            if not hasattr(first, "seen"):
+                first.seen = True
+                # Each has its first slot then; where one warm-up runs at a time, they never meet.
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)
+            return slot
+
+        monkeypatch.setattr(runner, "_take", met)
+        threads = [threading.Thread(target=runner.warm_up, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        stuck = [thread.is_alive() for thread in threads]
+        for _ in range(2 * any(stuck)):
+            runner._free.put(None)  # lets them go, so that the runner can be closed
+        assert not any(stuck)
