@@ -6,8 +6,10 @@ the points where there is no box, a box becomes two corners after the points, an
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,16 @@ class ImageNotSetError(InputError, RuntimeError):
     """A prediction was asked for before there is an image; a RuntimeError too, as in Meta's predictor."""
 
 
+_turns: WeakKeyDictionary[Runner, threading.Lock] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def _turn_of(runner: Runner) -> threading.Lock:
+    """The lock that all predictors of a runner share: setting an image and running belong together."""
+    with _turns_lock:
+        return _turns.setdefault(runner, threading.Lock())
+
+
 class SupportsEmbed(Protocol):
     """An image encoder, such as `Checkpoint.image_encoder()` gives."""
 
@@ -41,7 +53,11 @@ class SupportsEmbed(Protocol):
 
 
 class Predictor:
-    """Masks of one image after another. Keeps the runner, does not close it; several predictors may share one runner."""
+    """Masks of one image after another. Keeps the runner, does not close it.
+
+    Several predictors may share one runner, also from several threads: their inferences then take turns, and each change of
+    predictor uploads its image again. For calls side by side, use `DecoderRunner.decode(image=...)` or a `RunnerPool`.
+    """
 
     def __init__(self, runner: Runner, image_encoder: SupportsEmbed | None = None) -> None:
         """Use `runner` for prompts and `image_encoder` for `set_image`; without one, `set_image_embedding` gives the image.
@@ -50,6 +66,7 @@ class Predictor:
             InputError: the runner's graph selects the best mask itself, so that the others cannot be had.
         """
         self._runner = runner
+        self._turn = _turn_of(runner)
         self._encoder = image_encoder
         self._names = {spec.name for spec in runner.inputs}
         self.is_image_set = False
@@ -87,9 +104,10 @@ class Predictor:
             raise InputError(f"original_size is ({height}, {width}), must be (height, width), both at least 1")
         frame_shape(height, width)
         self.reset_image()
-        self._runner.set_image(embedding)
+        with self._turn:
+            self._runner.set_image(embedding)
+            self._image_id = self._runner.image_id
         self._embedding = np.array(embedding)
-        self._image_id = self._runner.image_id
         self.original_size = (height, width)
         self.is_image_set = True
 
@@ -183,10 +201,6 @@ class Predictor:
     def _run(
         self, prompts: Sequence[Prompt], hints: FloatArray | None, chosen: slice, return_logits: bool
     ) -> tuple[Array, FloatArray, FloatArray]:
-        if self._runner.image_id != self._image_id:
-            # Another predictor has set its image on the runner that we share.
-            self._runner.set_image(self._require_image())
-            self._image_id = self._runner.image_id
         feed: dict[str, Array] = dict(
             zip(
                 ("point_coords", "point_labels"),
@@ -200,7 +214,12 @@ class Predictor:
             feed["has_mask_input"] = np.full(len(prompts), hints is not None, np.float32)
         if "orig_im_size" in self._names:
             feed["orig_im_size"] = np.array(self.original_size, np.int64)
-        results = self._runner.run(feed)
+        with self._turn:
+            if self._runner.image_id != self._image_id:
+                # Another predictor has set its image on the runner that we share.
+                self._runner.set_image(self._require_image())
+                self._image_id = self._runner.image_id
+            results = self._runner.run(feed)
         low_res = np.ascontiguousarray(results["low_res_masks"][:, chosen])
         iou = np.ascontiguousarray(results["iou_predictions"][:, chosen])
         shape = (*low_res.shape[:2], *self.original_size)

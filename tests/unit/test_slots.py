@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from trt_sam._plan import Decoded
 from trt_sam.cuda import Device
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.metrics import best_masks
+from trt_sam.predictor import Predictor
 from trt_sam.recipe import GraphOptions
 from trt_sam.runner import DecoderRunner
 
@@ -386,3 +388,29 @@ def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda
         for _ in range(2 * any(stuck)):
             runner._free.put(None)  # lets them go, so that the runner can be closed
         assert not any(stuck)
+
+
+def test_predictors_that_share_a_runner_keep_their_images_apart(host_cuda: HostCuda) -> None:
+    with opened(host_cuda, in_flight=2) as (runner, _):
+        predictors = [Predictor(runner), Predictor(runner)]
+        point, label = np.array([[30.0, 40.0]]), np.array([1])
+        for seed, predictor in enumerate(predictors):
+            predictor.set_image_embedding(toy_embedding(seed), (256, 256))
+        wanted = [predictor.predict(point, label)[2] for predictor in predictors]
+        assert not np.array_equal(*wanted)
+        wrong: list[int] = []
+
+        def work(which: int) -> None:
+            for _ in range(100):
+                if not np.array_equal(predictors[which].predict(point, label)[2], wanted[which]):
+                    wrong.append(which)
+
+        threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+        assert not wrong
