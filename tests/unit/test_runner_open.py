@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+from pathlib import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import Path
 import pytest
 
 from tests.engine_sets import tiny_set
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_feed
+from trt_sam._build_callbacks import make_logger
 from trt_sam._open import _logger
 from trt_sam.errors import ContractError, InferenceError, ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
@@ -115,3 +118,11 @@ def test_all_engines_of_a_flavour_are_opened_with_one_logger_that_stays() -> Non
             assert level == self.WARNING
 
     assert _logger(Logger) is _logger(Logger)
+
+
+def test_the_builders_loggers_are_never_freed() -> None:
+    """TensorRT goes on using the first logger of the process, and does not keep it alive."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = weakref.ref(make_logger(trt))
+    gc.collect()
+    assert logger() is not None
