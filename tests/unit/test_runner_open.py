@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from pathlib import weakref
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import Path
 import pytest
 
 from tests.engine_sets import tiny_set
