@@ -103,7 +103,7 @@ class CallMaker:
         tail = "corners" if boxes is not None else "point" if points is not None else ""
         size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         kind = (count, num_points, tail, masks, bits, mask_input is not None, size)
-        return Prompts(kind, self._known.get(kind) or self._learn(kind), points, labels, boxes, mask_input)
+        return Prompts(kind, self._find(kind), points, labels, boxes, mask_input)
 
     def feed(self, feed: Mapping[str, Array], *, has_image: bool) -> Feed:
         """Check a feed of `run`; raises ContractError where it does not fit."""
@@ -115,7 +115,7 @@ class CallMaker:
         points, mask_input = checked["point_coords"], checked.get("mask_input")
         size = tuple(int(n) for n in checked["orig_im_size"]) if "orig_im_size" in checked else None
         kind = (*points.shape[:2], "", EVERY_OUTPUT, False, mask_input is not None, size)
-        known = self._known.get(kind) or self._learn(kind, engine)
+        known = self._find(kind, engine)
         has_mask = checked.get("has_mask_input", 0.0)
         prompts = Prompts(kind, known, points, checked["point_labels"], None, mask_input, has_mask)
         return Feed(prompts, checked.get("image_embeddings"))
@@ -146,7 +146,7 @@ class CallMaker:
                 size = tuple(engine.profiles[0][dim][0] for dim in ("height", "width"))
             for count, tokens in wanted:
                 kind: Kind = (count, tokens, "", "all", False, "mask_input" in names, size)
-                kinds.append((kind, self._known.get(kind) or self._learn(kind, engine)))
+                kinds.append((kind, self._find(kind, engine)))
         return kinds
 
     def most_prompts(self, *, with_mask: bool) -> int:
@@ -159,7 +159,10 @@ class CallMaker:
         self._engines.clear()
         self._known.clear()
 
-    def _learn(self, kind: Kind, engine: Engine | None = None) -> Known:
+    def _find(self, kind: Kind, engine: Engine | None = None) -> Known:
+        return self._known.get(kind) or self._learn(kind, engine)
+
+    def _learn(self, kind: Kind, engine: Engine | None) -> Known:
         count, num_points, tail, masks, bits, with_mask, size = kind
         if masks not in _MASKS and engine is None:
             raise ContractError(f"masks is {masks!r}, must be one of {', '.join(_MASKS)}")
