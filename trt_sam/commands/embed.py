@@ -11,7 +11,6 @@ width), file_name, encoder_sha256.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._outputs import check_output_folder
 from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import list_images, read_image
@@ -68,11 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _targets(photos: Sequence[Path], folder: Path) -> list[Path]:
     """One .npz per photo; every fault that can be seen before the encoder runs is raised here."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"cannot write into {folder}: it is a file; name a folder")
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write into {folder}: {nearest} is not writable; choose another output folder")
+    check_output_folder(folder)
     writers: dict[str, Path] = {}
     for photo in photos:
         other = writers.setdefault(photo.stem, photo)
