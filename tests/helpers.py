@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,16 @@ def make_decoder() -> SamDecoder:
 
 def make_embedding(seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32)
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """A script of benchmarks/ as a module, with its folder on the path as Python does for a script."""
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 def write_graphs(folder: Path) -> dict[str, Path]:

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import load_benchmark
 
 from trt_sam.arithmetic import Arithmetic, KindCount
 from trt_sam.gpu_model import GPUS
 from trt_sam.layers import KernelSummary
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "graph_forms.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("graph_forms", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    return module
+    return load_benchmark("graph_forms")
 
 
 def test_forms_are_distinct_and_name_their_switch(script: ModuleType) -> None:

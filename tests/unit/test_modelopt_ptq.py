@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from helpers import load_benchmark
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_sam.errors import InputError
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "modelopt_ptq.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("modelopt_ptq", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["modelopt_ptq"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("modelopt_ptq")
 
 
 def graph(quantized: tuple[str, ...] = ()) -> onnx.ModelProto:
