@@ -26,7 +26,7 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InferenceError
 
-__all__ = ["Device", "DeviceBuffer", "Event", "Owned", "Stream", "outstanding", "page_locked"]
+__all__ = ["Device", "DeviceBuffer", "Event", "Owned", "Stream", "capture_lock", "outstanding", "page_locked"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -36,6 +36,9 @@ _NON_BLOCKING = 1
 _outstanding: Counter[str] = Counter()
 _lock = threading.RLock()
 """Reentrant: a buffer may be collected, and counted, while this thread is counting."""
+capture_lock = threading.RLock()
+"""Held while a stream is captured, and while the whole context is waited for: CUDA forbids the second during the first, and
+spoils the capture. Other libraries do not know of it."""
 _entered = threading.local()
 """`device`: number of the GPU whose context this thread has entered."""
 
@@ -154,8 +157,8 @@ class Device:
         return _Active(self)
 
     def synchronize(self) -> None:
-        """Wait for all work of the context, that of other libraries included."""
-        with _guard("waiting for the GPU"):
+        """Wait for all work of the context, that of other libraries included; for a capture of ours before."""
+        with capture_lock, _guard("waiting for the GPU"):
             self._driver.Context.synchronize()
 
     @property

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 from trt_sam import cuda
-from trt_sam._cuda_bindings import capture, device_of, order_after
+from trt_sam._cuda_bindings import capture, device_of, order
 from trt_sam.errors import InferenceError
 
 pytestmark = pytest.mark.hostcuda
@@ -159,7 +159,7 @@ def test_a_foreign_stream_waits_for_an_event(host_cuda: HostCuda) -> None:
         host[:64] = 9
         with device.active():
             ours.upload(buffer.address, host[:64])
-            order_after(theirs.handle, ours)
+            order(ours.handle, theirs.handle)
             theirs.download(host[64:], buffer.address)
             theirs.synchronize()
         assert (host[64:] == 9).all()
