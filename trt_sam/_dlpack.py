@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trt_sam._cuda_bindings import device_of, order_after
+from trt_sam._cuda_bindings import device_of, order
 from trt_sam.cuda import Device, Stream
 from trt_sam.errors import ContractError, InferenceError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Borrowed", "DeviceArray", "borrow", "is_on_device", "on_host"]
 
 _CUDA, _CUDA_MANAGED = 2, 13
+_LEGACY_STREAM = 1
 _CODES = {"i": 0, "u": 1, "f": 2}
 _NAME, _USED = b"dltensor", b"used_dltensor"
 
@@ -77,8 +78,10 @@ _forget_callback, _unused_callback = _Deleter(_forget), _Deleter(_unused)
 class DeviceArray:
     """A result on the GPU, C-contiguous: `torch.from_dlpack(array)` takes it without a copy.
 
-    It lies in the runner's memory: valid until the slot's next use, never after the runner is closed. Who reads it must have
-    finished by then. A DLPack consumer that names its stream is made to wait for the result; nobody waits on the host.
+    It lies in the runner's memory: valid until the slot's next use, never after the runner is closed. Whoever reads it must
+    have queued all reads by then. A DLPack consumer's stream is made to wait for the result, and the slot's next call for what
+    that stream was given until then; nobody waits on the host. That stream must live until that call. A consumer that names
+    none (-1), or takes `__cuda_array_interface__`, must have finished reading before the slot's next call.
     """
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: str, slot: Slot) -> None:
@@ -122,12 +125,16 @@ class DeviceArray:
             BufferError: a copy or another device is asked for; this is a view of the slot's memory and nothing else.
             InferenceError: the runner is closed.
         """
-        self._check()
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("the runner lends a view on its own GPU and makes no copy; copy or move the tensor that you get")
-        if stream != -1:
-            with self._slot.device.active():
-                order_after(stream or 1, self._slot.stream)
+        slot = self._slot
+        with slot.lock:  # nobody closes it meanwhile
+            self._check()
+            if stream != -1:
+                reader = stream or _LEGACY_STREAM
+                with slot.device.active():
+                    order(slot.stream.handle, reader)
+                slot.readers.add(reader)
         managed = _Managed()
         shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
         managed.tensor = _Tensor(
@@ -184,7 +191,7 @@ def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream:
     if hasattr(source, "__dlpack__"):
         address, dtype, found, strides, owner = _from_dlpack(source, name, device, stream)
     else:
-        address, dtype, found, strides, owner = _from_interface(source, name, device)
+        address, dtype, found, strides, owner = _from_interface(source, device, stream)
     if dtype != "float32":
         raise ContractError(f"{name} is {dtype} on the GPU, must be float32; convert it there, torch: .float()")
     if tuple(found) != tuple(shape):
@@ -232,13 +239,14 @@ def _from_dlpack(source: Any, name: str, device: Device, stream: Stream) -> _Tak
     return int(tensor.data or 0) + tensor.byte_offset, dtype, list(tensor.shape[: tensor.ndim]), strides, owner
 
 
-def _from_interface(source: Any, name: str, device: Device) -> _Taken:
+def _from_interface(source: Any, device: Device, stream: Stream) -> _Taken:
     told = source.__cuda_array_interface__
     dtype = np.dtype(told["typestr"])
     strides = told.get("strides")
-    if told.get("version", 0) < 3 or told.get("stream") is not None:
-        # Whose work must be waited for is said by a foreign handle, or not at all: wait for all.
-        device.synchronize()
+    if told.get("version", 0) < 3:
+        device.synchronize()  # whose work is to be waited for is not said
+    elif told.get("stream") is not None:
+        order(int(told["stream"]), stream.handle)
     return int(told["data"][0]), dtype.name, list(told["shape"]), strides and [s // dtype.itemsize for s in strides], source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from trt_sam._dlpack import is_on_device, on_host
@@ -21,6 +22,8 @@ class ImageCalls(Lifecycle):
         super().__init__(engines, device)
         self.image_id = 0
         """0 before the first `set_image`, then the number of the current image."""
+        self._uploading = threading.Lock()
+        """Held while an image is brought to the GPU, taken before the runner's lock: there is one staging memory."""
         self._last_image = 0
         self._current = 0
 
@@ -40,19 +43,37 @@ class ImageCalls(Lifecycle):
     def add_image(self, embedding: Any) -> int:
         """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
         checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding))
-        with self._lock:
+        with self._uploading:
             images = self._open_images()
-            number = self._last_image + 1
+            buffer = None
             try:
-                with self._device.active():
-                    images.add(number, checked)
+                # Calls on images that are there go on while this one waits for its producer.
+                with images.lock:
+                    self._check_open()
+                    with self._device.active():
+                        source = images.source(checked)
+                with self._lock:
+                    self._check_open()
+                    with self._device.active():
+                        buffer = images.start(source)
+                with images.lock:
+                    self._check_open()
+                    with self._device.active():
+                        images.stream.synchronize()
+                with self._lock:
+                    self._check_open()
+                    self._last_image += 1
+                    images.put(self._last_image, buffer)
+                    return self._last_image
             except ContractError:
                 raise
             except BaseException as error:
-                self._settle(error, images.stream)
+                with self._lock:
+                    if not self.closed:
+                        if buffer is not None:
+                            images.give(buffer)
+                        self._settle(error, images.stream)
                 raise
-            self._last_image = number
-            return number
 
     def use_image(self, image: int) -> None:
         """Make an image that is held the current one; raises ContractError where it is not held any more."""

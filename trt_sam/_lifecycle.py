@@ -1,8 +1,8 @@
 """Who holds which slot of a runner, what a failure does to it, and how everything is freed in the right order.
 
 Slots are handed out by a queue, whose `put` may be called anywhere, even where an object is being freed. The runner's lock is
-held while work is queued, images change or all is freed; a slot's lock by whoever waits for its call. The first is never taken
-inside the second.
+held while work is queued, images change or all is freed; a slot's lock by whoever waits for its call, that of the images by
+whoever waits for an upload. The first is never taken inside the others.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class Lifecycle:
             raise InferenceError(_CLOSED)
         if slot.pending:
             # Its call was dropped without taking the result: what is queued still reads and writes its memory.
-            with self._lock:
-                try:
+            try:
+                with slot.lock:
                     self._check_open()
                     with self._device.active():
                         slot.wait()
-                except BaseException as error:
-                    self._failed(slot, error)
-                    raise
+            except BaseException as error:
+                self._give_back(slot, error)
+                raise
         return slot
 
     def _give_back(self, slot: Slot, error: BaseException | None) -> None:

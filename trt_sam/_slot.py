@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._cuda_bindings import Graph, capture
+from trt_sam._cuda_bindings import Graph, capture, is_captured, order
 from trt_sam._engine import Engine, ExecutionContext
 from trt_sam._layout import Bucket, Layout, extent
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, page_locked
-from trt_sam.errors import InferenceError
+from trt_sam.errors import ContractError, InferenceError
 
 if TYPE_CHECKING:
     from trt_sam._plan import Plan
@@ -31,6 +31,7 @@ __all__ = ["Program", "Slot"]
 
 Array = npt.NDArray[Any]
 EMBEDDING = "image_embeddings"
+_PER_THREAD_STREAM = 2
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Slot:
         self.closed = False
         self.pending = False
         """Whether work may be queued that nobody has waited for."""
+        self.readers: set[int] = set()
+        """Streams of others that were given work which may read the outputs: the next call waits for it."""
         self.image: int | None = None
         """Number of the image whose embedding is in the slot."""
         self.current: Plan | None = None
@@ -104,6 +107,27 @@ class Slot:
         if found is None:
             found = self._programs[key] = self._make_program(engine, bucket, layout)
         return found
+
+    def begin(self) -> None:
+        """Before anything of a call is queued: what writes the outputs comes after whatever reads them.
+
+        Raises:
+            ContractError: a reader's stream is being captured, and cannot be waited for.
+            InferenceError: CUDA failed.
+        """
+        while self.readers:
+            reader = next(iter(self.readers))
+            captured = is_captured(reader)
+            if captured:
+                raise ContractError(
+                    f"stream {reader:#x} took device masks of this slot and is being captured; end the capture before"
+                )
+            if captured is None or reader == _PER_THREAD_STREAM:
+                # Gone, but what it was given may run on; or a name that means another stream on this thread.
+                self.device.synchronize()
+            else:
+                order(reader, self.stream.handle)
+            self.readers.discard(reader)
 
     def launch(self, plan: Plan, image: int | None, address: int) -> None:
         """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._dlpack import borrow, is_on_device
+from trt_sam._dlpack import Borrowed, borrow, is_on_device
 from trt_sam._residents import EMBEDDING_BYTES, Residents
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.cuda import Device, page_locked
+from trt_sam.cuda import Device, DeviceBuffer, page_locked
+from trt_sam.errors import InferenceError
 
-__all__ = ["Images"]
+__all__ = ["Images", "Source"]
+
+Source = Borrowed | None
+"""An embedding to copy: somebody's device memory, or None for what lies in the staging memory."""
 
 
 class Images:
-    """Used under the runner's lock, in the device's context.
+    """Used in the device's context; under which lock, each method says.
 
     Args:
         device: owns the memory.
@@ -30,6 +36,9 @@ class Images:
         self._device = device
         self._slots = slots
         self._residents = Residents(device, capacity)
+        self.lock = threading.Lock()
+        """Held while an upload waits, so that nobody frees the memory meanwhile; the runner's lock may be taken before it."""
+        self.closed = False
         self.stream = device.stream()
         self._staging = page_locked(device, EMBEDDING_BYTES)
 
@@ -40,49 +49,74 @@ class Images:
     def capacity(self) -> int:
         return self._residents.capacity
 
-    def add(self, image: int, embedding: Any) -> None:
-        """Hold `embedding`, a checked array or an object on the device, as `image`; it may change or go afterwards.
+    def source(self, embedding: Any) -> Source:
+        """What `start` takes, of a checked array or an object on the device. Under `lock`: this may wait for others' work.
 
         Raises:
             ContractError: something on the device that cannot be taken.
+            InferenceError: CUDA failed.
+        """
+        if is_on_device(embedding):
+            return borrow(embedding, "image_embeddings", EMBEDDING_SHAPE, self._device, self.stream)
+        self._stage(embedding)
+        return None
+
+    def start(self, source: Source) -> DeviceBuffer:
+        """Queue the copy of a source into memory for one more image, under the runner's lock.
+
+        The source is its owner's again, and the staging memory free, when `stream` has been waited for (under `lock`).
+
+        Raises:
             InferenceError: CUDA failed, or the GPU is out of memory.
         """
-        stream = self.stream
-        borrowed = (
-            borrow(embedding, "image_embeddings", EMBEDDING_SHAPE, self._device, stream) if is_on_device(embedding) else None
-        )
         buffer, reused = self._residents.take()
         try:
             if reused:
                 for slot in self._slots:
                     if slot.pending:
-                        stream.wait(slot.event)
-            if borrowed is not None:
-                stream.copy(buffer.address, borrowed.address, EMBEDDING_BYTES)
-                # The source is its owner's again when we return.
-                stream.synchronize()
+                        self.stream.wait(slot.event)
+            if source is None:
+                self.stream.upload(buffer.address, self._staging)
             else:
-                self.upload(embedding, buffer.address)
+                self.stream.copy(buffer.address, source.address, EMBEDDING_BYTES)
         except BaseException:
             self._residents.give(buffer)
             raise
+        return buffer
+
+    def put(self, image: int, buffer: DeviceBuffer) -> None:
+        """Hold what `start` gave as `image`, under the runner's lock."""
         self._residents.put(image, buffer)
 
+    def give(self, buffer: DeviceBuffer) -> None:
+        """Take back what `start` gave, where the wait for it failed; under the runner's lock."""
+        self._residents.give(buffer)
+
     def upload(self, embedding: npt.NDArray[np.float32], address: int) -> None:
-        """Copy a checked embedding to `address`, and wait: the staging memory is written again by the next one."""
-        np.copyto(self._staging.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)
+        """Copy a checked embedding to `address`, and wait; under the runner's lock."""
+        self._stage(embedding)
         self.stream.upload(address, self._staging)
         self.stream.synchronize()
 
     def address(self, image: int) -> int:
-        """Where `image` lies; raises ContractError where it is not held any more."""
+        """Where `image` lies; raises ContractError where it is not held any more. Under the runner's lock."""
         return self._residents.address(image)
 
     def drop(self, image: int) -> None:
-        """Forget `image`."""
+        """Forget `image`, under the runner's lock."""
         self._residents.drop(image)
 
     def close(self) -> None:
-        """Forget all; every call here has waited for its work. The device frees the memory. May be called again."""
-        self._residents.clear()
-        self._staging = np.empty(0, np.uint8)
+        """Wait, and forget all, under the runner's lock; the device frees the memory. May be called again."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            # A source that was refused leaves a wait for its owner's work behind.
+            with contextlib.suppress(InferenceError):
+                self.stream.synchronize()
+            self._residents.clear()
+            self._staging = np.empty(0, np.uint8)
+
+    def _stage(self, embedding: npt.NDArray[np.float32]) -> None:
+        np.copyto(self._staging.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)

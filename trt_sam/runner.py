@@ -3,12 +3,14 @@
 A call is one copy to the GPU, one launch of a CUDA graph and one copy back, queued on the stream of a slot; see `_slot`. What a
 call needs is made at the first call like it, or by `warm_up`; calls after that allocate nothing.
 
-Locks: slots are handed out by a queue; the runner's lock is held while work is queued and images change, never while anybody
-waits for the GPU in a call; a slot's lock is held by whoever waits for it. Taken in this order only.
+Locks: slots are handed out by a queue; the lock of uploads is held by whoever brings an image; the runner's lock while work is
+queued and images change, never while anybody waits for the GPU in a call (but for the upload of a feed's own image); a slot's
+lock by whoever waits for it, and the images' by whoever waits for an upload. Taken in this order only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -36,6 +38,7 @@ __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
 
+_NOTHING = contextlib.nullcontext()
 _POLL_SECONDS = 0.001
 """Between two looks at the slots that a warm-up waits for."""
 
@@ -257,6 +260,7 @@ class DecoderRunner(ImageCalls):
             try:
                 self._check_open()
                 with self._device.active():
+                    slot.begin()
                     for kind, known in kinds:
                         self._calls.plan(slot, kind, known)
                     slot.wait()
@@ -266,10 +270,12 @@ class DecoderRunner(ImageCalls):
 
     def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
         slot = self._take(timeout)
-        with self._lock:
+        with _NOTHING if embedding is None else self._uploading, self._lock:
             try:
                 images = self._open_images()
                 with self._device.active():
+                    if slot.readers:
+                        slot.begin()
                     plan = self._calls.plan(slot, prompts.kind, prompts.known)
                     prompts.fill(plan)
                     if embedding is not None:

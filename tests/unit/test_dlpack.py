@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, opened, tokens
 from trt_sam import _dlpack
+from trt_sam._cuda_bindings import capture
 from trt_sam._dlpack import DeviceArray, borrow
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
@@ -26,6 +28,7 @@ class Slotlike:
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self.device, self.stream, self.closed = device, stream, False
+        self.lock, self.readers = threading.Lock(), set[int]()
 
 
 class Foreign:
@@ -200,3 +203,64 @@ def test_a_copy_or_another_device_is_refused_not_forgotten(host_cuda: HostCuda) 
         # What torch passes for a view.
         masks.__dlpack__(stream=-1, copy=False, dl_device=masks.__dlpack_device__())
         masks.__dlpack__(stream=-1, copy=None, dl_device=None, max_version=(1, 0))
+
+
+@pytest.mark.parametrize("again", ["decode", "run", "device_times", "another bucket", "warm_up"])
+def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostCuda, again: str) -> None:
+    given, other = clicks(1, 1, 1), clicks(2, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        device = runner._device
+        runner.set_image(toy_embedding(1))
+        runner.decode(*given, masks="device")
+        scores = runner.decode(*given, masks="device").iou_predictions
+        stream = device.stream()
+        scores.__dlpack__(stream=stream.handle)
+        host = page_locked(device, 4 * 4)
+        with device.active():
+            stream.download(host, scores.address)
+        feed = tokens(toy_embedding(1), *other)
+        uses = {
+            "decode": lambda: runner.decode(*other, masks="device"),
+            "run": lambda: runner.run(feed),
+            "device_times": lambda: runner.device_times(feed, 1),
+            "another bucket": lambda: runner.decode(*clicks(2, 4, 4), masks="device"),
+            "warm_up": lambda: runner.warm_up([(4, 6)]),
+        }
+        uses[again]()
+        with device.active():
+            stream.synchronize()
+        wanted = expected(PLAIN, tokens(toy_embedding(1), *given))["iou_predictions"]
+        np.testing.assert_array_equal(host.view(np.float32).reshape(1, 4), wanted)
+        assert not runner._slots[0].readers
+        del host
+
+
+def test_a_readers_stream_that_is_gone_does_not_stop_the_runner(host_cuda: HostCuda) -> None:
+    given = clicks(1, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        stream = runner._device.stream()
+        runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
+        with runner._device.active():
+            stream.synchronize()
+        stream.close()
+        found = runner.decode(*given, masks="all")
+        wanted = expected(PLAIN, tokens(toy_embedding(1), *given))
+        np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
+
+
+def test_a_readers_stream_under_capture_is_named_and_nothing_is_spoilt(host_cuda: HostCuda) -> None:
+    given = clicks(1, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        device = runner._device
+        stream = device.stream()
+        runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
+
+        def call() -> None:
+            with pytest.raises(ContractError, match="is being captured; end the capture before"):
+                runner.decode(*given)
+
+        with device.active():
+            capture(device, stream, call).close()
+        runner.decode(*given)

@@ -7,29 +7,47 @@ import contextlib
 import functools
 import gc
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings import driver
 
 import trt_sam
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import clicks, expected, make, tokens
-from trt_sam import _dlpack
+from trt_sam import _dlpack, _slot
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, Event, Stream, page_locked
-from trt_sam.errors import InferenceError
+from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
 
 pytestmark = pytest.mark.hostcuda
 
-SOURCES = ("runner.py", "_lifecycle.py", "_slot.py", "_plan.py", "_handle.py", "_uploads.py", "_dlpack.py", "_calls.py")
-WAITS = {"synchronize", "wait", "order_after"}
+SOURCES = tuple(
+    f"{name}.py"
+    for name in [
+        "runner",
+        "_lifecycle",
+        "_slot",
+        "_plan",
+        "_handle",
+        "_uploads",
+        "_image_calls",
+        "_dlpack",
+        "_calls",
+        "_residents",
+        "_unpack",
+        "_engine",
+    ]
+)
+WAITS = {"synchronize", "wait", "order"}
 Site = tuple[str, int]
 PLAIN = GraphOptions(precision="fp32")
 
@@ -66,7 +84,8 @@ class Skipper:
             (Event, "synchronize"),
             (Device, "synchronize"),
             (Slot, "wait"),
-            (_dlpack, "order_after"),
+            (_dlpack, "order"),
+            (_slot, "order"),
         ]
         for owner, name in targets:
             patch.setattr(owner, name, self._around(getattr(owner, name)))
@@ -95,14 +114,15 @@ class Foreign:
         self.host = page_locked(device, EMBEDDING_BYTES)
         self.host.view(np.float32)[:] = seed
         self.stream.upload(self.buffer.address, self.host)
+        self.version, self.shape = 3, EMBEDDING_SHAPE
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
-            "shape": EMBEDDING_SHAPE,
+            "shape": self.shape,
             "typestr": "<f4",
             "data": (self.buffer.address, False),
-            "version": 3,
+            "version": self.version,
             "stream": self.stream.handle,
         }
 
@@ -147,6 +167,15 @@ def use(cuda: HostCuda) -> list[str]:
                 foreign.stream._handle.synchronize()
             foreign.host = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "foreign image")
+            # One whose interface does not say whose work is to be waited for.
+            with device.active():
+                foreign = Foreign(device, 7)
+            foreign.version = 2
+            runner.set_image(foreign)
+            with device.active():
+                foreign.stream._handle.synchronize()
+            foreign.host = None  # type: ignore[assignment]
+            same(runner.decode(*first, masks="all"), 7, first, "foreign image, version 2")
             # A call whose result nobody takes; the next one writes other inputs.
             runner.submit(*first)
             same(runner.decode(*second, masks="all"), 7, second, "after a dropped call")
@@ -171,11 +200,45 @@ def use(cuda: HostCuda) -> list[str]:
             wanted = expected(PLAIN, tokens(toy_embedding(7), *first))["iou_predictions"]
             if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
                 wrong.append("a consumer's stream was not made to wait")
-            del host
             late.result()
+            # They read on while the slot's next call is queued.
+            with device.active():
+                theirs.download(host, late.device_arrays.iou_predictions.address)
+            runner.decode(*second, masks="device")
+            with device.active():
+                theirs._handle.synchronize()
+            if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
+                wrong.append("the next call did not wait for a reader")
+            # A reader in the default stream of this thread, which is another one on the thread of the next call.
+            late = runner.submit(*first, masks="device")
+            late.device_arrays.iou_predictions.__dlpack__(stream=2)
+            with device.active():
+                driver.cuMemcpyDtoHAsync(host.ctypes.data, late.device_arrays.iou_predictions.address, host.nbytes, 2)
+            late.result()
+            thread = threading.Thread(target=runner.decode, args=second, kwargs={"masks": "device"})
+            thread.start()
+            thread.join()
+            with device.active():
+                driver.cuStreamSynchronize(2)
+            if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
+                wrong.append("a call on another thread did not wait for a reader in a thread's default stream")
+            del host
+            # A feed with an image of its own.
+            found = runner.run(tokens(toy_embedding(9), *first))
+            if not np.array_equal(found["low_res_masks"], expected(PLAIN, tokens(toy_embedding(9), *first))["low_res_masks"]):
+                wrong.append("wrong masks: a feed's own image")
             feed = tokens(toy_embedding(7), *first)
             runner.device_times(feed, 2)
-            runner.submit(*first)  # only close waits for it
+            # What was queued for an image that is refused; only close waits for that and for the call.
+            with device.active():
+                foreign = Foreign(device, 7)
+            foreign.shape = (256, 64, 64)
+            with contextlib.suppress(ContractError):
+                runner.set_image(foreign)
+            with device.active():
+                foreign.stream._handle.synchronize()
+            foreign.host = None  # type: ignore[assignment]
+            runner.submit(*first)
         except Exception as error:
             # Without a wait anything may come of it, of PyCUDA too.
             wrong.append(f"raised {error}")
