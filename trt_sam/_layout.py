@@ -9,10 +9,11 @@ from math import prod
 import numpy as np
 
 from trt_sam._engine import Limits
+from trt_sam._unpack import SCRATCH_PER_BYTE
 from trt_sam.contract import TensorSpec, size_of
 from trt_sam.errors import ContractError
 
-__all__ = ["Bucket", "Buckets", "Layout", "extent", "shape_of"]
+__all__ = ["Bucket", "Buckets", "Layout", "extent", "scratch_extent", "shape_of"]
 
 _ALIGNMENT = 256
 """What TensorRT asks of tensor addresses."""
@@ -100,6 +101,14 @@ class Layout:
 def extent(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
     """Bytes that a block for these tensors needs."""
     return sum(_aligned(_nbytes(spec, sizes)) for spec in specs)
+
+
+def scratch_extent(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
+    """Bytes of host memory in which calls check a mask input, and make bool masks of the logits or of packed bits."""
+    count = {spec.name: prod(shape_of(spec, sizes)) for spec in (*inputs, *outputs)}
+    packed = count.get("mask_bits")
+    bits = count.get("masks", count["low_res_masks"]) if packed is None else SCRATCH_PER_BYTE * packed
+    return max(bits, count.get("mask_input", 0))
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

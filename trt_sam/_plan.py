@@ -106,7 +106,7 @@ class Plan:
             self._has_mask = view(slot.host_in, layout, "has_mask_input", "float32")
             self.has_mask = self._has_mask[:prompts]
             self.mask_input = view(slot.host_in, layout, "mask_input", "float32", prompts)
-            self._mask_finite = np.empty(self.mask_input.shape if call.with_mask else (0,), np.bool_)
+            self._mask_finite = rows_view(slot.scratch, 0, self.mask_input.shape if call.with_mask else (0,), "bool")
             end = layout.offsets["mask_input"] + self.mask_input.nbytes
         self._size = view(slot.host_in, layout, "orig_im_size", "int64") if call.height_width is not None else None
         self.upload: Array = slot.host_in[:end]
@@ -230,10 +230,10 @@ class Plan:
         if packed:
             masks = found["mask_bits"]
             if call.bits != PACKED:
-                unpacker = Unpacker(masks, width=self._views[shown].shape[3])
+                unpacker = Unpacker(masks, self._views[shown].shape[3], slot.scratch)
                 masks, self._make_bits = unpacker.pixels, unpacker.unpack
         elif call.bits:
-            masks = np.empty(found[shown].shape, np.bool_)
+            masks = rows_view(slot.scratch, 0, found[shown].shape, "bool")
             self._make_bits = partial(np.greater, found[shown], _THRESHOLD, masks)
         else:
             masks = found[shown]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from trt_sam._cuda_bindings import Graph, capture, is_captured, order
 from trt_sam._engine import Engine, ExecutionContext
-from trt_sam._layout import Bucket, Layout, extent
+from trt_sam._layout import Bucket, Layout, extent, scratch_extent
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, page_locked
@@ -90,6 +90,9 @@ class Slot:
         self._activations = device.buffer(max(256, *(engine.activation_bytes for engine in engines)))
         self.host_in = page_locked(device, inputs)
         self.host_out = page_locked(device, outputs)
+        # Not page-locked: the pages that no call needs are never there.
+        self.scratch = np.empty(max(scratch_extent(e.inputs, e.outputs, n) for e, n in zip(engines, sizes, strict=True)), np.uint8)
+        """Host memory of whatever call is under way: bool masks, and the check of a mask input."""
 
     @property
     def graphs_held(self) -> int:
@@ -171,7 +174,7 @@ class Slot:
             self.plans.clear()
             self.current = None
             # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.
-            self.host_in = self.host_out = np.empty(0, np.uint8)
+            self.host_in = self.host_out = self.scratch = np.empty(0, np.uint8)
 
     def _make_program(self, engine: Engine, bucket: Bucket, layout: Layout) -> Program:
         context = self._context(engine, bucket, layout, own_strategy=False)

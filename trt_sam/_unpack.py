@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Unpacker"]
+__all__ = ["SCRATCH_PER_BYTE", "Unpacker"]
 
 Array = npt.NDArray[Any]
 
@@ -15,15 +15,26 @@ _EIGHTS: npt.NDArray[np.uint64] = np.unpackbits(np.arange(256, dtype=np.uint8)[:
 """For each byte its eight pixels, as the eight bytes of one number."""
 
 
-class Unpacker:
-    """Args: uint8 [..., ceil(width / 8)], read at each call, the first pixel in the highest bit; and `width`."""
+SCRATCH_PER_BYTE = 16
+"""Bytes that spreading a byte takes: its eight pixels, and its number as numpy indexes."""
 
-    def __init__(self, packed: Array, width: int) -> None:
+
+class Unpacker:
+    """Spreads packed bits into memory of the caller's.
+
+    Args:
+        packed: uint8 [..., ceil(width / 8)], read at each call, the first pixel in the highest bit.
+        width: pixels of a row.
+        scratch: uint8, contiguous, `SCRATCH_PER_BYTE` times as many bytes as `packed` at least; what is in it is lost.
+    """
+
+    def __init__(self, packed: Array, width: int, scratch: Array) -> None:
+        half = packed.size * SCRATCH_PER_BYTE // 2
         self._packed = packed
-        self._index = np.empty(packed.shape, np.intp)
-        self._eights = np.empty(packed.shape, np.uint64)
+        self._eights = scratch[:half].view(np.uint64).reshape(packed.shape)
+        self._index = scratch[half : 2 * half].view(np.intp).reshape(packed.shape)
         self.pixels: npt.NDArray[np.bool_] = self._eights.view(np.bool_)[..., :width]
-        """bool [..., width], written by `unpack`; not contiguous where `width` is no multiple of eight."""
+        """bool [..., width] in `scratch`, written by `unpack`; not contiguous where `width` is no multiple of eight."""
 
     def unpack(self) -> None:
         """Write `pixels`; allocates nothing."""

@@ -86,13 +86,13 @@ def test_memory_is_not_collected_during_a_recording(host_cuda: HostCuda) -> None
         stream = device.stream()
 
         def work() -> None:
-            gc.set_threshold(1)
+            gc.set_threshold(1, 1, 1)
             for _ in range(100):
                 _ = [Cycle() for _ in range(10)]
 
+        gc.collect()
         cycle = Cycle()
         cycle.me, cycle.memory = cycle, cuda.page_locked(device, 64)  # type: ignore[attr-defined]
-        gc.collect()
         del cycle
         try:
             with device.active():

@@ -77,7 +77,7 @@ def test_the_last_byte_of_a_row_is_filled_up_with_zeros(width: int) -> None:
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 30])
 def test_unpacking_is_numpys_and_follows_its_source(width: int) -> None:
     packed = np.empty((3, 1, 4, -(-width // 8)), np.uint8)
-    unpacker = Unpacker(packed, width)
+    unpacker = Unpacker(packed, width, np.empty(16 * packed.size, np.uint8))
     rng = np.random.default_rng(1)
     for _ in range(2):
         masks = rng.random((3, 1, 4, width)) > 0.5

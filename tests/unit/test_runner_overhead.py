@@ -85,6 +85,33 @@ def test_calls_after_the_first_allocate_no_arrays(host_cuda: HostCuda, name: str
     assert peak < 16 * 1024, peak
 
 
+@pytest.mark.parametrize("name", ["plain", "mask_bits", "mask_input"])
+def test_masks_of_all_kinds_of_calls_share_their_memory(host_cuda: HostCuda, name: str) -> None:
+    with opened(host_cuda, GRAPHS[name]) as (runner, fake):
+        fake.does_nothing = True
+        runner.set_image(toy_embedding(1))
+
+        def call(num_prompts: int, num_points: int, masks: str) -> None:
+            points, labels = np.zeros((num_prompts, num_points, 2), np.float32), np.zeros((num_prompts, num_points))
+            earlier = np.zeros((num_prompts, 1, 256, 256), np.float32) if name == "mask_input" else None
+            runner.decode(points, labels, mask_input=earlier, masks=masks, bits=True)
+
+        call(4, 5, "all")
+        tracemalloc.start()
+        try:
+            start = tracemalloc.get_traced_memory()[0]
+            for num_prompts in (1, 2, 3, 4):
+                for num_points in (1, 2, 3, 4):
+                    for masks in ("best", "all"):
+                        call(num_prompts, num_points, masks)
+            gc.collect()
+            kept = tracemalloc.get_traced_memory()[0] - start
+        finally:
+            tracemalloc.stop()
+    # The masks of one kind are 64 KiB at least, of all kinds 10 MiB; plans are small objects, and graphs are the driver's.
+    assert kept < 1 << 20, kept
+
+
 def test_the_allocation_test_would_see_a_copy(host_cuda: HostCuda) -> None:
     with opened(host_cuda, PLAIN) as (runner, fake):
         fake.does_nothing = True
