@@ -130,24 +130,25 @@ class CallMaker:
             plan = slot.plans[kind] = Plan(slot, engine, bucket, call)
         return plan
 
-    def warm_up_kinds(self, sizes: Sequence[tuple[int, int]] | None) -> list[tuple[Kind, Known]]:
+    def warm_up_kinds(
+        self, sizes: Sequence[tuple[int, int]] | None, image_size: tuple[int, int] | None
+    ) -> list[tuple[Kind, Known]]:
         """Kinds of calls that use the buckets for these (num_prompts, num_tokens), or all buckets, of each engine.
 
         Raises:
             ContractError: a size beyond the profiles.
         """
-        kinds: list[tuple[Kind, Known]] = []
+        kinds: dict[tuple[Engine, Kind], Known] = {}
         for engine, buckets in self._engines:
             names = {spec.name for spec in engine.inputs}
-            # Shape tensors are read per call: any image size prepares for all.
             wanted = [(b.num_prompts, b.num_points) for b in buckets.all] if sizes is None else list(sizes)
-            size = None
-            if "orig_im_size" in names:
-                size = tuple(engine.profiles[0][dim][0] for dim in ("height", "width"))
+            size = image_size
+            if size is None and "orig_im_size" in names:
+                size = (engine.profiles[0]["height"][1], engine.profiles[0]["width"][1])
             for count, tokens in wanted:
                 kind: Kind = (count, tokens, "", "all", False, "mask_input" in names, size)
-                kinds.append((kind, self._find(kind, engine)))
-        return kinds
+                kinds[engine, kind] = self._find(kind, engine)  # profiles overlap: many a size comes twice
+        return [(kind, known) for (_, kind), known in kinds.items()]
 
     def most_prompts(self, *, with_mask: bool) -> int:
         """Largest number of prompts in one call."""

@@ -143,6 +143,13 @@ class Plan:
         if not np.isfinite(self.mask_input, out=self._mask_finite).all():
             raise ContractError("mask_input holds NaN or infinity; every value must be finite")
 
+    def rehearse(self) -> None:
+        """Queue the inference on absent prompts; its results stay on the GPU."""
+        slot = self._slot
+        slot.current = None
+        self._pad()
+        slot.rehearse(self)
+
     def finish(self) -> Decoded:
         """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""
         if self._choose:

@@ -91,7 +91,9 @@ class Slot:
         self.host_in = page_locked(device, inputs)
         self.host_out = page_locked(device, outputs)
         # Not page-locked: the pages that no call needs are never there.
-        self.scratch = np.empty(max(scratch_extent(e.inputs, e.outputs, n) for e, n in zip(engines, sizes, strict=True)), np.uint8)
+        self.scratch = np.empty(
+            max(scratch_extent(e.inputs, e.outputs, n) for e, n in zip(engines, sizes, strict=True)), np.uint8
+        )
         """Host memory of whatever call is under way: bool masks, and the check of a mask input."""
 
     @property
@@ -145,6 +147,12 @@ class Slot:
         for target, source in plan.downloads:
             stream.download(target, source)
         self.event.record(stream)
+
+    def rehearse(self, plan: Plan) -> None:
+        """Queue what a call queues between its embedding and its results."""
+        self.pending = True
+        self.stream.upload(self.device_in.address, plan.upload)
+        plan.program.enqueue(self.stream.handle)
 
     def wait(self) -> None:
         """Wait for what is queued; raises what went wrong in it."""

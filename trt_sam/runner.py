@@ -228,19 +228,20 @@ class DecoderRunner(ImageCalls):
 
         return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
 
-    def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None) -> None:
-        """Make what first calls would make, in every slot: contexts, compiled kernels, CUDA graphs.
+    def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None, *, image_size: tuple[int, int] | None = None) -> None:
+        """Make what first calls would make, in every slot: contexts, compiled kernels, CUDA graphs; and run each once.
 
         Args:
             sizes: (num_prompts, num_tokens) of calls to come; tokens are the points, and two corners or one "not a point".
                 None: all buckets. Calls while others are under way wait for them.
+            image_size: (height, width) of images to come, for full-resolution graphs; None: the largest that the engine takes.
 
         Raises:
-            ContractError: a size beyond the engine's profiles, or nothing can be prepared for a full-resolution graph.
+            ContractError: a size beyond the engine's profiles.
             InferenceError: TensorRT or CUDA failed, or the runner is closed.
         """
         self._check_open()
-        kinds = self._calls.warm_up_kinds(None if sizes is None else list(sizes))
+        kinds = self._calls.warm_up_kinds(None if sizes is None else list(sizes), image_size)
         with self._warming:
             cold = set(self._slots)
             while cold:
@@ -256,17 +257,20 @@ class DecoderRunner(ImageCalls):
         self._save_runtime_caches()
 
     def _warm(self, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
-        with self._lock:
-            try:
-                self._check_open()
-                with self._device.active():
-                    slot.begin()
-                    for kind, known in kinds:
-                        self._calls.plan(slot, kind, known)
-                    slot.wait()
-            except BaseException as error:
-                self._failed(slot, error)
-                raise
+        try:
+            for kind, known in kinds:
+                with self._lock:
+                    self._check_open()
+                    with self._device.active():
+                        slot.begin()
+                        self._calls.plan(slot, kind, known).rehearse()
+                with slot.lock:
+                    self._check_open()
+                    with self._device.active():
+                        slot.wait()
+        except BaseException as error:
+            self._give_back(slot, error)
+            raise
 
     def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
         slot = self._take(timeout)
