@@ -5,6 +5,7 @@ All three have the calls used here under the same names; what differs when build
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Engine:
         self.is_rtx = hasattr(trt, "CudaGraphStrategy")
         self._cache_path = runtime_cache
         self._cache: Any = None
-        self._cache_size = 0
+        self._saved = b""  # digest of what the file holds
         host = trt.TensorLocation.HOST
         self.host_inputs = frozenset(s.name for s in self.inputs if engine.get_tensor_location(s.name) == host)
         """Shape tensors: TensorRT reads them from host memory when work is queued."""
@@ -113,13 +114,18 @@ class Engine:
         return ExecutionContext(context)
 
     def save_runtime_cache(self) -> None:
-        """Write what TensorRT-RTX has compiled, if anything is new; raises InputError where the file cannot be written."""
+        """Write what TensorRT-RTX has compiled, if anything is new, under the runner's lock.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         if self._cache is None or self._cache_path is None:
             return
         data = bytes(self._cache.serialize())
-        if len(data) != self._cache_size:
+        digest = hashlib.sha256(data).digest()
+        if digest != self._saved:
             write_atomically(self._cache_path, data)
-            self._cache_size = len(data)
+            self._saved = digest
 
     def _runtime_config(self, allocation: Any, *, own_strategy: bool) -> Any:
         trt = self._trt
@@ -143,7 +149,7 @@ class Engine:
             return  # none yet: the kernels are compiled again
         # TensorRT-RTX checks version, GPU and driver, and says False for another's: then it is written anew.
         if self._cache.deserialize(data):
-            self._cache_size = len(data)
+            self._saved = hashlib.sha256(data).digest()
 
 
 class ExecutionContext:

@@ -254,7 +254,8 @@ class DecoderRunner(ImageCalls):
                 else:
                     self._free.put(slot)
                     time.sleep(_POLL_SECONDS)
-        self._save_runtime_caches()
+        with self._lock:
+            self._save_runtime_caches()
 
     def _warm(self, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -15,6 +16,8 @@ from trt_sam.runner import DecoderRunner
 
 __all__ = ["RunnerPool"]
 
+_CLOSED = "the pool is closed; open a new one"
+
 
 class RunnerPool:
     """Runners behind a queue. Each call brings its image; a runner that a failure closed is replaced before the next call.
@@ -22,14 +25,19 @@ class RunnerPool:
     Args:
         make: makes runner number i; it is called on the thread that will use it.
         count: how many runners, and threads.
+        max_waiting: calls that may wait for a runner, each with its embedding (4 MiB); None for any number.
 
     Raises:
-        InputError: `count` is below 1.
+        InputError: `count` is below 1, or `max_waiting` below 0.
     """
 
-    def __init__(self, make: Callable[[int], DecoderRunner], count: int) -> None:
+    def __init__(self, make: Callable[[int], DecoderRunner], count: int, *, max_waiting: int | None = 64) -> None:
         if count < 1:
             raise InputError(f"a pool of {count} runners cannot work; give 1 or more")
+        if max_waiting is not None and max_waiting < 0:
+            raise InputError(f"max_waiting is {max_waiting}, must be 0 or more, or None")
+        self._most = None if max_waiting is None else count + max_waiting
+        self._room = None if self._most is None else threading.BoundedSemaphore(self._most)
         self._make = make
         self._runners: dict[int, DecoderRunner] = {}
         self._numbers = iter(range(count))
@@ -39,32 +47,74 @@ class RunnerPool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="trt-sam-runner")
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], count: int, *, devices: Iterable[int] = (0,), **options: Any) -> Self:
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        count: int,
+        *,
+        devices: Iterable[int] = (0,),
+        max_waiting: int | None = 64,
+        **options: Any,
+    ) -> Self:
         """Open the engine set in `folder` `count` times, in turn over the GPUs `devices`; options as `DecoderRunner.open`.
 
         A set that cannot be opened is told by the first calls.
         """
         gpus = tuple(devices)
-        return cls(lambda number: DecoderRunner.open(folder, device=gpus[number % len(gpus)], **options), count)
+
+        def make(number: int) -> DecoderRunner:
+            return DecoderRunner.open(folder, device=gpus[number % len(gpus)], **options)
+
+        return cls(make, count, max_waiting=max_waiting)
 
     def submit(
-        self, embedding: Any, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
+        self,
+        embedding: Any,
+        points: Any = None,
+        labels: Any = None,
+        boxes: Any = None,
+        mask_input: Any = None,
+        *,
+        timeout: float | None = None,
+        **asked: Any,
     ) -> Future[Decoded]:
         """Decode prompts on an image, as `DecoderRunner.decode_many` after `set_image`; the result belongs to the caller.
 
-        The future raises what they raise. The arguments must not change before it is done.
+        The future raises what they raise. The arguments must not change before it is done. Where `max_waiting` calls wait
+        already this waits for room, `timeout` seconds at most; 0 raises at once, None waits for ever (so give one in a future's
+        callback, which runs on a thread that the room is waited for).
 
         Raises:
-            InferenceError: the pool is closed.
+            InferenceError: the pool is closed, or there was no room.
         """
         if self._closed:
-            raise InferenceError("the pool is closed; open a new one")
-        return self._threads.submit(self._work, embedding, (points, labels, boxes, mask_input), asked)
+            raise InferenceError(_CLOSED)
+        if self._room is not None and not self._room.acquire(timeout=timeout):
+            raise InferenceError(
+                f"{self._most} calls are under way or waiting; wait longer, or open a pool of more runners"
+            )
+        try:
+            future = self._threads.submit(self._work, embedding, (points, labels, boxes, mask_input), asked)
+        except RuntimeError as error:  # closed since
+            if self._room is not None:
+                self._room.release()
+            raise InferenceError(_CLOSED) from error
+        if self._room is not None:
+            future.add_done_callback(self._leave)
+        return future
 
     def map(self, calls: Iterable[tuple[Any, ...]], **asked: Any) -> Iterator[Decoded]:
-        """Results of calls (embedding, points, labels, boxes, mask_input), in their order; all are queued at once."""
-        futures = [self.submit(*call, **asked) for call in calls]
-        return (future.result() for future in futures)
+        """Results of calls (embedding, points, labels, boxes, mask_input), in their order.
+
+        Calls are taken and queued as results are taken, as many ahead as may wait.
+        """
+        futures: deque[Future[Decoded]] = deque()
+        for call in calls:
+            if len(futures) == self._most:
+                yield futures.popleft().result()
+            futures.append(self.submit(*call, **asked))
+        while futures:
+            yield futures.popleft().result()
 
     def close(self) -> None:
         """Finish what is queued, and free everything. May be called again."""
@@ -88,6 +138,10 @@ class RunnerPool:
         finally:
             if not runner.closed:
                 runner.drop_image(image)
+
+    def _leave(self, _: object) -> None:
+        assert self._room is not None
+        self._room.release()
 
     def _runner(self) -> DecoderRunner:
         """The runner of this thread, made at its first call and after a failure that closed it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,44 @@ def test_a_pool_gives_each_call_its_image(host_cuda: HostCuda) -> None:
         pool.submit(toy_embedding(1), *clicks(1, 1, 1))
     with pytest.raises(InputError, match="0 runners"):
         RunnerPool(lambda number: make(host_cuda)[0], 0)
+    with pytest.raises(InputError, match="max_waiting is -1, must be 0 or more, or None"):
+        RunnerPool(lambda number: make(host_cuda)[0], 1, max_waiting=-1)
+
+
+def test_a_pool_lets_so_many_calls_wait_and_no_more(host_cuda: HostCuda) -> None:
+    given, started, go_on = clicks(1, 1, 1), threading.Event(), threading.Event()
+
+    def open_one(number: int) -> DecoderRunner:
+        started.set()
+        assert go_on.wait(20)
+        return make(host_cuda)[0]
+
+    with RunnerPool(open_one, 1, max_waiting=2) as pool:
+        futures = [pool.submit(toy_embedding(seed), *given, masks="all") for seed in (1, 2, 3)]
+        assert started.wait(20)
+        for timeout in (0, 0.05):
+            with pytest.raises(InferenceError, match="3 calls are under way or waiting"):
+                pool.submit(toy_embedding(4), *given, timeout=timeout)
+        # A call that is taken back makes room.
+        assert futures.pop().cancel()
+        futures.append(pool.submit(toy_embedding(3), *given, timeout=0, masks="all"))
+        go_on.set()
+        for seed, future in zip((1, 2, 3), futures, strict=True):
+            check(future.result(20), seed, given)
+        # All room is there again, and `map` takes no more calls than that ahead of the results.
+        taken: list[int] = []
+
+        def calls() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            for seed in range(1, 9):
+                taken.append(seed)
+                yield toy_embedding(seed), *given
+
+        results = pool.map(calls(), masks="all")
+        check(next(results), 1, given)
+        assert len(taken) == 4
+        for seed, found in enumerate(results, 2):
+            check(found, seed, given)
+        assert len(taken) == 8
 
 
 def test_a_pool_replaces_a_runner_that_was_lost(host_cuda: HostCuda) -> None:
@@ -118,6 +158,13 @@ def test_rtx_keeps_its_runtime_cache_beside_the_engine(
         runner.set_image(toy_embedding(3))
         check(runner.decode(*given, masks="all"), 3, given)
     assert cache.read_bytes().startswith(b"cache of this GPU")
+    # As many bytes, but others.
+    runner, fake = rtx(host_cuda, cache)
+    with runner:
+        runner.warm_up([(2, 3)])
+        kernels = fake.contexts[0].config.cache.compiled  # type: ignore[union-attr]
+        kernels[:] = [kernel[::-1] for kernel in kernels]
+    assert b"fo lenrek" in cache.read_bytes()
     # A folder that cannot be written costs the next start time, not this one its masks.
     runner, _ = rtx(host_cuda, tmp_path / "decoder.engine.rtx-cache" / "below")
     with runner:
