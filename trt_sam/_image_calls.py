@@ -43,8 +43,8 @@ class ImageCalls(Lifecycle):
     def add_image(self, embedding: Any) -> int:
         """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
         checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding))
+        images = self._open_images()
         with self._uploading:
-            images = self._open_images()
             buffer = None
             try:
                 # Calls on images that are there go on while this one waits for its producer.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
+import weakref
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +26,22 @@ from trt_sam.errors import ContractError, InferenceError, InputError
 __all__ = ["Lifecycle"]
 
 _CLOSED = "the runner is closed; open a new one"
+_FORKED = (
+    "the runner belongs to the process that this one was forked from; start worker processes by spawn, and open one in each"
+)
+
+_all: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+_left: list[Lifecycle] = []
+"""In a forked process, the parent's runners: kept for ever, because what they hold cannot be freed here."""
+
+
+def _after_fork() -> None:
+    _left.extend(_all)
+    for runner in _left:
+        runner._leave()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Lifecycle:
@@ -45,6 +63,8 @@ class Lifecycle:
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._slots: list[Slot] = []
         self._images: Images | None = None
+        self._why_closed = _CLOSED
+        _all.add(self)
 
     @property
     def graphs_held(self) -> int:
@@ -81,7 +101,7 @@ class Lifecycle:
             ) from None
         if slot is None:
             self._free.put(None)  # for the next who waits
-            raise InferenceError(_CLOSED)
+            raise InferenceError(self._why_closed)
         if slot.pending:
             # Its call was dropped without taking the result: what is queued still reads and writes its memory.
             try:
@@ -143,12 +163,22 @@ class Lifecycle:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise InferenceError(_CLOSED)
+            raise InferenceError(self._why_closed)
 
     def _open_images(self) -> Images:
         self._check_open()
         assert self._images is not None
         return self._images
+
+    def _leave(self) -> None:
+        """In a forked process: refuse all calls, touch nothing. Other threads of the parent may have held the locks."""
+        if not self.closed:
+            self.closed, self._why_closed = True, _FORKED
+            for slot in self._slots:
+                slot.closed, slot.lock = True, threading.Lock()
+        self._lock = threading.Lock()
+        self._free = queue.SimpleQueue()
+        self._free.put(None)
 
     def _save_runtime_caches(self) -> None:
         try:

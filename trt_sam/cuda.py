@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 from collections import Counter
@@ -39,6 +40,10 @@ _lock = threading.RLock()
 capture_lock = threading.RLock()
 """Held while a stream is captured, and while the whole context is waited for: CUDA forbids the second during the first, and
 spoils the capture. Other libraries do not know of it."""
+_forked = False
+"""Whether this process was forked from one that used CUDA, which does not survive that."""
+_left: list[object] = []
+"""What a forked process has of its parent's: freeing it would ask a driver that is not there."""
 _entered = threading.local()
 """`device`: number of the GPU whose context this thread has entered."""
 
@@ -53,6 +58,16 @@ def outstanding() -> dict[str, int]:
 def _count(kind: str, number: int) -> None:
     with _lock:
         _outstanding[kind] += number
+
+
+def _after_fork() -> None:
+    global _forked, _lock, _entered
+    _forked = _driver.cache_info().currsize > 0
+    _lock = threading.RLock()  # which another thread of the parent may have held
+    _entered = threading.local()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
@@ -143,10 +158,14 @@ class Device:
 
     Raises:
         MissingDependencyError: PyCUDA is not installed.
-        InferenceError: no driver, no such GPU.
+        InferenceError: no driver, no such GPU; or this process was forked from one that used CUDA.
     """
 
     def __init__(self, index: int = 0) -> None:
+        if _forked:
+            raise InferenceError(
+                "CUDA was used before this process was forked, and cannot be used in it; start worker processes by spawn, not fork"
+            )
         self.index = index
         self._driver = _driver()
         self._context = _primary_context(index)
@@ -261,6 +280,9 @@ class _PageLocked:
 
     def __del__(self) -> None:
         if self._allocation is None or sys.is_finalizing():
+            return
+        if _forked:
+            _left.append(self._allocation)
             return
         _count("host_bytes", -self._nbytes)
         with contextlib.suppress(InferenceError), self._device.active():
