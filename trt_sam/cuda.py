@@ -40,8 +40,8 @@ _lock = threading.RLock()
 capture_lock = threading.RLock()
 """Held while a stream is captured, and while the whole context is waited for: CUDA forbids the second during the first, and
 spoils the capture. Other libraries do not know of it."""
-_forked = False
-"""Whether this process was forked from one that used CUDA, which does not survive that."""
+_forked = threading.Event()
+"""Set where this process was forked from one that used CUDA, which does not survive that."""
 _left: list[object] = []
 """What a forked process has of its parent's: freeing it would ask a driver that is not there."""
 _entered = threading.local()
@@ -50,6 +50,8 @@ _entered = threading.local()
 
 def outstanding() -> dict[str, int]:
     """What has been made and not yet freed in this process: "device_bytes", "host_bytes", "streams", "events", "graphs"."""
+    if _forked.is_set():
+        return {}  # and the lock may have been held by a thread that is not here
     with _lock:
         now = _outstanding.copy()
     return {kind: number for kind, number in now.items() if number}
@@ -61,10 +63,8 @@ def _count(kind: str, number: int) -> None:
 
 
 def _after_fork() -> None:
-    global _forked, _lock, _entered
-    _forked = _driver.cache_info().currsize > 0
-    _lock = threading.RLock()  # which another thread of the parent may have held
-    _entered = threading.local()
+    if _driver.cache_info().currsize:
+        _forked.set()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -162,9 +162,9 @@ class Device:
     """
 
     def __init__(self, index: int = 0) -> None:
-        if _forked:
+        if _forked.is_set():
             raise InferenceError(
-                "CUDA was used before this process was forked, and cannot be used in it; start worker processes by spawn, not fork"
+                "CUDA was used before this process was forked, and cannot be used in it; start worker processes by spawn"
             )
         self.index = index
         self._driver = _driver()
@@ -281,7 +281,7 @@ class _PageLocked:
     def __del__(self) -> None:
         if self._allocation is None or sys.is_finalizing():
             return
-        if _forked:
+        if _forked.is_set():
             _left.append(self._allocation)
             return
         _count("host_bytes", -self._nbytes)

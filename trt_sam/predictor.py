@@ -6,6 +6,7 @@ the points where there is no box, a box becomes two corners after the points, an
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT, LOW_RES_SIZE
-from trt_sam.errors import InputError
+from trt_sam.errors import ContractError, InputError
 from trt_sam.images import frame_shape
 from trt_sam.interface import Runner
 from trt_sam.resize import boxes_to_frame, coords_to_frame, postprocess_masks
@@ -55,8 +56,8 @@ class SupportsEmbed(Protocol):
 class Predictor:
     """Masks of one image after another. Keeps the runner, does not close it.
 
-    Several predictors may share one runner, also from several threads: their inferences then take turns, and each change of
-    predictor uploads its image again. For calls side by side, use `DecoderRunner.decode(image=...)` or a `RunnerPool`.
+    Several predictors may share one runner, also from several threads: their inferences then take turns, and an image that the
+    runner holds no more is brought to it again. For calls side by side, use `DecoderRunner.decode(image=...)` or `RunnerPool`.
     """
 
     def __init__(self, runner: Runner, image_encoder: SupportsEmbed | None = None) -> None:
@@ -217,8 +218,7 @@ class Predictor:
         with self._turn:
             if self._runner.image_id != self._image_id:
                 # Another predictor has set its image on the runner that we share.
-                self._runner.set_image(self._require_image())
-                self._image_id = self._runner.image_id
+                self._bring_back()
             results = self._runner.run(feed)
         low_res = np.ascontiguousarray(results["low_res_masks"][:, chosen])
         iou = np.ascontiguousarray(results["iou_predictions"][:, chosen])
@@ -230,6 +230,16 @@ class Predictor:
             )
             masks[row] = logits if return_logits else logits > MASK_THRESHOLD
         return masks, iou, low_res
+
+    def _bring_back(self) -> None:
+        """Make our image the runner's current one: a runner that holds many may have it still."""
+        use = getattr(self._runner, "use_image", None)
+        if use is not None:
+            with contextlib.suppress(ContractError):
+                use(self._image_id)
+                return
+        self._runner.set_image(self._require_image())
+        self._image_id = self._runner.image_id
 
     def _prompts(
         self,

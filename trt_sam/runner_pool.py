@@ -90,9 +90,7 @@ class RunnerPool:
         if self._closed:
             raise InferenceError(_CLOSED)
         if self._room is not None and not self._room.acquire(timeout=timeout):
-            raise InferenceError(
-                f"{self._most} calls are under way or waiting; wait longer, or open a pool of more runners"
-            )
+            raise InferenceError(f"{self._most} calls are under way or waiting; wait longer, or open a pool of more runners")
         try:
             future = self._threads.submit(self._work, embedding, (points, labels, boxes, mask_input), asked)
         except RuntimeError as error:  # closed since

@@ -37,7 +37,7 @@ def in_fork(work: Callable[[], object]) -> object:
         data = pipe.read()
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0, data
-    return pickle.loads(data)  # noqa: S301 - our own child's
+    return pickle.loads(data)
 
 
 def told(call: Callable[[], object]) -> str:
@@ -62,7 +62,7 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(host_cuda: HostCuda) ->
                 lambda: runner.set_image(toy_embedding(1)),
                 runner.warm_up,
                 lambda: runner.use_image(1),
-                lambda: cuda.Device(),
+                cuda.Device,
                 lambda: make(host_cuda),
             ]
             lines = [told(call) for call in calls]
@@ -70,13 +70,13 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(host_cuda: HostCuda) ->
             host_cuda.reset()
             nonlocal kept
             kept = None  # type: ignore[assignment]
-            return lines, runner.closed, host_cuda.called
+            return lines, runner.closed, host_cuda.called, cuda.outstanding()
 
         with runner._lock, runner._uploading, runner._warming, cuda._lock:  # as another thread may hold them
-            lines, closed, called = in_fork(work)  # type: ignore[misc]
+            lines, closed, called, outstanding = in_fork(work)  # type: ignore[misc]
         assert all("start worker processes by spawn" in line for line in lines), lines
         assert closed
-        assert called == []
+        assert (called, outstanding) == ([], {})
         found = runner.decode(*given, masks="all")
         wanted = expected(PLAIN, tokens(toy_embedding(1), *given))
         np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])

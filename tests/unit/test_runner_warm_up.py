@@ -1,9 +1,11 @@
-"""A warm-up among callers who hold slots."""
+"""What a warm-up makes, and a warm-up among callers who hold slots; over the host-memory driver."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,3 +89,43 @@ def test_calls_go_on_between_the_buckets_of_a_warm_up(host_cuda: HostCuda, monke
         go_on.set()
         warming.join(20)
         assert not warming.is_alive()
+
+
+def test_warm_up_makes_every_bucket_and_calls_make_no_more(host_cuda: HostCuda) -> None:
+    with opened(host_cuda, in_flight=2) as (runner, fake):
+        runner.warm_up([(1, 2), (3, 3)])
+        assert runner.graphs_held == 4  # two buckets in each of two slots
+        runner.warm_up()
+        held, contexts = runner.graphs_held, len(fake.contexts)
+        runner.set_image(toy_embedding(1))
+        for count in (1, 2, 3, 4):
+            for points in (1, 2, 5):
+                runner.decode(*clicks(1, count, points))
+        assert (runner.graphs_held, len(fake.contexts)) == (held, contexts)
+        with pytest.raises(ContractError, match="num_prompts = 9"):
+            runner.warm_up([(9, 1)])
+
+
+def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(host_cuda, in_flight=2) as (runner, _):
+        take, both, first = runner._take, threading.Barrier(2), threading.local()
+
+        def met(timeout: float | None) -> Any:
+            slot = take(timeout)
+            if not hasattr(first, "seen"):
+                first.seen = True
+                # Each has its first slot then; where one warm-up runs at a time, they never meet.
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)
+            return slot
+
+        monkeypatch.setattr(runner, "_take", met)
+        threads = [threading.Thread(target=runner.warm_up, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        stuck = [thread.is_alive() for thread in threads]
+        for _ in range(2 * any(stuck)):
+            runner._free.put(None)  # lets them go, so that the runner can be closed
+        assert not any(stuck)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
 from typing import Any
 
@@ -13,35 +11,15 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import runs_of
 from tests.fixtures.toy_decoder import toy_embedding
-from tests.fixtures.toy_runner import GRAPHS, MASK, PLAIN, clicks, engine_of, expected, make, opened, tokens
+from tests.fixtures.toy_runner import GRAPHS, MASK, PLAIN, check_decoded, clicks, engine_of, expected, make, opened, tokens
 from trt_sam._plan import Decoded
 from trt_sam.cuda import Device
 from trt_sam.errors import ContractError, InferenceError
-from trt_sam.metrics import best_masks
-from trt_sam.predictor import Predictor
-from trt_sam.recipe import GraphOptions
 from trt_sam.runner import DecoderRunner
 
 pytestmark = pytest.mark.hostcuda
 
 Array = np.ndarray[Any, Any]
-
-
-def check(found: Decoded, feed: dict[str, Array], *, best: bool = True, options: GraphOptions = PLAIN) -> None:
-    """Compare with the graph, run the plain way on the same tokens."""
-    wanted = expected(options, feed)
-    masks, iou = wanted["low_res_masks"], wanted["iou_predictions"]
-    if best and masks.shape[1] > 1:
-        rows, chosen = np.arange(len(masks)), best_masks(iou, feed["point_labels"])
-        masks, iou = masks[rows, chosen][:, None], iou[rows, chosen][:, None]
-    np.testing.assert_array_equal(found.iou_predictions, iou)
-    if found.low_res_masks is not None:
-        np.testing.assert_array_equal(found.low_res_masks, masks)
-    full = wanted.get("masks")
-    if full is not None:
-        masks = full if not best else full[rows, chosen][:, None]
-    as_asked = {"bool": lambda: masks > 0, "uint8": lambda: np.packbits(masks > 0, axis=-1)}
-    np.testing.assert_array_equal(found.masks, as_asked.get(str(found.masks.dtype), lambda: masks)())
 
 
 @pytest.mark.parametrize("name", ["plain", "fp16", "best_mask"])
@@ -55,12 +33,12 @@ def test_decode_gives_what_the_graph_gives(host_cuda: HostCuda, name: str, masks
         for seed, count, points in ((1, 1, 1), (2, 3, 2), (3, 4, 5), (4, 2, 1), (1, 1, 1)):
             given = clicks(seed, count, points)
             found = runner.decode(*given, masks=masks, bits=bits)
-            check(found, tokens(toy_embedding(3), *given), best=masks == "best", options=options)
+            check_decoded(found, tokens(toy_embedding(3), *given), best=masks == "best", options=options)
         given = clicks(7, 3, 2)
         found = runner.decode(*given, boxes=boxes, masks=masks, bits=bits)
-        check(found, tokens(toy_embedding(3), *given, boxes), best=masks == "best", options=options)
+        check_decoded(found, tokens(toy_embedding(3), *given, boxes), best=masks == "best", options=options)
         found = runner.decode(boxes=boxes[0], masks=masks, bits=bits)
-        check(found, tokens(toy_embedding(3), None, None, boxes[:1]), best=masks == "best", options=options)
+        check_decoded(found, tokens(toy_embedding(3), None, None, boxes[:1]), best=masks == "best", options=options)
         del found
 
 
@@ -72,7 +50,7 @@ def test_full_resolution_masks_of_any_size_and_only_the_rows_that_were_asked(hos
             given = clicks(seed, count, 2)
             feed = {**tokens(toy_embedding(3), *given), "orig_im_size": np.array(size, np.int64)}
             for masks in ("all", "best"):
-                check(runner.decode(*given, image_size=size, masks=masks), feed, best=masks == "best", options=options)
+                check_decoded(runner.decode(*given, image_size=size, masks=masks), feed, best=masks == "best", options=options)
         assert runner.graphs_held == 0  # a recording would keep the first call's size
         with pytest.raises(ContractError, match="say image_size"):
             runner.decode(*given)
@@ -92,28 +70,13 @@ def test_between_buckets_calls_are_filled_up_and_no_bit_changes(host_cuda: HostC
             for points in (5, 1, 3):
                 given = clicks(count * 10 + points, count, points)
                 results = [each.decode(*given, masks="all", copy=True) for each in (runner, padded, plain)]
-                check(results[0], tokens(toy_embedding(2), *given), best=False)
+                check_decoded(results[0], tokens(toy_embedding(2), *given), best=False)
                 for other in results[1:]:
                     np.testing.assert_array_equal(other.masks, results[0].masks)
                     np.testing.assert_array_equal(other.iou_predictions, results[0].iou_predictions)
         assert {tuple(context.shapes["point_labels"]) for context in fake.contexts} == {(2, 3), (4, 6)}
         assert padded.graphs_held == 2
         assert plain.graphs_held == 0
-
-
-def test_warm_up_makes_every_bucket_and_calls_make_no_more(host_cuda: HostCuda) -> None:
-    with opened(host_cuda, in_flight=2) as (runner, fake):
-        runner.warm_up([(1, 2), (3, 3)])
-        assert runner.graphs_held == 4  # two buckets in each of two slots
-        runner.warm_up()
-        held, contexts = runner.graphs_held, len(fake.contexts)
-        runner.set_image(toy_embedding(1))
-        for count in (1, 2, 3, 4):
-            for points in (1, 2, 5):
-                runner.decode(*clicks(1, count, points))
-        assert (runner.graphs_held, len(fake.contexts)) == (held, contexts)
-        with pytest.raises(ContractError, match="num_prompts = 9"):
-            runner.warm_up([(9, 1)])
 
 
 def test_a_call_waits_once_and_copies_only_what_was_asked(host_cuda: HostCuda) -> None:
@@ -137,55 +100,6 @@ def test_a_call_waits_once_and_copies_only_what_was_asked(host_cuda: HostCuda) -
             assert sum(line[0] == "cuGraphLaunch" for line in log) == 1
 
 
-def test_images_stay_on_the_gpu_and_the_least_recently_used_goes(host_cuda: HostCuda) -> None:
-    given = clicks(1, 2, 2)
-    with opened(host_cuda, image_bytes=3 * 4 * 2**20) as (runner, _):
-        numbers = [runner.add_image(toy_embedding(seed)) for seed in (10, 11, 12)]
-        assert runner.images_held == 3
-        with pytest.raises(ContractError, match="there is no image"):
-            runner.decode(*given)
-        for number, seed in zip([*numbers, *reversed(numbers)], (10, 11, 12, 12, 11, 10), strict=True):
-            check(runner.decode(*given, image=number), tokens(toy_embedding(seed), *given))
-        fourth = runner.add_image(toy_embedding(13))  # number 3 was used longest ago
-        assert runner.images_held == 3
-        with pytest.raises(ContractError, match=r"image 3 is not held \(held: 2, 1, 4\)"):
-            runner.decode(*given, image=numbers[2])
-        runner.use_image(numbers[0])
-        check(runner.decode(*given), tokens(toy_embedding(10), *given))
-        check(runner.decode(*given, image=fourth), tokens(toy_embedding(13), *given))
-        runner.drop_image(fourth)
-        before = host_cuda.count("cuMemAlloc")
-        runner.set_image(toy_embedding(14))
-        assert host_cuda.count("cuMemAlloc") == before
-        check(runner.decode(*given), tokens(toy_embedding(14), *given))
-
-
-def test_the_embedding_is_copied_only_when_the_image_changes(host_cuda: HostCuda) -> None:
-    given = clicks(1, 1, 1)
-    with opened(host_cuda) as (runner, _):
-        runner.set_image(toy_embedding(1))
-        runner.decode(*given)
-        for image, copies in ((None, 0), (1, 0)):
-            before = host_cuda.count("cuMemcpyDtoDAsync")
-            runner.decode(*given, image=image)
-            assert host_cuda.count("cuMemcpyDtoDAsync") - before == copies
-        runner.set_image(toy_embedding(2))
-        runner.decode(*given)
-        assert host_cuda.count("cuMemcpyDtoDAsync") == 2
-
-
-def test_a_new_image_waits_for_the_calls_that_read_its_memory(host_cuda: HostCuda) -> None:
-    given = clicks(1, 1, 1)
-    with opened(host_cuda, image_bytes=4 * 2**20) as (runner, _):
-        runner.set_image(toy_embedding(5))
-        runner.decode(*given)
-        runner.set_image(toy_embedding(6))
-        pending = runner.submit(*given)
-        runner.set_image(toy_embedding(7))  # into the memory of 6, which is not copied into the slot yet
-        check(pending.result(), tokens(toy_embedding(6), *given))
-        check(runner.decode(*given), tokens(toy_embedding(7), *given))
-
-
 def test_calls_overlap_as_far_as_there_are_slots(host_cuda: HostCuda) -> None:
     with opened(host_cuda, in_flight=3) as (runner, fake):
         runner.set_image(toy_embedding(4))
@@ -199,15 +113,15 @@ def test_calls_overlap_as_far_as_there_are_slots(host_cuda: HostCuda) -> None:
             with pytest.raises(InferenceError, match="all 3 slots are in use"):
                 runner.submit(*given[3], timeout=timeout)
         for call, each in reversed(list(zip(calls, given, strict=False))):
-            check(call.result(), tokens(toy_embedding(4), *each), best=False)
+            check_decoded(call.result(), tokens(toy_embedding(4), *each), best=False)
         assert calls[0].result() is calls[0].result()
-        check(runner.decode(*given[3]), tokens(toy_embedding(4), *given[3]))
+        check_decoded(runner.decode(*given[3]), tokens(toy_embedding(4), *given[3]))
         polls = 0
         late = runner.submit(*given[0])
         while not late.done():
             polls += 1
         assert polls > 1
-        check(late.result(), tokens(toy_embedding(4), *given[0]))
+        check_decoded(late.result(), tokens(toy_embedding(4), *given[0]))
 
 
 def test_a_submission_that_is_dropped_gives_its_slot_back(host_cuda: HostCuda) -> None:
@@ -218,7 +132,7 @@ def test_a_submission_that_is_dropped_gives_its_slot_back(host_cuda: HostCuda) -
             runner.submit(*clicks(9, 4, 2))
         with runner.submit(*clicks(8, 3, 2)):
             pass
-        check(runner.decode(*given, timeout=0), tokens(toy_embedding(4), *given))
+        check_decoded(runner.decode(*given, timeout=0), tokens(toy_embedding(4), *given))
 
 
 def test_waiting_for_a_slot_ends_when_one_is_free_or_the_runner_is_closed(host_cuda: HostCuda) -> None:
@@ -261,7 +175,7 @@ def test_many_threads_each_with_its_image(host_cuda: HostCuda, in_flight: int) -
             image = runner.add_image(toy_embedding(seed))
             for turn in range(6):
                 given = clicks(seed * 10 + turn, 1 + (seed + turn) % 4, 1 + turn % 5)
-                check(runner.decode(*given, image=image, copy=True), tokens(toy_embedding(seed), *given))
+                check_decoded(runner.decode(*given, image=image, copy=True), tokens(toy_embedding(seed), *given))
         except BaseException as error:
             wrong.append(error)
 
@@ -282,10 +196,10 @@ def test_decode_many_takes_any_number_of_prompts(host_cuda: HostCuda, in_flight:
         runner.set_image(toy_embedding(2))
         with pytest.raises(ContractError, match="use decode_many"):
             runner.decode(*given)
-        check(runner.decode_many(*given), tokens(toy_embedding(2), *given))
-        check(runner.decode_many(*given, boxes=boxes, masks="all"), tokens(toy_embedding(2), *given, boxes), best=False)
-        check(runner.decode_many(boxes=boxes, bits=True), tokens(toy_embedding(2), None, None, boxes))
-        check(runner.decode_many(given[0][0], given[1][0]), tokens(toy_embedding(2), given[0][:1], given[1][:1]))
+        check_decoded(runner.decode_many(*given), tokens(toy_embedding(2), *given))
+        check_decoded(runner.decode_many(*given, boxes=boxes, masks="all"), tokens(toy_embedding(2), *given, boxes), best=False)
+        check_decoded(runner.decode_many(boxes=boxes, bits=True), tokens(toy_embedding(2), None, None, boxes))
+        check_decoded(runner.decode_many(given[0][0], given[1][0]), tokens(toy_embedding(2), given[0][:1], given[1][:1]))
 
 
 def with_both(cuda: HostCuda) -> DecoderRunner:
@@ -298,11 +212,11 @@ def test_a_second_click_refines_the_first_mask_with_the_graph_that_takes_one(hos
     with with_both(host_cuda) as runner:
         runner.set_image(toy_embedding(2))
         first = runner.decode(*given, copy=True)
-        check(first, tokens(toy_embedding(2), *given))
+        check_decoded(first, tokens(toy_embedding(2), *given))
         feed = {**tokens(toy_embedding(2), *given), "mask_input": first.low_res_masks, "has_mask_input": np.ones(3, np.float32)}
         for _ in range(2):
-            check(runner.decode(*given, mask_input=first.low_res_masks), feed, options=MASK)
-            check(runner.decode(*given), tokens(toy_embedding(2), *given))
+            check_decoded(runner.decode(*given, mask_input=first.low_res_masks), feed, options=MASK)
+            check_decoded(runner.decode(*given), tokens(toy_embedding(2), *given))
         # The same through `run`: a mask that is not to be used takes the other graph.
         for flags in ([1, 0, 1], [0, 0, 0]):
             feed["has_mask_input"] = np.array(flags, np.float32)
@@ -313,7 +227,7 @@ def test_a_second_click_refines_the_first_mask_with_the_graph_that_takes_one(hos
             runner.decode(*given, mask_input=first.low_res_masks * np.nan)
     with opened(host_cuda, MASK) as (alone, _):
         alone.set_image(toy_embedding(2))
-        check(alone.decode(*given), tokens(toy_embedding(2), *given))
+        check_decoded(alone.decode(*given), tokens(toy_embedding(2), *given))
     with opened(host_cuda) as (none, _):
         none.set_image(toy_embedding(2))
         with pytest.raises(ContractError, match="takes no mask_input"):
@@ -350,7 +264,7 @@ def test_bad_prompts_are_refused_in_words_and_the_slot_is_free_again(host_cuda: 
             with pytest.raises(ContractError, match=words):
                 runner.decode(**arguments)
             assert host_cuda.count("cuMemcpyHtoDAsync") == before, name
-            check(runner.decode(*given, timeout=0), tokens(toy_embedding(2), *given))
+            check_decoded(runner.decode(*given, timeout=0), tokens(toy_embedding(2), *given))
     with pytest.raises(ContractError, match="in_flight is 0"):
         make(host_cuda, in_flight=0)
     with pytest.raises(ContractError, match="image_bytes is 1000"):
@@ -363,54 +277,3 @@ def test_a_kind_of_call_may_be_forgotten_before_it_is_queued(host_cuda: HostCuda
         prompts = runner._calls.prompts(*clicks(1, 1, 1), None, None, "all", bits=False, image_size=None)
         runner._calls._known.clear()  # as another thread's call does when the table is full
         assert runner._submit(prompts, runner._current, None).result().masks.shape[0] == 1
-
-
-def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(host_cuda, in_flight=2) as (runner, _):
-        take, both, first = runner._take, threading.Barrier(2), threading.local()
-
-        def met(timeout: float | None) -> Any:
-            slot = take(timeout)
-            if not hasattr(first, "seen"):
-                first.seen = True
-                # Each has its first slot then; where one warm-up runs at a time, they never meet.
-                with contextlib.suppress(threading.BrokenBarrierError):
-                    both.wait(0.5)
-            return slot
-
-        monkeypatch.setattr(runner, "_take", met)
-        threads = [threading.Thread(target=runner.warm_up, daemon=True) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(5)
-        stuck = [thread.is_alive() for thread in threads]
-        for _ in range(2 * any(stuck)):
-            runner._free.put(None)  # lets them go, so that the runner can be closed
-        assert not any(stuck)
-
-
-def test_predictors_that_share_a_runner_keep_their_images_apart(host_cuda: HostCuda) -> None:
-    with opened(host_cuda, in_flight=2) as (runner, _):
-        predictors = [Predictor(runner), Predictor(runner)]
-        point, label = np.array([[30.0, 40.0]]), np.array([1])
-        for seed, predictor in enumerate(predictors):
-            predictor.set_image_embedding(toy_embedding(seed), (256, 256))
-        wanted = [predictor.predict(point, label)[2] for predictor in predictors]
-        assert not np.array_equal(*wanted)
-        wrong: list[int] = []
-
-        def work(which: int) -> None:
-            for _ in range(100):
-                if not np.array_equal(predictors[which].predict(point, label)[2], wanted[which]):
-                    wrong.append(which)
-
-        threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        sys.setswitchinterval(interval)
-        assert not wrong

@@ -1,4 +1,4 @@
-"""Images that are slow to come, over the host-memory driver: who waits for them, and what happens when the runner is closed."""
+"""Images on the GPU, over the host-memory driver: which are held, who waits for one that is slow to come, close meanwhile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
-from tests.fixtures.toy_runner import PLAIN, clicks, expected, make, opened, tokens
+from tests.fixtures.toy_runner import PLAIN, check_decoded, clicks, expected, make, opened, tokens
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, Stream
-from trt_sam.errors import InferenceError
+from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner import DecoderRunner
 
 pytestmark = pytest.mark.hostcuda
@@ -116,3 +116,52 @@ def test_a_failed_wait_gives_the_memory_back(host_cuda: HostCuda) -> None:
         found = runner.decode(*given, masks="all")
         wanted = expected(PLAIN, tokens(toy_embedding(3), *given))
         np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
+
+
+def test_images_stay_on_the_gpu_and_the_least_recently_used_goes(host_cuda: HostCuda) -> None:
+    given = clicks(1, 2, 2)
+    with opened(host_cuda, image_bytes=3 * 4 * 2**20) as (runner, _):
+        numbers = [runner.add_image(toy_embedding(seed)) for seed in (10, 11, 12)]
+        assert runner.images_held == 3
+        with pytest.raises(ContractError, match="there is no image"):
+            runner.decode(*given)
+        for number, seed in zip([*numbers, *reversed(numbers)], (10, 11, 12, 12, 11, 10), strict=True):
+            check_decoded(runner.decode(*given, image=number), tokens(toy_embedding(seed), *given))
+        fourth = runner.add_image(toy_embedding(13))  # number 3 was used longest ago
+        assert runner.images_held == 3
+        with pytest.raises(ContractError, match=r"image 3 is not held \(held: 2, 1, 4\)"):
+            runner.decode(*given, image=numbers[2])
+        runner.use_image(numbers[0])
+        check_decoded(runner.decode(*given), tokens(toy_embedding(10), *given))
+        check_decoded(runner.decode(*given, image=fourth), tokens(toy_embedding(13), *given))
+        runner.drop_image(fourth)
+        before = host_cuda.count("cuMemAlloc")
+        runner.set_image(toy_embedding(14))
+        assert host_cuda.count("cuMemAlloc") == before
+        check_decoded(runner.decode(*given), tokens(toy_embedding(14), *given))
+
+
+def test_the_embedding_is_copied_only_when_the_image_changes(host_cuda: HostCuda) -> None:
+    given = clicks(1, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        runner.decode(*given)
+        for image, copies in ((None, 0), (1, 0)):
+            before = host_cuda.count("cuMemcpyDtoDAsync")
+            runner.decode(*given, image=image)
+            assert host_cuda.count("cuMemcpyDtoDAsync") - before == copies
+        runner.set_image(toy_embedding(2))
+        runner.decode(*given)
+        assert host_cuda.count("cuMemcpyDtoDAsync") == 2
+
+
+def test_a_new_image_waits_for_the_calls_that_read_its_memory(host_cuda: HostCuda) -> None:
+    given = clicks(1, 1, 1)
+    with opened(host_cuda, image_bytes=4 * 2**20) as (runner, _):
+        runner.set_image(toy_embedding(5))
+        runner.decode(*given)
+        runner.set_image(toy_embedding(6))
+        pending = runner.submit(*given)
+        runner.set_image(toy_embedding(7))  # into the memory of 6, which is not copied into the slot yet
+        check_decoded(pending.result(), tokens(toy_embedding(6), *given))
+        check_decoded(runner.decode(*given), tokens(toy_embedding(7), *given))
