@@ -102,7 +102,7 @@ class Slot:
         return sum(program.graph is not None for program in self._programs.values())
 
     def program(self, engine: Engine, bucket: Bucket, layout: Layout) -> Program:
-        """The program of a bucket, made at its first use: one inference on whatever is in the blocks, then the recording.
+        """The program of a bucket, made at its first use: one inference on zeros, which are a valid prompt, then the recording.
 
         Raises:
             InferenceError: TensorRT or CUDA failed.
@@ -194,8 +194,10 @@ class Slot:
             recorded = False
         program = Program(engine, bucket, context)
         if not engine.host_inputs:
-            # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call.
+            # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call. On
+            # zeros, because new memory and another bucket's coordinates are no labels: the decoder would read beside its table.
             self.pending = True
+            self.stream.zero(self.device_in.address, self.device_in.size)
             context.enqueue(self.stream.handle)
         if recorded:
             try:

@@ -329,6 +329,11 @@ class Stream(Owned):
         except Exception as error:
             _raise_ours(error, "copying on the GPU")
 
+    def zero(self, target: int, nbytes: int) -> None:
+        """Queue zeros into device memory."""
+        with _guard("clearing memory of the GPU"):
+            self._device._driver.memset_d8_async(target, 0, nbytes, self._handle)
+
     def synchronize(self) -> None:
         """Wait for everything queued; raises what went wrong in it. Other Python threads run meanwhile."""
         try:
