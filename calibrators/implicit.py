@@ -18,6 +18,7 @@ import numpy.typing as npt
 from calibrators.cache import ALGORITHMS, CalibrationCache, map_names, version_number
 from trt_sam.contract import LABEL_ABSENT, TensorSpec, check_feed, input_specs
 from trt_sam.cuda import Device, page_locked
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import BuildError, CalibrationError, InputError
 from trt_sam.tensorrt import Flavour
 
@@ -215,7 +216,7 @@ class _Batches:
         self._uploaded: dict[str, Array] = {}
         self._device = Device(device)
         try:
-            self._stream = self._device.stream()
+            self._stream = Stream(self._device)
             sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
             self._buffers = {name: self._device.buffer(size) for name, size in sizes.items()}
             self._host = {name: page_locked(self._device, size) for name, size in sizes.items()}

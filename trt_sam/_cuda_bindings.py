@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trt_sam._lazy import require
-from trt_sam.cuda import Device, Owned, Stream, capture_lock
+from trt_sam.cuda import Device, Owned, capture_lock
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import InferenceError
 
 __all__ = ["Graph", "capture", "device_of", "is_captured", "order"]

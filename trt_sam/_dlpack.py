@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trt_sam._cuda_bindings import device_of, order
-from trt_sam.cuda import Device, Stream
+from trt_sam.cuda import Device
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import ContractError, InferenceError
 
 if TYPE_CHECKING:

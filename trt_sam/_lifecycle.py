@@ -20,7 +20,8 @@ from trt_sam._calls import CallMaker, NoSlotError
 from trt_sam._engine import Engine
 from trt_sam._slot import Slot
 from trt_sam._uploads import Images
-from trt_sam.cuda import Device, Stream
+from trt_sam.cuda import Device
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import ContractError, InferenceError, InputError
 
 __all__ = ["Lifecycle"]

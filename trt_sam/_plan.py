@@ -24,6 +24,7 @@ from trt_sam.contract import (
     LABEL_FOREGROUND,
     LABEL_NOT_A_POINT,
 )
+from trt_sam.cuda_streams import Event
 from trt_sam.errors import ContractError
 
 __all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "Plan"]
@@ -163,7 +164,7 @@ class Plan:
         slot, times = self._slot, []
         slot.pending = True
         with contextlib.ExitStack() as stack:
-            first, last = slot.device.event(timing=True), slot.device.event(timing=True)
+            first, last = Event(slot.device, timing=True), Event(slot.device, timing=True)
             stack.callback(first.close)
             stack.callback(last.close)
             for _ in range(count):

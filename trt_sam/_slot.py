@@ -22,6 +22,7 @@ from trt_sam._layout import Bucket, Layout, extent, scratch_extent
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, page_locked
+from trt_sam.cuda_streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Slot:
         sizes = [{name: high for name, (_, high) in engine.limits.items()} for engine in engines]
         inputs = max(extent([s for s in e.inputs if s.name != EMBEDDING], n) for e, n in zip(engines, sizes, strict=True))
         outputs = max(extent(e.outputs, n) for e, n in zip(engines, sizes, strict=True))
-        self.stream = device.stream()
-        self.event = device.event()
+        self.stream = Stream(device)
+        self.event = Event(device)
         self.embedding = device.buffer(EMBEDDING_BYTES)
         self.device_in = device.buffer(inputs)
         self.device_out = device.buffer(outputs)

@@ -15,6 +15,7 @@ from trt_sam._residents import EMBEDDING_BYTES, Residents
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, DeviceBuffer, page_locked
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import InferenceError
 
 __all__ = ["Images", "Source"]
@@ -39,7 +40,7 @@ class Images:
         self.lock = threading.Lock()
         """Held while an upload waits, so that nobody frees the memory meanwhile; the runner's lock may be taken before it."""
         self.closed = False
-        self.stream = device.stream()
+        self.stream = Stream(device)
         self._staging = page_locked(device, EMBEDDING_BYTES)
 
     def __len__(self) -> int:

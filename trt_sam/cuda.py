@@ -1,4 +1,4 @@
-"""CUDA as the runner needs it: the only file that imports PyCUDA. What PyCUDA lacks (graphs) is in `_cuda_bindings`.
+"""CUDA as the runner needs it: the only file that imports PyCUDA. Streams are in `cuda_streams`, graphs in `_cuda_bindings`.
 
 The primary context is used, so that torch in the same process shares it. It is retained once per device and process and
 released at exit: PyCUDA leaves a dead context current when it releases one earlier.
@@ -27,12 +27,9 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InferenceError
 
-__all__ = ["Device", "DeviceBuffer", "Event", "Owned", "Stream", "capture_lock", "outstanding", "page_locked"]
+__all__ = ["Device", "DeviceBuffer", "Owned", "capture_lock", "guard", "outstanding", "page_locked", "raise_ours"]
 
 Bytes = npt.NDArray[np.uint8]
-
-_NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: not serialized with the legacy default stream, which PyCUDA has no name for."""
 
 _outstanding: Counter[str] = Counter()
 _lock = threading.RLock()
@@ -86,14 +83,14 @@ def _driver() -> Any:
 @functools.cache
 def _primary_context(index: int) -> Any:
     driver = _driver()
-    with _guard("opening the GPU"):
+    with guard("opening the GPU"):
         count = driver.Device.count()
         if index >= count:
             raise InferenceError(f"there is no GPU number {index}; this machine has {count}")
         return driver.Device(index).retain_primary_context()
 
 
-class _guard:  # noqa: N801 - reads as a statement
+class guard:  # noqa: N801 - reads as a statement
     """Turns PyCUDA's errors into ours; a class, because a generator would cost a microsecond in every call."""
 
     __slots__ = ("doing",)
@@ -106,10 +103,10 @@ class _guard:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, Exception) and not isinstance(error, InferenceError):
-            _raise_ours(error, self.doing)
+            raise_ours(error, self.doing)
 
 
-def _raise_ours(error: Exception, doing: str) -> None:
+def raise_ours(error: Exception, doing: str) -> None:
     """Raise our error for a CUDA error, and any other as it is."""
     driver = _driver()
     if isinstance(error, driver.MemoryError):
@@ -122,7 +119,7 @@ def _raise_ours(error: Exception, doing: str) -> None:
 
 
 class _Active:
-    """The body of `Device.active`; a class for the same reason as `_guard`."""
+    """The body of `Device.active`; a class for the same reason as `guard`."""
 
     __slots__ = ("_before", "_device", "_pushed")
 
@@ -137,20 +134,20 @@ class _Active:
             try:
                 self._device._context.push()
             except Exception as error:
-                _raise_ours(error, "switching to the GPU's context")
+                raise_ours(error, "switching to the GPU's context")
             _entered.device = self._device.index
 
     def __exit__(self, *_: object) -> None:
         if not self._pushed:
             return
         _entered.device = self._before
-        driver = self._device._driver
+        driver = self._device.driver
         try:
             driver.Context.pop()
         except Exception as error:
             with contextlib.suppress(driver.Error):
                 driver.Context.pop()  # else the context would stay current on this thread for ever
-            _raise_ours(error, "switching from the GPU's context")
+            raise_ours(error, "switching from the GPU's context")
 
 
 class Device:
@@ -167,7 +164,8 @@ class Device:
                 "CUDA was used before this process was forked, and cannot be used in it; start worker processes by spawn"
             )
         self.index = index
-        self._driver = _driver()
+        self.driver = _driver()
+        """PyCUDA's, for what is made through this device."""
         self._context = _primary_context(index)
         self._owned: dict[int, Owned] = {}
 
@@ -177,32 +175,24 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for all work of the context, that of other libraries included; for a capture of ours before."""
-        with capture_lock, _guard("waiting for the GPU"):
-            self._driver.Context.synchronize()
+        with capture_lock, guard("waiting for the GPU"):
+            self.driver.Context.synchronize()
 
     @property
     def name(self) -> str:
-        with _guard("asking for the GPU's name"):
-            return str(self._driver.Device(self.index).name())
+        with guard("asking for the GPU's name"):
+            return str(self.driver.Device(self.index).name())
 
     @property
     def compute_capability(self) -> str:
         """As "8.9"."""
-        with _guard("asking for the GPU's compute capability"):
-            major, minor = self._driver.Device(self.index).compute_capability()
+        with guard("asking for the GPU's compute capability"):
+            major, minor = self.driver.Device(self.index).compute_capability()
         return f"{major}.{minor}"
 
     def buffer(self, nbytes: int) -> DeviceBuffer:
         """Device memory, uninitialized."""
         return DeviceBuffer(self, nbytes)
-
-    def stream(self) -> Stream:
-        """A non-blocking stream."""
-        return Stream(self)
-
-    def event(self, *, timing: bool = False) -> Event:
-        """An event; with `timing`, one whose distance to another can be asked."""
-        return Event(self, timing=timing)
 
     def close(self) -> None:
         """Free what is left, latest first. May be called again. The primary context stays for the process.
@@ -255,8 +245,8 @@ class DeviceBuffer(Owned):
 
     def __init__(self, device: Device, nbytes: int) -> None:
         self.size = nbytes
-        with device.active(), _guard(f"allocating {nbytes / 2**20:.1f} MiB"):
-            allocation = device._driver.mem_alloc(nbytes)
+        with device.active(), guard(f"allocating {nbytes / 2**20:.1f} MiB"):
+            allocation = device.driver.mem_alloc(nbytes)
         self.address = int(allocation)
         super().__init__(device, allocation)
 
@@ -270,9 +260,9 @@ class _PageLocked:
     def __init__(self, device: Device, nbytes: int) -> None:
         self._device = device
         self._allocation: Any = None
-        flags = device._driver.host_alloc_flags.PORTABLE
-        with device.active(), _guard(f"allocating {nbytes / 2**20:.1f} MiB of page-locked memory"):
-            array = device._driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+        flags = device.driver.host_alloc_flags.PORTABLE
+        with device.active(), guard(f"allocating {nbytes / 2**20:.1f} MiB of page-locked memory"):
+            array = device.driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
         self._allocation = array.base
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
         self._nbytes = nbytes
@@ -295,86 +285,3 @@ def page_locked(device: Device, nbytes: int) -> Bytes:
     It can be read and written as long as any view of it lives, also after the device is closed.
     """
     return np.asarray(_PageLocked(device, nbytes))
-
-
-class Stream(Owned):
-    """A non-blocking stream: work given to it runs in order, later. `handle` is its CUstream as an integer."""
-
-    kind = "streams"
-
-    def __init__(self, device: Device) -> None:
-        with device.active(), _guard("making a stream"):
-            stream = device._driver.Stream(_NON_BLOCKING)
-        self.handle = int(stream.handle)
-        super().__init__(device, stream)
-
-    def upload(self, target: int, source: Bytes) -> None:
-        """Queue a copy of page-locked bytes to device address `target`; they must not change before it has run."""
-        try:
-            self._device._driver.memcpy_htod_async(target, source, self._handle)
-        except Exception as error:
-            _raise_ours(error, "copying to the GPU")
-
-    def download(self, target: Bytes, source: int) -> None:
-        """Queue a copy from device address `source` into page-locked bytes; nothing is there before a wait."""
-        try:
-            self._device._driver.memcpy_dtoh_async(target, source, self._handle)
-        except Exception as error:
-            _raise_ours(error, "copying from the GPU")
-
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Queue a copy from one device address to another."""
-        try:
-            self._device._driver.memcpy_dtod_async(target, source, nbytes, self._handle)
-        except Exception as error:
-            _raise_ours(error, "copying on the GPU")
-
-    def zero(self, target: int, nbytes: int) -> None:
-        """Queue zeros into device memory."""
-        with _guard("clearing memory of the GPU"):
-            self._device._driver.memset_d8_async(target, 0, nbytes, self._handle)
-
-    def synchronize(self) -> None:
-        """Wait for everything queued; raises what went wrong in it. Other Python threads run meanwhile."""
-        try:
-            self._handle.synchronize()
-        except Exception as error:
-            _raise_ours(error, "waiting for the GPU")
-
-    def wait(self, event: Event) -> None:
-        """Queue a wait: what comes after it runs after `event`."""
-        with _guard("queueing a wait"):
-            self._handle.wait_for_event(event._handle)
-
-
-class Event(Owned):
-    """A mark in a stream that can be waited for."""
-
-    kind = "events"
-
-    def __init__(self, device: Device, *, timing: bool = False) -> None:
-        flags = device._driver.event_flags.DEFAULT if timing else device._driver.event_flags.DISABLE_TIMING
-        with device.active(), _guard("making an event"):
-            event = device._driver.Event(flags)
-        super().__init__(device, event)
-
-    def record(self, stream: Stream) -> None:
-        try:
-            self._handle.record(stream._handle)
-        except Exception as error:
-            _raise_ours(error, "recording an event")
-
-    def synchronize(self) -> None:
-        """Wait until what was queued before the mark has run."""
-        with _guard("waiting for an event"):
-            self._handle.synchronize()
-
-    def elapsed_ms(self, since: Event) -> float:
-        """Milliseconds on the device from `since` to here; both made with `timing`, recorded, and waited for."""
-        with _guard("timing"):
-            return float(self._handle.time_since(since._handle))
-
-    def done(self) -> bool:
-        """Whether what was queued before the mark has run; returns at once."""
-        with _guard("asking for an event"):
-            return bool(self._handle.query())

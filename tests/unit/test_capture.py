@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from trt_sam import cuda
 from trt_sam._cuda_bindings import capture
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import InferenceError
 
 pytestmark = pytest.mark.hostcuda
@@ -22,8 +23,8 @@ def wait_for_the_whole_gpu(device: cuda.Device, errors: list[Exception]) -> None
     def work() -> None:
         with device.active():
             try:
-                device._driver.Context.synchronize()
-            except device._driver.Error as error:
+                device.driver.Context.synchronize()
+            except device.driver.Error as error:
                 errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -33,7 +34,7 @@ def wait_for_the_whole_gpu(device: cuda.Device, errors: list[Exception]) -> None
 
 def test_a_recording_that_another_library_spoilt_is_made_again(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, errors = device.stream(), list[Exception]()
+        stream, errors = Stream(device), list[Exception]()
 
         def work() -> None:
             if not errors:
@@ -47,7 +48,7 @@ def test_a_recording_that_another_library_spoilt_is_made_again(host_cuda: HostCu
 
 def test_one_that_is_spoilt_each_time_is_an_error_and_the_stream_lives_on(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, errors = device.stream(), list[Exception]()
+        stream, errors = Stream(device), list[Exception]()
         with device.active():
             with pytest.raises(InferenceError, match="no thread may wait for the whole GPU meanwhile"):
                 capture(device, stream, lambda: wait_for_the_whole_gpu(device, errors))
@@ -58,7 +59,7 @@ def test_one_that_is_spoilt_each_time_is_an_error_and_the_stream_lives_on(host_c
 
 def test_our_own_wait_for_the_whole_gpu_waits_for_a_recording(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream = device.stream()
+        stream = Stream(device)
 
         def work() -> None:
             with device.active():
@@ -83,7 +84,7 @@ def test_memory_is_not_collected_during_a_recording(host_cuda: HostCuda) -> None
 
     threshold = gc.get_threshold()
     with cuda.Device() as device:
-        stream = device.stream()
+        stream = Stream(device)
 
         def work() -> None:
             gc.set_threshold(1, 1, 1)

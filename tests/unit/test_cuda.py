@@ -12,6 +12,7 @@ import pytest
 from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 from trt_sam import cuda
 from trt_sam._cuda_bindings import capture, device_of, order
+from trt_sam.cuda_streams import Event, Stream
 from trt_sam.errors import InferenceError
 
 pytestmark = pytest.mark.hostcuda
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.hostcuda
 
 def round_trip(device: cuda.Device, keep: list[object] | None = None) -> np.ndarray:
     """Upload, copy on the device, download; every kind of resource takes part. Page-locked memory goes to `keep` too."""
-    stream, event = device.stream(), device.event()
+    stream, event = Stream(device), Event(device)
     first, second = device.buffer(1024), device.buffer(1024)
     host = cuda.page_locked(device, 2048)
     if keep is not None:
@@ -40,7 +41,7 @@ def close(device: cuda.Device) -> None:
     try:
         with device.active():
             for item in list(device._owned.values()):
-                if isinstance(item, cuda.Stream):
+                if isinstance(item, Stream):
                     item.synchronize()
     finally:
         device.close()
@@ -56,7 +57,7 @@ def test_bytes_come_back_as_they_went(host_cuda: HostCuda) -> None:
 
 def test_new_memory_is_poisoned_and_nothing_is_there_before_a_wait(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = device.stream(), device.buffer(64), cuda.page_locked(device, 64)
+        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 64)
         host[:] = 1
         with device.active():
             stream.upload(buffer.address, host)
@@ -71,7 +72,7 @@ def test_new_memory_is_poisoned_and_nothing_is_there_before_a_wait(host_cuda: Ho
 
 def test_an_event_covers_what_was_queued_before_it_and_no_more(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, event, buffer = device.stream(), device.event(), device.buffer(64)
+        stream, event, buffer = Stream(device), Event(device), device.buffer(64)
         host = cuda.page_locked(device, 128)
         host[:64] = 5
         with device.active():
@@ -90,7 +91,7 @@ def test_an_event_covers_what_was_queued_before_it_and_no_more(host_cuda: HostCu
 
 def test_a_stream_waits_for_an_event_of_another(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        first, second, event, buffer = device.stream(), device.stream(), device.event(), device.buffer(64)
+        first, second, event, buffer = Stream(device), Stream(device), Event(device), device.buffer(64)
         host = cuda.page_locked(device, 128)
         host[:64] = 9
         with device.active():
@@ -105,7 +106,7 @@ def test_a_stream_waits_for_an_event_of_another(host_cuda: HostCuda) -> None:
 
 def test_a_graph_runs_nothing_while_recorded_and_replays_new_contents(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = device.stream(), device.buffer(64), cuda.page_locked(device, 128)
+        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 128)
 
         def work(source: np.ndarray, target: np.ndarray) -> None:
             stream.upload(buffer.address, source)
@@ -127,7 +128,7 @@ def test_a_graph_runs_nothing_while_recorded_and_replays_new_contents(host_cuda:
 
 def test_a_wait_inside_a_capture_is_an_error_and_the_stream_lives_on(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream = device.stream()
+        stream = Stream(device)
         with device.active():
             with pytest.raises(InferenceError, match="capturing"):
                 capture(device, stream, stream.synchronize)
@@ -154,7 +155,7 @@ def test_whose_memory_a_pointer_is(host_cuda: HostCuda) -> None:
 
 def test_a_foreign_stream_waits_for_an_event(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        ours, theirs, buffer = device.stream(), device.stream(), device.buffer(64)
+        ours, theirs, buffer = Stream(device), Stream(device), device.buffer(64)
         host = cuda.page_locked(device, 128)
         host[:64] = 9
         with device.active():
@@ -188,7 +189,7 @@ def test_what_the_gpu_is(host_cuda: HostCuda) -> None:
 
 def test_close_frees_all_and_may_be_repeated(host_cuda: HostCuda) -> None:
     device = cuda.Device()
-    device.stream(), device.event()
+    Stream(device), Event(device)
     buffer = device.buffer(64)
     buffer.close()
     buffer.close()
@@ -235,7 +236,7 @@ def test_other_threads_may_use_a_device_and_keep_their_context_stack_clean(host_
 
 def test_a_device_error_in_queued_work_is_told_by_the_wait(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = device.stream(), device.buffer(64), cuda.page_locked(device, 64)
+        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 64)
         with device.active():
             host_cuda.fail_next_work(ILLEGAL_ADDRESS)
             stream.upload(buffer.address, host)

@@ -17,7 +17,8 @@ from trt_sam._cuda_bindings import capture
 from trt_sam._dlpack import DeviceArray, borrow
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.cuda import Device, Stream, page_locked
+from trt_sam.cuda import Device, page_locked
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import ContractError, InferenceError
 
 pytestmark = pytest.mark.hostcuda
@@ -35,7 +36,7 @@ class Foreign:
     """Another library's array on the device; its upload is queued on that library's own stream."""
 
     def __init__(self, device: Device, seed: int, shape: tuple[int, ...] = EMBEDDING_SHAPE, dtype: str = "float32") -> None:
-        self.device, self.stream, self.buffer = device, device.stream(), device.buffer(EMBEDDING_BYTES)
+        self.device, self.stream, self.buffer = device, Stream(device), device.buffer(EMBEDDING_BYTES)
         self.host = page_locked(device, EMBEDDING_BYTES)
         self.host.view(np.float32)[:] = seed
         with device.active():
@@ -116,9 +117,9 @@ def test_what_cannot_be_taken_is_refused_in_words(host_cuda: HostCuda) -> None:
             with pytest.raises(ContractError, match=words):
                 runner.set_image(source)
         with device.active():
-            borrow(again, "image_embeddings", EMBEDDING_SHAPE, device, device.stream())
+            borrow(again, "image_embeddings", EMBEDDING_SHAPE, device, Stream(device))
             with pytest.raises(ContractError, match="was it freed, or taken already"):
-                borrow(again, "image_embeddings", EMBEDDING_SHAPE, device, device.stream())
+                borrow(again, "image_embeddings", EMBEDDING_SHAPE, device, Stream(device))
         assert runner.images_held == 0
         for source, _ in cases:
             source.finish()
@@ -163,7 +164,7 @@ def test_results_on_the_device_are_taken_by_others(host_cuda: HostCuda) -> None:
         told = arrays.iou_predictions.__cuda_array_interface__
         assert told["shape"] == (3, 4)
         with device.active():
-            theirs, host = device.stream(), page_locked(device, 3 * 4 * 4)
+            theirs, host = Stream(device), page_locked(device, 3 * 4 * 4)
             borrowed = borrow(arrays.iou_predictions, "scores", (3, 4), device, theirs)
             assert borrowed.address == told["data"][0]
             theirs.download(host, borrowed.address)
@@ -213,7 +214,7 @@ def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostC
         runner.set_image(toy_embedding(1))
         runner.decode(*given, masks="device")
         scores = runner.decode(*given, masks="device").iou_predictions
-        stream = device.stream()
+        stream = Stream(device)
         scores.__dlpack__(stream=stream.handle)
         host = page_locked(device, 4 * 4)
         with device.active():
@@ -239,7 +240,7 @@ def test_a_readers_stream_that_is_gone_does_not_stop_the_runner(host_cuda: HostC
     given = clicks(1, 1, 1)
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
-        stream = runner._device.stream()
+        stream = Stream(runner._device)
         runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
         with runner._device.active():
             stream.synchronize()
@@ -254,7 +255,7 @@ def test_a_readers_stream_under_capture_is_named_and_nothing_is_spoilt(host_cuda
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
         device = runner._device
-        stream = device.stream()
+        stream = Stream(device)
         runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
 
         def call() -> None:

@@ -13,7 +13,8 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, check_decoded, clicks, expected, make, opened, tokens
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.cuda import Device, Stream
+from trt_sam.cuda import Device
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner import DecoderRunner
 

@@ -24,7 +24,8 @@ from trt_sam import _dlpack, _slot
 from trt_sam._residents import EMBEDDING_BYTES
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.cuda import Device, Event, Stream, page_locked
+from trt_sam.cuda import Device, page_locked
+from trt_sam.cuda_streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
 
@@ -110,7 +111,7 @@ class Foreign:
     """Another library's embedding on the device, whose upload may still be queued on that library's stream."""
 
     def __init__(self, device: Device, seed: int) -> None:
-        self.stream, self.buffer = device.stream(), device.buffer(EMBEDDING_BYTES)
+        self.stream, self.buffer = Stream(device), device.buffer(EMBEDDING_BYTES)
         self.host = page_locked(device, EMBEDDING_BYTES)
         self.host.view(np.float32)[:] = seed
         self.stream.upload(self.buffer.address, self.host)
@@ -192,7 +193,7 @@ def use(cuda: HostCuda) -> list[str]:
             runner.set_image(toy_embedding(7))
             # Results for a stream of somebody else, which nobody has waited for on the host.
             with device.active():
-                theirs, host = device.stream(), page_locked(device, 2 * 4 * 4)
+                theirs, host = Stream(device), page_locked(device, 2 * 4 * 4)
                 late = runner.submit(*first, masks="device")
                 late.device_arrays.iou_predictions.__dlpack__(stream=theirs.handle)
                 theirs.download(host, late.device_arrays.iou_predictions.address)
