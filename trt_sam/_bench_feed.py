@@ -9,13 +9,16 @@ import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_FOREGROUND, LABEL_NOT_A_POINT
 
-__all__ = ["NUM_POINTS", "WHAT", "make_feed"]
+__all__ = ["IMAGE_SIZE", "NUM_POINTS", "WHAT", "make_feed"]
 
 NUM_POINTS = 2
 WHAT = (
     "each prompt is a click and SAM's padding token (2 points), on one random embedding; the embedding is set before the timed "
-    "calls; a call takes prompts from numpy arrays and gives four masks at 256 x 256 and their scores as numpy arrays"
+    "calls; a call takes prompts from numpy arrays and gives the logits of all masks at 256 x 256 and their scores in host "
+    "memory; what else each side's time includes stands under Sides"
 )
+IMAGE_SIZE = (1080, 1920)
+"""Height and width of the image, for graphs that give masks at its size."""
 
 
 def make_feed(num_prompts: int) -> dict[str, npt.NDArray[Any]]:

@@ -6,6 +6,7 @@ Nothing here fails; what is not known is left out.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 from trt_sam import __version__
 
-__all__ = ["clocks", "describe_machine"]
+__all__ = ["clocks", "describe_machine", "pci_bus_id"]
 
 _DISTRIBUTIONS = (
     "numpy",
@@ -31,12 +32,30 @@ _DISTRIBUTIONS = (
     "cuda-bindings",
 )
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-_GPU_STATIC = ("name", "driver_version", "persistence_mode", "clocks.max.sm", "clocks.max.mem", "power.limit")
+_GPU_STATIC = ("name", "pci.bus_id", "driver_version", "persistence_mode", "clocks.max.sm", "clocks.max.mem", "power.limit")
 _GPU_CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
 
 
-def describe_machine(device: int = 0) -> dict[str, Any]:
-    """Processor, system, versions, and GPU number `device` where there is one."""
+def pci_bus_id(device: int) -> str | None:
+    """What nvidia-smi calls GPU number `device`, "0000:65:00.0"; None without a driver or such a GPU.
+
+    CUDA counts the GPUs that CUDA_VISIBLE_DEVICES leaves, the fastest first; nvidia-smi counts all, by their place on the bus.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    handle, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    asked = (
+        cuda.cuInit(0),  # makes no context, so that it takes no memory of the GPU
+        cuda.cuDeviceGet(ctypes.byref(handle), device),
+        cuda.cuDeviceGetPCIBusId(text, len(text), handle),
+    )
+    return None if any(asked) else text.value.decode()
+
+
+def describe_machine(gpu: str | None = None) -> dict[str, Any]:
+    """Processor, system, versions, and the GPU with this PCI bus id."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -44,14 +63,16 @@ def describe_machine(device: int = 0) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"trt_sam": __version__, **_versions()},
     }
-    gpu = _nvidia_smi(_GPU_STATIC, device)
-    if gpu:
-        found["gpu"] = gpu
+    if seen := _nvidia_smi(_GPU_STATIC, gpu):
+        found["gpu"] = seen
     return found
 
 
-def clocks(device: int = 0) -> dict[str, Any]:
-    """What the clocks are now: CPU governor and MHz where the kernel tells, load, and GPU clocks by nvidia-smi."""
+def clocks(gpu: str | None = None) -> dict[str, Any]:
+    """What the clocks are now: CPU governor and MHz where the kernel tells, load, and by nvidia-smi those of a GPU.
+
+    `gpu` is its PCI bus id. An idle GPU lowers its clocks: they mean something while it works.
+    """
     now: dict[str, Any] = {}
     for key, file in (("cpu_governor", "scaling_governor"), ("cpu_khz", "scaling_cur_freq")):
         with contextlib.suppress(OSError):
@@ -64,9 +85,8 @@ def clocks(device: int = 0) -> dict[str, Any]:
         ]
     with contextlib.suppress(OSError, AttributeError):
         now["load_average"] = [round(value, 2) for value in os.getloadavg()]
-    gpu = _nvidia_smi(_GPU_CLOCKS, device)
-    if gpu:
-        now["gpu"] = gpu
+    if seen := _nvidia_smi(_GPU_CLOCKS, gpu):
+        now["gpu"] = seen
     return now
 
 
@@ -86,11 +106,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _nvidia_smi(fields: tuple[str, ...], device: int) -> dict[str, str]:
+def _nvidia_smi(fields: tuple[str, ...], gpu: str | None) -> dict[str, str]:
     program = shutil.which("nvidia-smi")
-    if program is None:
+    if program is None or gpu is None:
         return {}
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={device}"]
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={gpu}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -29,8 +29,9 @@ class Worker:
 
     def __init__(self, *, threads: int, scratch: Path) -> None:
         """Start one with `threads` CPU threads; what its libraries write goes below the folder `scratch`."""
-        # A compiler cache of its own: the first call shall be a first call.
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
+        # Compiler caches of its own, PyTorch's and the GPU driver's: the first call shall be a first call.
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"), "CUDA_CACHE_PATH": str(scratch / "cuda")}
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), **caches}
         env["PYTHONPATH"] = os.pathsep.join(p for p in (_PACKAGE_PARENT, env.get("PYTHONPATH", "")) if p)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         # -P: a folder named like a package, in the current directory, must not be taken for it.

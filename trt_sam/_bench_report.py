@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trt_sam._bench_stats import Latency
@@ -13,6 +13,8 @@ from trt_sam.benchmark import BenchmarkReport, PromptsResult, SideReport
 __all__ = ["markdown", "plot_svg"]
 
 NOT_HERE = "not measured here"
+_INCLUDED = {"call": "a call", "best mask": "a call for the best mask", "events": "between CUDA events"}
+"""What of a side's `about` says what its times include, and how the report calls it."""
 _COLORS = ("#4c6a92", "#d98032", "#5b9a5b", "#b04a4a", "#7d6aa8", "#8a7a5c", "#3f9ea8", "#777777")
 
 
@@ -98,22 +100,27 @@ def _lines(report: BenchmarkReport) -> Iterator[str]:
         "",
         "A dash: too few calls for that percentile. Differences are to the first side, relative to its largest |logit|.",
     )
-    yield from ("", "## Device only, milliseconds", "")
-    rows = [(side, result) for side, result in _rows(report) if result.device is not None]
-    if rows:
-        yield from ("| side | prompts | p50 | p90 | p99 | max | calls |", "|---|---:|---:|---:|---:|---:|---:|")
-        for side, result in rows:
-            assert result.device is not None
-            yield f"| {side.name} | {result.prompts} | {_latency(result.device)} | {result.device.samples} |"
-        others = sorted({s.name for s in report.sides if s.results} - {side.name for side, _ in rows})
-        if others:
-            yield from ("", f"{NOT_HERE} for {', '.join(others)}: no CUDA events on their device.")
-    else:
-        yield f"{NOT_HERE}: no side ran on a device with CUDA events."
+    yield from _table("Best mask only, host to host, milliseconds", [(s, r.prompts, r.best_mask) for s, r in _rows(report)])
+    yield from _table("Between CUDA events, milliseconds", [(s, r.prompts, r.device) for s, r in _rows(report)])
     yield from _ratio_lines(report)
     yield from _profile_lines(report)
     yield from _side_lines(report)
     yield from _machine_lines(report)
+
+
+def _table(title: str, rows: Sequence[tuple[SideReport, int, Latency | None]]) -> Iterator[str]:
+    """Times that some sides have; which have none is said."""
+    known = [(side, prompts, latency) for side, prompts, latency in rows if latency is not None]
+    yield from ("", f"## {title}", "")
+    if not known:
+        yield f"{NOT_HERE}: no side has such times on this device."
+        return
+    yield from ("| side | prompts | p50 | p90 | p99 | max | calls |", "|---|---:|---:|---:|---:|---:|---:|")
+    for side, prompts, latency in known:
+        yield f"| {side.name} | {prompts} | {_latency(latency)} | {latency.samples} |"
+    others = [side.name for side, _, latency in rows if latency is None and all(side is not each for each, _, _ in known)]
+    if others:
+        yield from ("", f"{NOT_HERE} for {', '.join(dict.fromkeys(others))}: without such times on their device.")
 
 
 def _ratio_lines(report: BenchmarkReport) -> Iterator[str]:
@@ -145,17 +152,20 @@ def _side_lines(report: BenchmarkReport) -> Iterator[str]:
         if side.not_measured:
             yield f"- **{side.name}**: {NOT_HERE}: {side.not_measured}"
             continue
-        about = ", ".join(f"{key} {value}" for key, value in side.about.items())
+        about = ", ".join(f"{key} {value}" for key, value in side.about.items() if key not in _INCLUDED)
         opened = f"; opened in {side.open_ms / 1000:.2g} s" if side.open_ms is not None else ""
         yield f"- **{side.name}**: {about}{opened}"
+        yield from (f"  - {title}: {side.about[key]}" for key, title in _INCLUDED.items() if key in side.about)
 
 
 def _machine_lines(report: BenchmarkReport) -> Iterator[str]:
     yield from ("", "## Machine", "")
     for key, value in report.machine.items():
         yield f"- {key}: {_plain(value)}"
-    yield f"- clocks before: {_plain(report.clocks_before)}"
-    yield f"- clocks after: {_plain(report.clocks_after)}"
+    yield f"- clocks before, idle: {_plain(report.clocks_idle)}"
+    for each in report.clocks_at_work:
+        found = {key: value for key, value in each.items() if key not in ("round", "side", "prompts")}
+        yield f"- clocks in round {each['round']}, while {each['side']} works (prompts: {each['prompts']}): {_plain(found)}"
     yield from (f"- note: {note}" for note in report.notes)
 
 
@@ -177,6 +187,8 @@ def _cell(text: str) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "unknown"
+    if isinstance(value, list) and len(value) > 4:  # MHz of each CPU
+        return f"{min(value)} to {max(value)}"
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value)

@@ -23,7 +23,8 @@ from trt_sam.errors import TrtSamError
 
 _MOST_CALLS = 20_000
 """Of one request: an answer is one line."""
-_MOST_DEVICE_CALLS = 1000
+_MOST_OTHER_CALLS = 1000
+"""Of a request's calls on the device, and of those for the best mask."""
 _KEPT_ROWS = 16
 """Prompts of a call whose logits are written for the comparison between sides."""
 
@@ -61,7 +62,7 @@ class _Worker:
         started = time.perf_counter()
         masks, iou = self.side.call()
         first = _since(started)
-        np.savez(Path(save), masks=masks[:_KEPT_ROWS], iou=iou[:_KEPT_ROWS])
+        np.savez(Path(save), masks=masks[:_KEPT_ROWS].astype(np.float32), iou=iou[:_KEPT_ROWS])
         del masks, iou
         started, calls = time.perf_counter(), 0
         while not calls or time.perf_counter() - started < warmup_s:
@@ -70,10 +71,8 @@ class _Worker:
         return {"first_call_ms": first, "warmup_calls": calls}
 
     def do_measure(self, prompts: int, seconds: float) -> dict[str, Any]:
-        """Calls until `seconds` have passed, at least one; then the device alone, where it can be timed."""
-        if prompts != self.prompts:
-            self.side.load(make_feed(prompts))
-            self.prompts = prompts
+        """Calls until `seconds` have passed, at least one; then as many for the best mask, and on the device, if it can."""
+        self._use(prompts)
         self.side.call()  # the other sides had the caches in between
         gc.collect()
         gc.disable()
@@ -84,10 +83,26 @@ class _Worker:
                 started = time.perf_counter_ns()
                 self.side.call()
                 samples.append((time.perf_counter_ns() - started) / 1e6)
-            device = self.side.device_ms(min(len(samples), _MOST_DEVICE_CALLS))
+            more = min(len(samples), _MOST_OTHER_CALLS)
+            device, best = self.side.device_ms(more), None
+            if (call_best := getattr(self.side, "call_best", None)) is not None:
+                best = _timed(call_best, more)
         finally:
             gc.enable()
-        return {"samples_ms": samples, "device_ms": device}
+        return {"samples_ms": samples, "device_ms": device, "best_ms": best}
+
+    def do_work(self, prompts: int, seconds: float) -> dict[str, Any]:
+        """Calls that nobody times, until `seconds` have passed: somebody looks at the clocks."""
+        self._use(prompts)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            self.side.call()
+        return {}
+
+    def _use(self, prompts: int) -> None:
+        if prompts != self.prompts:
+            self.side.load(make_feed(prompts))
+            self.prompts = prompts
 
     def close(self) -> None:
         if self.side is not None:
@@ -102,6 +117,17 @@ def _answer(action: Callable[..., dict[str, Any]], request: dict[str, Any]) -> d
     except Exception as error:  # PyTorch's compiler has a dozen classes of its own
         line = str(error).strip().partition("\n")[0]
         return {"error": f"{type(error).__name__}: {line}"[:300], "traceback": traceback.format_exc()}
+
+
+def _timed(call: Callable[[], object], count: int) -> list[float]:
+    """Milliseconds of each of `count` calls, after one that does not count."""
+    call()
+    samples = []
+    for _ in range(count):
+        started = time.perf_counter_ns()
+        call()
+        samples.append((time.perf_counter_ns() - started) / 1e6)
+    return samples
 
 
 def _say(answers: IO[str], answer: dict[str, Any]) -> None:

@@ -52,7 +52,12 @@ def test_a_graph_and_a_checkpoint_are_measured_and_the_rest_has_its_reason(
     assert engine["results"] == []
     assert [profile["prompts"] for profile in report["profiles"]] == [1, 3]
     assert {"torch", "onnxruntime", "numpy"} <= set(report["machine"]["versions"])
-    assert report["clocks_before"]["load_average"]
+    assert report["clocks_idle"]["load_average"]
+    assert [each["round"] for each in report["clocks_at_work"]] == [1]
+    assert "gpu" not in report["machine"]  # --device cpu
+    assert torch_side["about"]["float32 products"] == "matmul precision highest"
+    assert "new arrays" in torch_side["about"]["call"]
+    assert "OnnxRunner.run" in graph_side["about"]["call"]
     out = capsys.readouterr()
     assert "engine**: not measured here" in out.out
     assert "round 1 of 1" in out.err

@@ -16,7 +16,7 @@ class FakeSide:
     def __init__(
         self, *, offset: float = 0.0, masks: int = 4, device: bool = False, fail_at: int = 0, die_after: int = -1, log: str = ""
     ) -> None:
-        self.about = {"runtime": "fake", "device": "none", "precision": "fp32"}
+        self.about = {"runtime": "fake", "device": "none", "precision": "fp32", "call": "nothing but a nap"}
         self._offset, self._masks, self._device, self._fail_at = offset, masks, device, fail_at
         self._die_after, self._log = die_after, log
         self._prompts = 0
@@ -42,6 +42,15 @@ class FakeSide:
         return [0.5] * count if self._device else None
 
     def close(self) -> None: ...
+
+
+class BestSide(FakeSide):
+    """Its calls for the best mask take longer than the others: they cannot be mistaken for them."""
+
+    def call_best(self) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.02)
+        masks, iou = self.call()
+        return masks[:, :1], iou[:, :1]
 
 
 class SlowSide(FakeSide):

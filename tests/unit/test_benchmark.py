@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trt_sam import _lazy
+from trt_sam import _bench_run, _lazy
 from trt_sam._bench_feed import make_feed
 from trt_sam._bench_machine import clocks, describe_machine
 from trt_sam._bench_report import markdown, plot_svg
+from trt_sam._bench_run import Run
 from trt_sam._bench_stats import ratio_of_medians, summarize
 from trt_sam.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
 from trt_sam.contract import check_feed, input_specs
@@ -77,10 +78,11 @@ def test_the_report_has_every_side_and_number_of_prompts() -> None:
             assert bool(result.device_not_measured) == (side.name != "b")
             assert result.logits_error == (None if side.name == "a" else 0.0)
     assert {(r.side, r.baseline, r.prompts) for r in report.ratios} == {(s, "a", n) for s in "bc" for n in (1, 3)}
-    assert json.loads(json.dumps(report.to_dict()))["schema"] == 1
+    assert json.loads(json.dumps(report.to_dict()))["schema"] == 2
 
 
-def test_sides_take_turns_in_rounds(tmp_path: Path) -> None:
+def test_sides_take_turns_in_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "clocks_at_work", lambda *_: None)  # calls that have their own test
     log = tmp_path / "log"
     plan = Plan(prompts=(2,), seconds=0.0, rounds=4, warmup_s=0.0)
     run(fake("a", offset=1.0, log=str(log)), fake("b", offset=2.0, log=str(log)), plan=plan)
@@ -123,13 +125,50 @@ def test_nothing_measured_is_an_error_with_every_reason() -> None:
 
 def test_markdown_says_how_it_was_measured() -> None:
     text = markdown(run(fake("a"), fake("b")))
-    assert "not measured here: no side ran on a device with CUDA events" in text
-    for part in ("3 rounds", "warm-up", "clocks before", "load_average", "numpy", "Times as fast as a"):
+    assert "## Between CUDA events, milliseconds\n\nnot measured here: no side" in text
+    for part in ("3 rounds", "warm-up", "clocks before, idle", "load_average", "numpy", "Times as fast as a"):
         assert part in text
+    assert "- **a**: runtime fake, device none, precision fp32; opened in" in text
+    assert "  - a call: nothing but a nap\n" in text
     header = next(line for line in text.splitlines() if line.startswith("| side"))
     rows = [line for line in text.splitlines() if line.startswith("| a ")]
     assert rows
     assert all(row.count("|") == header.count("|") for row in rows[:2])
+
+
+def test_calls_for_the_best_mask_are_apart() -> None:
+    report = run(fake("a"), fake("b", "BestSide"))
+    without, has = report.sides
+    assert all(result.best_mask is None for result in without.results)
+    for result in has.results:
+        assert result.best_mask is not None
+        assert result.host_to_host is not None
+        assert result.best_mask.samples == result.host_to_host.samples
+        assert result.best_mask.p50 >= 20  # it sleeps so long
+    part = markdown(report).partition("## Best mask only")[2].partition("\n## ")[0]
+    assert [line.split("|")[1:3] for line in part.splitlines() if line.startswith("| b")] == [[" b ", " 1 "], [" b ", " 3 "]]
+    assert "not measured here for a: " in part
+
+
+def test_clocks_are_read_while_a_side_works_each_in_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, seen = tmp_path / "log", []
+
+    def clocks(gpu: str | None) -> dict[str, Any]:
+        before = len(log.read_text())
+        time.sleep(0.2)
+        seen.append(len(log.read_text()) - before)
+        return {"mhz": 1000}
+
+    monkeypatch.setattr(_bench_run, "clocks", clocks)
+    report = run(fake("a", log=str(log)), SideSpec("none", "", not_here="no GPU"), fake("b", log=str(log), fail_at=3))
+    assert seen
+    assert min(seen) > 0  # calls went on while they were read
+    assert report.clocks_at_work == (
+        {"round": 1, "side": "a", "prompts": 3, "mhz": 1000},
+        {"round": 2, "side": "b", "prompts": 1, "mhz": 1000},
+        {"round": 3, "side": "a", "prompts": 3, "mhz": 1000},
+    )
+    assert "clocks in round 2, while b works (prompts: 1): mhz 1000" in markdown(report)
 
 
 def test_the_plot_is_an_svg_with_every_side() -> None:
@@ -175,18 +214,20 @@ def test_the_machine_is_described_without_a_gpu_tool(monkeypatch: pytest.MonkeyP
     assert machine["processor"]
     assert machine["versions"]["numpy"] == np.__version__
     assert "gpu" not in machine
-    assert "gpu" not in clocks()
+    assert "gpu" not in clocks("0000:65:00.0")
 
 
 def test_gpu_clocks_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        '#!/bin/sh\ncase "$1" in *clocks.sm,*) echo "1980 MHz, 2619 MHz, 33, 71.5 W, 0x0000000000000001";; *) exit 9;; esac\n'
-    )
+    answer = "1980 MHz, 2619 MHz, 33, 71.5 W, 0x0000000000000001"
+    # It knows this GPU by its place on the bus; number 0 may be another for it than for CUDA.
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *clocks.sm,*--id=0000:65:00.0*) echo "{answer}";; *) exit 9;; esac\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert clocks()["gpu"]["clocks.sm"] == "1980 MHz"
-    assert "gpu" not in describe_machine()
+    assert clocks("0000:65:00.0")["gpu"]["clocks.sm"] == "1980 MHz"
+    assert "gpu" not in clocks("0000:01:00.0")
+    assert "gpu" not in clocks()
+    assert "gpu" not in describe_machine("0000:65:00.0")
 
 
 def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:

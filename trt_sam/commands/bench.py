@@ -1,7 +1,8 @@
 """Time the decoder: PyTorch eager, torch.compile, ONNX Runtime and an engine side by side, each in a process of its own.
 
-Latency percentiles and throughput per number of prompts, host to host and device only, the first call apart, and ratios of
-medians with their spread. What cannot run here is listed with its reason. Writes report.json, report.md and latency.svg.
+Latency percentiles and throughput per number of prompts, host to host (all masks; on a GPU also the best one alone) and
+between CUDA events, the first call apart, ratios of medians with their spread, and what each side's time includes. What cannot
+run here is listed with its reason. Writes report.json, report.md and latency.svg.
 
 Example:
   trt-sam bench --checkpoint standin --prompts 1,16 --output benchmarks/results/mine
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trt-sam-bench-graph-")))
         inputs = _open_inputs(args, sides, device, folder)
         specs = [_spec(name, inputs, device, plan) for name in sides]
-        number = gpu_number(device) if device != "cpu" else 0
+        number = gpu_number(device) if device != "cpu" else None
         report = run_benchmark(specs, plan, title="trt-sam bench", device=number, progress=None if quiet else _say)
         if args.profile:
             report = _with_profile(report, inputs, plan, quiet=quiet)
