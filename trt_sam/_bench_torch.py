@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 
 from trt_sam.contract import EMBEDDING_SHAPE
 
@@ -15,6 +16,9 @@ __all__ = ["TorchGpuSide", "TorchSide"]
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]
+
+_MOST_COMPILATIONS = 1000
+"""In a process; beyond, the side says that it cannot."""
 
 
 class TorchSide:
@@ -26,6 +30,10 @@ class TorchSide:
         self._device = torch.device(device)
         self._set_precision()
         self._model = _WithImage(decoder).to(self._device)
+        if compiled:
+            # Its limit is 8, and what comes after would run eagerly under the compiler's name.
+            dynamo_config.recompile_limit = dynamo_config.accumulated_recompile_limit = _MOST_COMPILATIONS
+            dynamo_config.fail_on_recompile_limit_hit = True
         # Fixed shapes: the fastest that the compiler gives, at a compilation for each number of prompts.
         self._decode = torch.compile(self._model, dynamic=False, mode=self._compile_mode) if compiled else self._model
         self._prompts: tuple[Tensor, ...] = ()

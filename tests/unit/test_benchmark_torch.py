@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_decoder
+from torch._dynamo import config as dynamo_config
 
 from trt_sam import _bench_torch
 from trt_sam._bench_feed import make_feed
@@ -21,6 +22,7 @@ from trt_sam.ort import OnnxRunner
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
+LIMITS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
 CPU = ["CPUExecutionProvider"]
 
 
@@ -40,7 +42,10 @@ class Toy(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    kept = {name: getattr(dynamo_config, name) for name in LIMITS}
     yield
+    for name, value in kept.items():
+        setattr(dynamo_config, name, value)
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = tf32
 
@@ -95,6 +100,23 @@ def test_on_a_gpu_it_is_compiled_to_cuda_graphs_and_says_what_is_timed(
     assert ("gaps" in side.about["events"]) == (not compiled)
     assert side.about["float32 products"] == "matmul precision high, cuDNN TF32 True"
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_every_number_of_prompts_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, mode: compile_(module, dynamic=dynamic, backend=backend))
+    side = TorchSide(Toy(torch.float32), compiled=True)
+    for prompts in range(1, 12):  # the compiler's own limit is 8
+        side.load(make_feed(prompts))
+        side.call()
+    torch._dynamo.reset()
+    assert len(graphs) == 11
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
