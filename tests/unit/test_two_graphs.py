@@ -18,6 +18,7 @@ from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tin
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine, runs_of
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
+from tests.fixtures.toy_runner import clicks, tokens
 from trt_sam._bench_sides import open_engine
 from trt_sam.builder import BuildResult
 from trt_sam.compare_sides import BothDecoders, open_side
@@ -215,9 +216,10 @@ def test_a_side_of_a_comparison_is_the_set_or_one_of_its_engines(
 @pytest.mark.hostcuda
 def test_a_benchmark_times_the_graph_of_prompts_without_a_mask(engine_set: Path, engines: list[OrtEngine]) -> None:
     side = open_engine(str(engine_set), 0)
-    side.load(toy_feed(1, 2, 2, PLAIN))
+    feed = tokens(toy_embedding(1), *clicks(1, 2, 2))
+    side.load(feed)
     masks, _ = side.call()
-    np.testing.assert_array_equal(masks, direct(engine_set, "decoder.onnx", toy_feed(1, 2, 2, PLAIN))["low_res_masks"])
+    np.testing.assert_array_equal(masks, direct(engine_set, "decoder.onnx", feed)["low_res_masks"])
     assert len(engines) == 1
     side.close()
 
