@@ -94,8 +94,8 @@ def _lines(report: BenchmarkReport) -> Iterator[str]:
             yield f"| {side.name} | {result.prompts} | {NOT_HERE}: {_cell(result.not_measured)} | | | | | | | |"
             continue
         error = "" if result.logits_error is None else f"{result.logits_error:.1e}"
-        cells = (_latency(result.host_to_host), f"{result.prompts_per_second:.4g}", str(result.host_to_host.samples))
-        yield f"| {side.name} | {result.prompts} | {' | '.join(cells)} | {result.first_call_ms:.4g} | {error} |"
+        cells = (_latency(result.host_to_host), _figure(result.prompts_per_second), str(result.host_to_host.samples))
+        yield f"| {side.name} | {result.prompts} | {' | '.join(cells)} | {_figure(result.first_call_ms)} | {error} |"
     yield from (
         "",
         "A dash: too few calls for that percentile. Differences are to the first side, relative to its largest |logit|.",
@@ -177,7 +177,7 @@ def _rows(report: BenchmarkReport) -> Iterator[tuple[SideReport, PromptsResult]]
 
 def _latency(latency: Latency) -> str:
     values = (latency.p50, latency.p90, latency.p99, latency.max)
-    return " | ".join("-" if value is None else f"{value:.4g}" for value in values)
+    return " | ".join("-" if value is None else _figure(value) for value in values)
 
 
 def _cell(text: str) -> str:
@@ -192,3 +192,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value)
+
+
+def _figure(value: float) -> str:
+    """Four digits, or a whole number; never an exponent, as a compilation of 20 s in milliseconds would be."""
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
