@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """What was decided for one group."""
+    """What was decided for one group; its figures are of the search, in which every group had its shift and scale."""
 
     group: str
     tier: str

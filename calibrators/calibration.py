@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -69,6 +70,8 @@ class Calibration:
     def choose(self, held_out: CalibrationFeeds) -> Choice:
         """Let the masks of `held_out` decide between the calibrators; what then stays in float16 loses its shift and scale.
 
+        That moves the ranges of the others, so the result's `amax` and `score` are those of the graph that is delivered.
+
         Raises:
             CalibrationError: every group costs too much, or a tensor is 0 everywhere.
             InferenceError: ONNX Runtime cannot run a trial.
@@ -76,9 +79,13 @@ class Calibration:
         ranges = {each: {t: self._range(t, each) for t in self.histograms} for each in THRESHOLDS}
         trials = Trials(self.plain, trial_feeds(held_out))
         choice = choose(self.model, self.products, ranges, trials, precision=self._precision, progress=self._progress)
-        if choice.left_out:
-            self._prepare(choice.kept(self.found))
-        return choice
+        if not choice.left_out:
+            return choice
+        self._prepare(choice.kept(self.found))
+        amax = self.ranges(self.calibrators(choice))
+        score = trials.score(insert_qdq(self.model, self.products, amax, self._precision))
+        notes = (*choice.notes, f"without the shift and scale of what stays in float16: {score} instead of {choice.score}")
+        return dataclasses.replace(choice, amax=amax, score=score, trials=choice.trials + 1, notes=notes)
 
     def calibrators(self, choice: Choice | None = None) -> dict[str, str]:
         """The calibrator of every activation: the recipe's, or what `choice` found."""

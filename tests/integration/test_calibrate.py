@@ -20,10 +20,12 @@ from PIL import Image as PillowImage
 
 import trt_sam.export
 from calibrators import pipeline
+from calibrators.auto import Choice, GroupChoice
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from calibrators.report import CalibrationReport
 from calibrators.sources import from_folder, write_embeddings
+from calibrators.trials import Score, Trials
 from trt_sam.commands import calibrate
 from trt_sam.compare_feeds import Image, scene_images
 from trt_sam.embeddings import load_embedding, save_embedding
@@ -32,6 +34,7 @@ from trt_sam.export import export_decoder
 from trt_sam.metrics import mask_iou, selection_scores
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.ort import OnnxRunner
+from trt_sam.quantize import insert_qdq, product_groups
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 from trt_sam.scenes import HELD_OUT_SEED, make_scene
 from trt_sam.torch_runner import TorchRunner
@@ -279,6 +282,32 @@ def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) ->
     assert json.loads(about)["calibrators"] == {row.tensor: row.calibrator for row in report.tensors}
     with pytest.raises(InputError, match="1 different image"):
         quantize(tmp_path / "one.onnx", calibration_feeds(images()[:1]), calibrator="auto")
+
+
+def test_auto_reports_what_is_delivered_where_a_group_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left_out = "upscale0"  # it reads the tensor of final.image, and they share a shift
+
+    def decided(model: Any, products: Any, ranges: Any, trials: Trials, *, precision: str, progress: Any) -> Choice:
+        groups = product_groups(products)
+        amax = {p.activation: ranges["max"][p.activation] for name in groups if name != left_out for p in groups[name]}
+        score = trials.score(insert_qdq(model, [p for p in products if p.group != left_out], amax, precision))
+        made = [GroupChoice(name, groups[name][0].tier, None if name == left_out else "max", 0.0, {}) for name in groups]
+        return Choice(amax, tuple(made), score, 1, ())
+
+    monkeypatch.setattr("calibrators.calibration.choose", decided)
+    scores: list[Score] = []
+    real = Trials.score
+    monkeypatch.setattr(Trials, "score", lambda self, model: scores.append(real(self, model)) or scores[-1])
+    feeds = calibration_feeds(images(), FeedOptions(prompts_per_image=2))
+    report = quantize(tmp_path / "auto.onnx", feeds, calibrator="auto", tiers=("A", "B"))
+    assert report.choice is not None
+    assert report.left_out == report.choice.left_out == (left_out,)
+    # The range of final.image moved with the shift: the search's is no longer that of the graph.
+    assert report.choice.amax == {row.tensor: row.amax for row in report.tensors}
+    searched, delivered, _ = scores
+    assert report.choice.score == delivered != searched
+    assert report.choice.trials == 2
+    assert str(delivered) in report.choice.notes[-1]
 
 
 def test_a_tensor_that_is_always_zero_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
