@@ -132,6 +132,7 @@ class Calibration:
                     scale=limit / _LARGEST[self._precision],
                     largest=histogram.amax,
                     clipped=float(histogram.counts[kept:].sum() / histogram.total),
+                    bulk=threshold(histogram, "percentile"),
                 )
             )
         return tuple(rows)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from calibrators.histogram import BINS
+from calibrators.thresholds import PERCENTILE
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 
 if TYPE_CHECKING:
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from calibrators.trials import Score
 
 __all__ = ["CalibrationReport", "TensorRange"]
+
+_FEW_STEPS = {"int8": 16.0, "fp8": 0.0}
+"""Scales that the bulk must reach: of int8's 127, 4 bits are left then. E4M3 is as fine for small values as for large."""
+_FEW_BINS = {"int8": 16, "fp8": 2}
+"""Bins that the bulk must reach, for the calibrators to see it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class TensorRange:
     """The largest |value| seen."""
     clipped: float
     """Share of the values beyond `amax`."""
+    bulk: float
+    """What `thresholds.PERCENTILE` percent of the |values| do not exceed, as near as the histogram's bins tell."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,17 @@ class CalibrationReport:
     versions: Mapping[str, str]
     choice: Choice | None = field(default=None, repr=False)
     """What "auto" tried and decided."""
+
+    @property
+    def coarse(self) -> tuple[str, ...]:
+        """A line for each tensor of which a few far values leave too few steps, or bins of the histogram, for the others."""
+        steps, bins = _FEW_STEPS[self.options.precision], _FEW_BINS[self.options.precision]
+        return tuple(
+            f"{row.tensor}: its largest value is {row.largest:.4g}, but {PERCENTILE:g} % are within {row.bulk:.4g} and left "
+            f"too few steps; look for a damaged embedding, or put {row.group} into keep_fp16"
+            for row in self.tensors
+            if row.bulk < steps * row.scale or round(row.bulk / row.largest * BINS) < bins
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data."""

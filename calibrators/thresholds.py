@@ -11,6 +11,11 @@ of equals. What the description leaves open is decided here as follows.
   least that it could hold. ModelOpt leaves infinity.
 - A candidate must keep half of the values. P and Q of a few kept values can agree perfectly and say nothing.
 - Range: the upper edge of the last bin kept, so never above the largest value.
+- Bins: equal from 0 to the largest value of all feeds, so no candidate is below a sixteenth of it. ModelOpt's are as wide as
+  the first batch says, and depend on the order. What a far value does to the rest is told (`report.CalibrationReport.coarse`).
+
+MSE counts the exact zeros, like all of the first bin, at that bin's centre, as ModelOpt does. A step of int8 is wider than a
+bin, so all of them become 0 at every candidate, and the same error is added to all.
 """
 
 from __future__ import annotations

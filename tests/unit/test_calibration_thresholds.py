@@ -167,6 +167,16 @@ def test_mse_takes_the_candidate_of_the_reference(precision: str) -> None:
     assert errors[kept_bins(histogram, "mse", precision) - 128] == pytest.approx(min(errors), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["gauss", "relu", "student 3", "mostly zero", "two modes"])
+def test_exact_zeros_do_not_move_the_range_of_mse(name: str) -> None:
+    histogram = histogram_of(make_array(name))
+    for precision, times in (("int8", 1000), ("fp8", 10)):
+        counts = histogram.counts.copy()
+        counts[0] += times * histogram.total
+        more = Histogram(counts, histogram.amax)
+        assert kept_bins(more, "mse", precision) == kept_bins(histogram, "mse", precision)
+
+
 def test_percentile_keeps_that_share_and_not_a_bin_more() -> None:
     histogram = histogram_of(make_array("student 3"))
     for percentile in (50.0, 99.0, 99.9, 99.99, 100.0):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam import __version__
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import sha256_of, write_atomically
-from trt_sam.commands.calibrate import open_feeds
+from trt_sam.commands.calibrate import open_feeds, warn_of_coarse
 from trt_sam.errors import InputError, ManifestError
 from trt_sam.images import list_images, read_image
 from trt_sam.manifest import Manifest, open_manifest
@@ -71,6 +71,7 @@ def quantized_graph(
             return path, True
         report.unlink(missing_ok=True)
         done = quantize_decoder(checkpoint, feeds, recipe.graph, recipe.quantization, path, progress=bar)
+    warn_of_coarse(done)
     write_atomically(report, json.dumps({**done.to_dict(), "inputs": about, "sha256": sha256_of(path)}, indent=2) + "\n")
     return path, False
 

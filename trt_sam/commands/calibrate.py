@@ -89,9 +89,16 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, {"checkpoint": source, **report.to_dict(), "sha256": sha256_of(args.output)})
     if report.feeds["images"] < _FEW_IMAGES:
         print(f"trt-sam: warning: {report.feeds['images']} images are few; give {_FEW_IMAGES} or more", file=sys.stderr)
+    warn_of_coarse(report)
     if args.json != "-":
         print(_summary(report, len(feeds.skipped)))
     return 0
+
+
+def warn_of_coarse(report: CalibrationReport) -> None:
+    """A line on stderr for each tensor that far values leave too few steps."""
+    for line in report.coarse:
+        print(f"trt-sam: warning: {line}", file=sys.stderr)
 
 
 def calibration_recipe(args: argparse.Namespace) -> EngineRecipe:
