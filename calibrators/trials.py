@@ -7,6 +7,7 @@ the mask that SAM's rule selects by the float32 scores, index by index, and whic
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,14 +54,14 @@ class Score:
 class Trials:
     """Float32's masks on some prompts, and the comparison with them."""
 
-    def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
-        """Run the float32 graph `model` once on `feeds`, which are kept (4 MiB an image).
+    def __init__(self, model: onnx.ModelProto, feeds: Iterable[Feed]) -> None:
+        """Run the float32 graph `model` once on `feeds`, each read once and kept, its embedding in a temporary file.
 
         Raises:
-            CalibrationError: there is no feed, or the graph selects the best mask itself.
+            CalibrationError: there is no feed, the graph selects the best mask itself, or the file cannot be written.
             InferenceError: ONNX Runtime cannot run the graph.
         """
-        self._feeds = list(feeds)
+        self._feeds = list(_stored(feeds))
         self._kept = [_Kept(masks, ranked) for masks, ranked in _run(model, self._feeds)]
         if not self._kept:
             raise CalibrationError("there is no held-out feed to try quantization on; give more images")
@@ -122,6 +123,27 @@ class _Kept:
 
     def masks(self) -> Array:
         return np.unpackbits(self.bits, count=int(np.prod(self.shape))).reshape(self.shape).astype(np.bool_)
+
+
+def _stored(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """The feeds with embeddings that the system may drop from memory; feeds of one image, side by side, share theirs."""
+    held: Array | None = None
+    for feed in feeds:
+        given = feed["image_embeddings"]
+        if held is None or not np.array_equal(held, given):
+            held = _mapped(given)
+        yield {**feed, "image_embeddings": held}
+
+
+def _mapped(array: Array) -> Array:
+    # Written, not mapped for writing: a full disk is an error then, and no crash. The nameless file goes with the array.
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            return np.memmap(file, array.dtype, "r", shape=array.shape)
+    except OSError as error:
+        raise CalibrationError(f"cannot keep embeddings in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from error
 
 
 def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[Array, Array]]:

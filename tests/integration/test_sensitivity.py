@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from helpers import make_embedding
 
 from calibrators.trials import Trials, trial_feeds
 from trt_sam.accuracy_feeds import make_examples, scenes
@@ -83,3 +87,27 @@ def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Pa
     del damaged.graph.initializer[:]
     with pytest.raises(InferenceError, match="cannot load the graph to try"):
         trials.score(damaged)
+
+
+def test_judged_embeddings_are_in_memory_one_at_a_time(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for seed in range(16):
+            prompt = {"point_coords": np.full((1, 2, 2), 500, np.float32), "point_labels": np.array([[1, -1]], np.float32)}
+            for _ in range(2):
+                yield {"image_embeddings": make_embedding(seed), **prompt}
+
+    model = onnx.load(graphs["plain"])
+    tracemalloc.start()
+    trials = Trials(model, feeds())
+    score = trials.score(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (score.mean_iou, score.prompts) == (1.0, 32)
+    # Of 64 MiB: one that comes and its neighbour, masks of 1 MiB, and the serialized graph.
+    assert peak < 40 << 20
+    # Two feeds of an image share its file.
+    arrays = {id(feed["image_embeddings"]) for feed in trials._feeds}
+    assert len(arrays) == 16
+    monkeypatch.setattr("calibrators.trials.tempfile.TemporaryFile", Path("/nowhere").open)
+    with pytest.raises(CalibrationError, match=r"cannot keep embeddings in .*set TMPDIR"):
+        Trials(model, feeds())

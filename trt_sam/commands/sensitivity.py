@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         )
         calibration = Calibration(onnx.load(path), feeds, quantization, args.precision, progress=tell)
         examples = make_examples(images.evaluation(), args.prompts_per_image, seed=args.seed)
-        trials = Trials(calibration.plain, [example.feed for example in examples])
+        trials = Trials(calibration.plain, (example.feed for example in examples))
         goal = Goal(args.mean_iou, args.p5_iou, args.clear_flips)
         report = rank_groups(
             calibration.model,
