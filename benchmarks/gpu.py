@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.script import finish, say  # noqa: E402
 from trt_sam import cli  # noqa: E402
 from trt_sam._bench_report import markdown, plot_svg  # noqa: E402
 from trt_sam._files import write_atomically  # noqa: E402
@@ -49,14 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if reason:
         print(f"bench-gpu: skipped: {reason}")
         return 0
-    try:
-        return run(args)
-    except TrtSamError as error:
-        print(f"bench-gpu: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench-gpu: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return finish("bench-gpu", run, args)
 
 
 def why_not() -> str:
@@ -88,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         sides = [*torch_sides(), *engine_sides(Path(folder))]
         sides += [_engine(name, Path(directory).resolve()) for name, _, directory in own]
         report = run_benchmark(
-            sides, plan, title="SAM mask decoder on a GPU", baseline="Meta's graph, TensorRT FP32", progress=_say
+            sides, plan, title="SAM mask decoder on a GPU", baseline="Meta's graph, TensorRT FP32", progress=say
         )
     note = "Meta's graph has no mask branch here and is FP32, as its users build it; TensorRT may use TF32 for FP32 products."
     report = dataclasses.replace(report, notes=(*report.notes, note))
@@ -125,7 +119,7 @@ def engine_sides(folder: Path) -> list[SideSpec]:
     }
     sides = []
     for index, (name, source) in enumerate(jobs.items()):
-        _say(f"building {name}")
+        say(f"building {name}")
         target = folder / f"engine{index}"
         try:
             build(source, target, backend)
@@ -156,10 +150,6 @@ def _profiles(source: list[str], target: Path) -> list[str]:
 
 def _engine(name: str, folder: Path) -> SideSpec:
     return SideSpec(name, f"{_SIDES}:open_engine", {"folder": str(folder), "device": 0})
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

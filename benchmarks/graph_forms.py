@@ -25,6 +25,7 @@ import onnx
 import onnxruntime
 import torch
 from graph_forms_report import CAPABILITY, POINTS, PROMPTS, RUNS, Counted, Results, report
+from script import say
 
 from trt_sam._files import write_atomically
 from trt_sam.arithmetic import count_graph
@@ -69,7 +70,7 @@ def main() -> int:
         for (name, precision), path in graphs.items():
             for prompts in PROMPTS:
                 results.counted[name, precision, prompts] = count(path, prompts)
-                progress(f"counted {name}, {precision}, {prompts} prompts")
+                say(f"counted {name}, {precision}, {prompts} prompts")
         if not args.no_timing:
             time_all({name: path for (name, precision), path in graphs.items() if precision == "fp32"}, args.threads, results)
         write_atomically(args.output, report(results, args.threads))
@@ -85,7 +86,7 @@ def export_all(folder: Path) -> dict[tuple[str, str], Path]:
         for precision in ("fp32", "fp16"):
             path = folder / f"{name}-{precision}.onnx".replace(", ", "-").replace(" ", "_")
             if not path.exists():
-                progress(f"exporting {name}, {precision}")
+                say(f"exporting {name}, {precision}")
                 # export_decoder knows targets only; each form is compared with PyTorch as an export is, at one shape.
                 with mock.patch.multiple(
                     "trt_sam.export", for_target=lambda *_, form=form, **__: form, PARITY_SHAPES=((1, POINTS),)
@@ -145,7 +146,7 @@ def time_all(graphs: Mapping[str, Path], threads: int, results: Results) -> None
             results.ratios[name, prompts] = min(ratios), median, max(ratios)
             results.milliseconds[name, prompts] = statistics.median(seconds[1]) * 1e3
             results.milliseconds.setdefault((META, prompts), statistics.median(seconds[0]) * 1e3)
-            progress(f"timed {name}, {prompts} prompts: {median:.2f} times plain")
+            say(f"timed {name}, {prompts} prompts: {median:.2f} times plain")
 
 
 def run_in_turns(paths: Sequence[Path], feed: Mapping[str, Any], threads: int, rounds: int) -> list[list[float]]:
@@ -162,10 +163,6 @@ def run_in_turns(paths: Sequence[Path], feed: Mapping[str, Any], threads: int, r
             if number:  # the first run allocates
                 taken.append(time.perf_counter() - started)
     return seconds
-
-
-def progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.script import finish, say  # noqa: E402
 from trt_sam._bench_profile import profile_graph  # noqa: E402
 from trt_sam._bench_report import markdown, plot_svg  # noqa: E402
 from trt_sam._files import write_atomically  # noqa: E402
@@ -64,14 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of every side (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="also profile our graph, by kind of node")
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except TrtSamError as error:
-        print(f"peers: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("peers: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return finish("peers", run, args)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             plan,
             title="SAM mask decoder on a CPU: trt-sam and its peers",
             baseline=NAMES["meta"],
-            progress=_say,
+            progress=say,
         )
         report = dataclasses.replace(report, notes=(*report.notes, *NOTES))
         if args.profile and "ours" in chosen:
@@ -130,7 +124,7 @@ def write_graphs(folder: Path, chosen: list[str]) -> dict[str, Path]:
     needed = {"ours": ours, "meta": meta, "meta-one": meta, "meta-best": lean}
     for path, write in writers.items():
         if any(needed.get(name) == path for name in chosen):
-            _say(f"writing {path.name}")
+            say(f"writing {path.name}")
             write()
     return needed
 
@@ -173,10 +167,6 @@ def _write(args: argparse.Namespace, report: BenchmarkReport) -> None:
     write_atomically(args.plot or args.output / "peers.svg", plot)
     for r in report.ratios:
         print(f"{r.side}, {r.prompts} prompts: {r.ratio:.2f} times {r.baseline} (quartiles {r.low:.2f} to {r.high:.2f})")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
