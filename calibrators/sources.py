@@ -16,24 +16,20 @@ from calibrators.prompt_file import PromptFile
 from calibrators.prompts import Prompt, from_file
 from trt_sam.compare_feeds import Image
 from trt_sam.contract import FRAME_SIZE
-from trt_sam.embeddings import Embedding, load_embedding, save_embedding
+from trt_sam.embeddings import Embedding, embedding_files, load_embedding, save_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import read_image
 from trt_sam.interface import checked_embedding
 
 __all__ = [
-    "EMBEDDING_SUFFIXES",
     "Encoder",
     "SourceImage",
     "digest_of",
-    "embedding_files",
     "from_files",
     "from_folder",
     "from_memory",
     "write_embeddings",
 ]
-
-EMBEDDING_SUFFIXES = (".npz", ".npy", ".safetensors")
 
 
 class Encoder(Protocol):
@@ -115,20 +111,6 @@ def write_embeddings(
 def digest_of(embedding: npt.NDArray[Any]) -> bytes:
     """SHA-256 of the values of a float32 embedding."""
     return hashlib.sha256(np.ascontiguousarray(embedding, "<f4").data).digest()
-
-
-def embedding_files(folder: Path) -> list[Path]:
-    """The embedding files directly in `folder`, at least one, by name; InputError where there is none."""
-    if not folder.is_dir():
-        raise InputError(f"embeddings folder not found: {folder}; write one with trt-sam embed PHOTOS --output {folder}")
-    try:
-        files = sorted(p for p in folder.iterdir() if p.suffix in EMBEDDING_SUFFIXES and not p.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
-    if not files:
-        kinds = ", ".join(EMBEDDING_SUFFIXES)
-        raise InputError(f"no embedding file ({kinds}) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
-    return files
 
 
 def _bare_size(path: Path, prompts: PromptFile | None) -> tuple[int, int] | None:

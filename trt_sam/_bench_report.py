@@ -177,7 +177,7 @@ def _rows(report: BenchmarkReport) -> Iterator[tuple[SideReport, PromptsResult]]
 
 def _latency(latency: Latency) -> str:
     values = (latency.p50, latency.p90, latency.p99, latency.max)
-    return " | ".join("-" if value is None else _figure(value) for value in values)
+    return " | ".join(_figure(value) for value in values)
 
 
 def _cell(text: str) -> str:
@@ -194,6 +194,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _figure(value: float) -> str:
+def _figure(value: float | None) -> str:
     """Four digits, or a whole number; never an exponent, as a compilation of 20 s in milliseconds would be."""
+    if value is None:
+        return "-"
     return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, TensorSpec
-from trt_sam.embeddings import load_embedding
+from trt_sam.embeddings import embedding_files, load_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import frame_shape
 from trt_sam.interface import Runner
@@ -66,16 +66,13 @@ def scene_images(embed: Callable[[npt.NDArray[np.uint8]], FloatArray], count: in
 
 
 def stored_images(folder: str | os.PathLike[str]) -> list[Image]:
-    """Every embedding file (.npz) of a folder, by name.
+    """Every embedding file of a folder, by name; a bare array, which knows no photo, as one of 1024 x 1024.
 
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-    if not files:
-        raise InputError(f"no embedding file (.npz) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
-    loaded = (load_embedding(path) for path in files)
+    frame = (FRAME_SIZE, FRAME_SIZE)
+    loaded = (load_embedding(p, original_size=None if p.suffix == ".npz" else frame) for p in embedding_files(Path(folder)))
     return [Image(each.image_embeddings, each.original_size) for each in loaded]
 
 

@@ -21,7 +21,9 @@ from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.errors import InputError
 
-__all__ = ["Embedding", "load_embedding", "save_embedding"]
+__all__ = ["Embedding", "embedding_files", "load_embedding", "save_embedding"]
+
+_SUFFIXES = (".npz", ".npy", ".safetensors")
 
 _LARGEST_MEMBER = 64 << 20
 """An embedding is 4 MiB; a member that unpacks to more than this is no embedding, perhaps a zip bomb."""
@@ -76,13 +78,27 @@ def load_embedding(path: str | os.PathLike[str], *, original_size: tuple[int, in
     path = existing_file(path, "embedding file")
     if path.suffix == ".npz":
         return _load_npz(path, original_size)
-    if path.suffix not in {".npy", ".safetensors"}:
+    if path.suffix not in _SUFFIXES:
         raise InputError(f"embedding file {path} ends in {path.suffix!r}, must be .npz, .npy or .safetensors")
     if original_size is None:
         raise InputError(f"{path} does not say how large its photo was; give the original size (height, width)")
     array = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
     size = _checked_size(np.asarray(original_size, dtype=np.int64), f"the photo of {path}")
     return Embedding(_check_array(array, f"embedding file {path}"), size)
+
+
+def embedding_files(folder: Path) -> list[Path]:
+    """The embedding files directly in `folder`, at least one, by name; InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"embeddings folder not found: {folder}; write one with trt-sam embed PHOTOS --output {folder}")
+    try:
+        files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
+    if not files:
+        kinds = ", ".join(_SUFFIXES)
+        raise InputError(f"no embedding file ({kinds}) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
+    return files
 
 
 def _load_npz(path: Path, original_size: tuple[int, int] | None) -> Embedding:

@@ -209,7 +209,7 @@ def test_an_engine_without_a_gpu_says_what_to_compare_instead(tmp_path: Path, ca
         (["no/such/place.pth", "standin"], "checkpoint not found"),
         (["standin", "standin", "--prompts", "0"], "--prompts is 0"),
         (["standin", "standin", "--device", "gpu"], "must be cuda:N"),
-        (["standin", "standin", "--embeddings", "missing"], "no embedding file"),
+        (["standin", "standin", "--embeddings", "missing"], "embeddings folder not found"),
         (["standin", "empty"], "neither a manifest.json"),
         (["standin", "junk.onnx"], "not an ONNX graph"),
         (["standin"], "required: B"),

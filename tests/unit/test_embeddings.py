@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trt_sam.compare_feeds import stored_images
 from trt_sam.embeddings import Embedding, load_embedding, save_embedding
 from trt_sam.errors import InputError
 
@@ -136,3 +137,14 @@ def test_nothing_wrong_is_written(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             save_embedding(path, embedding)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_takes_every_kind_of_embedding_file_of_a_folder(tmp_path: Path) -> None:
+    save_embedding(tmp_path / "b.npz", Embedding(make_array(), (480, 640)))
+    np.save(tmp_path / "a.npy", make_array() + 1)
+    (tmp_path / "notes.txt").write_text("no embedding")
+    images = stored_images(tmp_path)
+    assert [image.original_size for image in images] == [(1024, 1024), (480, 640)]
+    np.testing.assert_array_equal(images[0].embedding, make_array() + 1)
+    with pytest.raises(InputError, match="embeddings folder not found"):
+        stored_images(tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trt_sam.embeddings import Embedding, save_embedding
+from trt_sam.embeddings import Embedding, embedding_files, save_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import list_images, read_image
 
@@ -76,7 +76,7 @@ def open_images(
         InputError: too few images, an impossible number, no data for a checkpoint that is no stand-in, or a file that cannot be
             used.
     """
-    from calibrators.sources import digest_of, embedding_files, from_files
+    from calibrators.sources import digest_of, from_files
     from trt_sam.accuracy_feeds import EVALUATION_SEED, photos, scenes, stored
     from trt_sam.model.checkpoint import STANDINS
     from trt_sam.scenes import make_scene
