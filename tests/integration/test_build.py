@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
 
 import trt_sam.export
-from trt_sam._build_callbacks import TerminalBar
 from trt_sam.builder import build_engine
 from trt_sam.cli import main
-from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.errors import BuildError
 from trt_sam.export import export_decoder
 from trt_sam.manifest import open_manifest
 from trt_sam.model import SamDecoder
-from trt_sam.ort import OnnxRunner
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 from trt_sam.tensorrt import Flavour, load_flavour
 
@@ -158,76 +151,6 @@ def test_ctrl_c_in_the_library_is_a_keyboard_interrupt(graph: Path, rtx: Flavour
     assert len(calls) == 3
 
 
-def test_the_bar_shows_progress_and_leaves_the_line_empty() -> None:
-    stream = io.StringIO()
-    with TerminalBar(stream, width=4) as bar:
-        bar(0.5, "Compiling")
-        bar(0.5, "Compiling")
-        bar(1.0, "Done")
-    first, second, blank, rest = stream.getvalue().split("\r")[1:]
-    assert first.startswith("[##..]  50% Compiling")
-    assert second.startswith("[####] 100% Done")
-    assert (blank.strip(), rest, len(blank)) == ("", "", len(second))
-
-
-def test_build_from_a_checkpoint_and_inspect(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
-    arguments = ["--checkpoint", "standin", "--precision", "fp16", "--compute-capability", "8.9,12.0"]
-    assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
-    assert "built in" in capsys.readouterr().out
-    assert names(tmp_path / "set") == FILES
-    manifest = open_manifest(tmp_path / "set")
-    assert manifest.compute_capabilities == ("8.9", "12.0")
-    assert manifest.graph("decode").options == GRAPHS["fp16"]
-    assert len(manifest.graph("decode").checkpoint_sha256) == 64
-    assert main(["inspect", str(tmp_path / "set" / "decoder.engine"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["kind"] == "engine"
-    assert report["graphs"][0]["kernels"][0]["fused_attentions"] == 7
-    assert main(["inspect", str(tmp_path / "set")]) == 0
-    assert "for compute capability 8.9, 12.0" in capsys.readouterr().out
-
-
-def test_one_set_with_a_graph_that_refines_a_mask(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
-    arguments = ["--checkpoint", "standin", "--decode-mask", "--compute-capability", "8.9"]
-    assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
-    out = capsys.readouterr().out
-    assert "decode: profile 1: " in out
-    assert "decode_mask: profile 1: " in out
-    assert names(tmp_path / "set") == sorted([*FILES, "decoder_mask.engine", "decoder_mask.onnx"])
-    manifest = open_manifest(tmp_path / "set")
-    assert manifest.recipe.decode_mask
-    plain, masked = manifest.graph("decode"), manifest.graph("decode_mask")
-    assert (plain.options, masked.options) == (GraphOptions(), GraphOptions(mask_input=True))
-    assert plain.checkpoint_sha256 == masked.checkpoint_sha256
-    for graph in (plain, masked):
-        assert graph.kernels[0].fused_attentions == 7
-        assert graph.engine.size > 5_000_000
-    assert masked.engine.sha256 != plain.engine.sha256
-    # Both are the one decoder: without a mask they give the same, and a mask changes something.
-    rng = np.random.default_rng(0)
-    feed = {
-        "image_embeddings": rng.normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32),
-        "point_coords": np.array([[[400, 300], [0, 0]]], np.float32),
-        "point_labels": np.array([[1, -1]], np.float32),
-    }
-    with OnnxRunner(tmp_path / "set" / plain.onnx.name) as runner:
-        first = runner.run(feed)["low_res_masks"]
-    with OnnxRunner(tmp_path / "set" / masked.onnx.name) as runner:
-        feed |= {"mask_input": first[:, :1], "has_mask_input": np.zeros(1, np.float32)}
-        without = runner.run(feed)["low_res_masks"]
-        refined = runner.run({**feed, "has_mask_input": np.ones(1, np.float32)})["low_res_masks"]
-    scale = np.abs(first).max()
-    # ONNX Runtime computes FP16 graphs in FP32 and rounds where tensors are FP16: two roundings of the same sums.
-    assert np.abs(without - first).max() <= 1e-2 * scale
-    assert np.abs(refined - first).max() > 1e-2 * scale
-
-
 def test_build_from_onnx_imports_no_torch(graph: Path, tmp_path: Path) -> None:
     code = "import sys; from trt_sam.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(code)"
     arguments = ["build", "--onnx", str(graph), "--json", "--output", str(tmp_path / "set")]
@@ -329,44 +252,6 @@ def test_an_onnx_that_cannot_be_parsed_is_one_line(graph: Path, capsys: pytest.C
     onnx.save(model, wrong)
     assert "is not a decoder that trt-sam exported" in refused(capsys, *build)
     assert not out.exists()
-
-
-def tiny(path: Path, *nodes: onnx.NodeProto, inputs: dict[str, tuple[int, list[int | str]]]) -> Path:
-    """A graph of `nodes` with output y, for what a decoder does not show."""
-    values = [onnx.helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in inputs.items()]
-    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = onnx.helper.make_graph(list(nodes), "tiny", values, [output])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
-
-
-def test_parser_errors_name_the_node_and_the_reason(tmp_path: Path, rtx: Flavour) -> None:
-    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-    path = tmp_path / "graph.onnx"
-    node = onnx.helper.make_node("Mul", ["x", "h"], ["y"], name="mixed")
-    tiny(path, node, inputs={"x": (single, [2]), "h": (half, [2])})
-    with pytest.raises(BuildError, match=r"at node 'mixed' \(Mul\): .*must have same input types[^/]*; export"):
-        build_engine(path, EngineRecipe(), flavour=rtx)
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    tiny(path, node, inputs={"x": (single, ["batch"])})
-    with pytest.raises(BuildError, match=r"input 'x' .* dynamic dimension 'batch'; profiles know num_prompts, num_points"):
-        build_engine(path, EngineRecipe(), flavour=rtx)
-    node = onnx.helper.make_node("Expand", ["x", "size"], ["y"])
-    tiny(path, node, inputs={"x": (single, [1]), "size": (onnx.TensorProto.INT64, [2])})
-    with pytest.raises(BuildError, match=r"input 'size' .* decides shapes; only orig_im_size may"):
-        build_engine(path, EngineRecipe(), flavour=rtx)
-
-
-def test_a_failed_build_holds_no_tensorrt_objects(tmp_path: Path, rtx: Flavour) -> None:
-    """Freed later, on a thread that holds the GIL, they deadlocked with the next build (seen once in some hundred)."""
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    path = tiny(tmp_path / "graph.onnx", node, inputs={"x": (onnx.TensorProto.FLOAT, ["batch"])})
-    with pytest.raises(BuildError) as caught:
-        build_engine(path, EngineRecipe(), flavour=rtx)
-    frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code.co_filename.endswith("builder.py")]
-    assert len(frames) >= 4
-    held = [value for frame in frames for value in frame.f_locals.values()]
-    assert not [value for value in held if "tensorrt" in type(value).__module__ and not isinstance(value, Flavour)]
 
 
 def test_inspect_compiles_a_graph_at_fixed_sizes(graph: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -191,41 +191,6 @@ def test_embeddings_of_another_encoder_are_refused_and_nothing_is_written(photos
     assert not (tmp_path / "int8.onnx").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--output", "graph.engine"), "must end in .onnx"),
-        (("--precision", "fp16"), "trt-sam export writes fp16"),
-        (("--tiers", "A,D"), "tier is 'D'"),
-        (("--tiers", "A,A"), "at most once"),
-        (("--prompts-per-image", "0"), "prompts_per_image is 0"),
-        (("--checkpoint", "absent.pth"), "checkpoint not found"),
-        (("--prompts", "absent.json"), "prompt file not found"),
-        ((), "no embedding file"),
-    ],
-)
-def test_bad_flags_are_told_before_anything_is_computed(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    given = {"--checkpoint": "standin", "--embeddings": str(tmp_path), "--output": str(tmp_path / "int8.onnx")}
-    given |= dict(zip(flags[::2], flags[1::2], strict=True))
-    with pytest.raises(InputError, match=message):
-        run(*(part for pair in given.items() for part in pair))
-    assert not list(tmp_path.glob("*.onnx"))
-
-
-def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
-    def chosen(*flags: str) -> tuple[str, str]:
-        parser = argparse.ArgumentParser()
-        calibrate.add_arguments(parser)
-        recipe = calibrate.calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
-        assert recipe.graph.target == "gpu"
-        return recipe.graph.precision, recipe.quantization.calibrator
-
-    assert chosen() == ("int8", "entropy")
-    assert chosen("--recipe", "standin") == ("int8", "entropy")
-    assert chosen("--precision", "fp8") == ("fp8", "max")
-    assert chosen("--precision", "fp8", "--calibrator", "mse") == ("fp8", "mse")
-
-
 # --- The pipeline ---
 
 
@@ -344,12 +309,3 @@ def test_an_unwritable_output_is_told_before_anything_is_computed(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         quantize(tmp_path / "file" / "x.onnx")
-
-
-@pytest.mark.parametrize("flags", [("--output", "{file}/x.onnx"), ("--output", "{new}/x.onnx", "--json", "{file}/x.json")])
-def test_files_that_cannot_be_written_are_told_before_photos_are_embedded(flags: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "here").write_text("here")
-    given = [flag.format(file=tmp_path / "here", new=tmp_path / "new") for flag in flags]
-    with pytest.raises(InputError, match=r"cannot write .*here/x\.(onnx|json): .*here is a file"):
-        run("--checkpoint", "none.pth", "--photos", tmp_path / "none", *given)
-    assert [path.name for path in tmp_path.iterdir()] == ["here"]

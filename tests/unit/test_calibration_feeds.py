@@ -1,39 +1,22 @@
-"""Calibration feeds: what they give, what they depend on, and every fault of their files."""
+"""Calibration feeds: what they give and what they depend on."""
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from calibration_data import ENCODER, SIZE, write
+from helpers import make_embedding as embedding
 
 from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from calibrators.prompts import PATTERN
 from calibrators.trials import TRIAL_IMAGES, trial_feeds
 from trt_sam.compare_feeds import Image
-from trt_sam.contract import EMBEDDING_SHAPE, LABEL_ABSENT, check_feed, input_specs
+from trt_sam.contract import LABEL_ABSENT, check_feed, input_specs
 from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
-from trt_sam.predictor import Predictor
-
-SIZE = (480, 640)
-ENCODER = "ab" * 32
-
-
-def embedding(seed: int) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32)
-
-
-def write(folder: Path, seeds: range = range(3), **changes: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    for seed in seeds:
-        fields: dict[str, Any] = {"original_size": SIZE, "file_name": f"photo{seed}.jpg", "encoder_sha256": ENCODER, **changes}
-        save_embedding(folder / f"photo{seed}.npz", Embedding(embedding(seed), **fields))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -210,185 +193,3 @@ def test_what_auto_tries_does_not_depend_on_the_order_of_many_images() -> None:
 
     assert tried(images) == tried(images[::-1])
     assert len(tried(images)) == TRIAL_IMAGES
-
-
-# --- The user's prompts ---
-
-
-class RecordingRunner:
-    """What `Predictor` sends, for comparison."""
-
-    inputs = input_specs()
-    outputs = ()
-    limits = {"num_prompts": (1, 16), "num_points": (1, 16)}  # noqa: RUF012
-    image_id = 1
-
-    def set_image(self, embedding: object) -> None: ...
-
-    def run(self, feed: dict[str, Any]) -> dict[str, Any]:
-        self.seen = feed
-        rows = len(feed["point_labels"])
-        return {"low_res_masks": np.zeros((rows, 4, 256, 256), np.float32), "iou_predictions": np.zeros((rows, 4), np.float32)}
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        {"points": [[10, 20]], "labels": [1]},
-        {"points": [[10.5, 20], [639, 479], [0, 0]], "labels": [1, 0, 1]},
-        {"box": [100, 50, 300.25, 200]},
-        {"points": [[150, 90]], "labels": [0], "box": [100, 50, 300, 200]},
-    ],
-)
-def test_the_users_prompts_arrive_as_predictor_sends_them(tmp_path: Path, folder: Path, prompt: dict[str, Any]) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps({"images": {"photo1.jpg": [prompt], "elsewhere.jpg": [{"box": [0, 0, 1, 1]}]}}))
-    feeds = calibration_feeds(folder, prompts=path)
-    assert (feeds.num_images, feeds.num_prompts, len(feeds.skipped)) == (1, 1, 2)
-    (feed,) = feeds
-    runner = RecordingRunner()
-    predictor = Predictor(runner)  # type: ignore[arg-type]
-    predictor.set_image_embedding(embedding(1), SIZE)
-    points = np.array(prompt["points"]) if "points" in prompt else None
-    labels = np.array(prompt["labels"]) if "labels" in prompt else None
-    predictor.predict(points, labels, np.array(prompt["box"]) if "box" in prompt else None)
-    assert np.array_equal(feed["image_embeddings"], embedding(1))
-    for name in ("point_coords", "point_labels"):
-        assert feed[name].dtype == runner.seen[name].dtype
-        np.testing.assert_array_equal(feed[name], runner.seen[name])
-
-
-def coco(**changes: Any) -> dict[str, Any]:
-    return {
-        "info": {},
-        "images": [{"id": 7, "file_name": "val/photo0.jpg", "height": 480, "width": 640}, {"id": 9, "file_name": "photo2.png"}],
-        "annotations": [
-            {"image_id": 7, "bbox": [10, 20, 100, 50], "segmentation": [[1, 2]]},
-            {"image_id": 7, "bbox": [0, 0, 640.4, 480.4], "iscrowd": 0},
-            {"image_id": 7, "bbox": [5, 5, 9, 9], "iscrowd": 1},
-            {"image_id": 9, "bbox": [5, 5, 0, 9]},
-            {"image_id": 9, "bbox": [5, 5, 7, 9]},
-        ],
-        **changes,
-    }
-
-
-def test_coco_boxes_become_box_prompts(tmp_path: Path, folder: Path) -> None:
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(coco()))
-    feeds = calibration_feeds(folder, FeedOptions(mask_input=True), prompts=path)
-    assert [Path(name).stem for name in feeds.names] == ["photo0", "photo2"]
-    assert [Path(name).stem for name in feeds.skipped] == ["photo1"]
-    first, second = feeds
-    np.testing.assert_array_equal(first["point_coords"][0], np.array([[10, 20], [110, 70]], np.float32) * np.float32(1.6))
-    assert first["point_labels"].tolist() == [[2, 3], [2, 3]]
-    assert second["point_labels"].tolist() == [[2, 3]]
-
-
-def test_the_users_prompts_bring_earlier_masks_too_where_the_graph_takes_them(tmp_path: Path, folder: Path) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps({"images": {"photo1.jpg": [{"box": [1, 2, 30, 40]}] * 8}}))
-    (feed,) = calibration_feeds(folder, FeedOptions(mask_input=True), prompts=path)
-    assert feed["has_mask_input"].sum() == 2
-    assert feed["mask_input"].any((1, 2, 3)).tolist() == feed["has_mask_input"].astype(bool).tolist()
-
-
-def test_coco_tells_the_size_of_a_bare_array(tmp_path: Path) -> None:
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    np.save(folder / "photo0.npy", embedding(0))
-    path = tmp_path / "coco.json"
-    path.write_text(json.dumps(coco()))
-    (feed,) = calibration_feeds(folder, prompts=path)
-    np.testing.assert_array_equal(feed["point_coords"][0, 0], np.float32([16, 32]))
-    path.write_text(json.dumps({"images": {"photo0.jpg": [{"box": [0, 0, 5, 5]}]}}))
-    with pytest.raises(InputError, match="does not say how large its photo was"):
-        calibration_feeds(folder, prompts=path)
-
-
-# --- Faults ---
-
-
-def test_no_data_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not found"):
-        calibration_feeds(tmp_path / "absent")
-    with pytest.raises(InputError, match="no embedding file"):
-        calibration_feeds(tmp_path)
-    with pytest.raises(InputError, match="no image"):
-        calibration_feeds([])
-    with pytest.raises(InputError, match="prompts_per_image is 0"):
-        FeedOptions(prompts_per_image=0)
-
-
-def test_one_truncated_file_among_many_is_named(tmp_path: Path) -> None:
-    write(tmp_path, range(5))
-    broken = tmp_path / "photo3.npz"
-    broken.write_bytes(broken.read_bytes()[:100_000])
-    with pytest.raises(InputError, match=r"photo3\.npz cannot be read"):
-        calibration_feeds(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((1, 256, 32, 32), np.float32), "must be float32"),
-        (np.ones(EMBEDDING_SHAPE, np.float64), "must be float32"),
-        (np.where(np.arange(4096).reshape(64, 64) == 5, np.nan, embedding(0)).astype(np.float32), "NaN or infinity"),
-        (np.where(np.arange(4096).reshape(64, 64) == 5, -np.inf, embedding(0)).astype(np.float32), "NaN or infinity"),
-        (np.full(EMBEDDING_SHAPE, 0.25, np.float32), "0.25 everywhere"),
-    ],
-)
-def test_what_is_no_embedding_is_refused(tmp_path: Path, array: npt.NDArray[Any], message: str) -> None:
-    np.save(tmp_path / "a.npy", embedding(0))
-    np.save(tmp_path / "b.npy", array)
-    with pytest.raises(InputError, match=message) as raised:
-        calibration_feeds(tmp_path)
-    assert "b.npy" in str(raised.value)
-    assert "\n" not in str(raised.value)
-    with pytest.raises(InputError):
-        calibration_feeds([Image(embedding(0), SIZE), Image(array, SIZE)])
-
-
-def test_another_encoders_embeddings_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, range(2))
-    assert calibration_feeds(tmp_path, encoder_sha256=ENCODER).num_images == 2
-    with pytest.raises(InputError, match=r"photo0\.npz was made by another image encoder \(abab"):
-        calibration_feeds(tmp_path, encoder_sha256="cd" * 32)
-    write(tmp_path, range(2, 3), encoder_sha256="")
-    assert calibration_feeds(tmp_path).num_images == 3
-    write(tmp_path, range(3, 4), encoder_sha256="cd" * 32)
-    with pytest.raises(InputError, match="different image encoders"):
-        calibration_feeds(tmp_path)
-
-
-def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
-    feeds = calibration_feeds(write(tmp_path))
-    save_embedding(tmp_path / "photo1.npz", Embedding(embedding(99), SIZE))
-    with pytest.raises(InputError, match=r"photo1\.npz has changed"):
-        list(feeds)
-    (tmp_path / "photo0.npz").unlink()
-    with pytest.raises(InputError, match=r"not found: .*photo0\.npz"):
-        list(feeds)
-
-
-def test_prompts_that_fit_no_photo_are_refused(tmp_path: Path, folder: Path) -> None:
-    path = tmp_path / "prompts.json"
-
-    def refused(content: Any, message: str) -> None:
-        path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match=message):
-            calibration_feeds(folder, prompts=path)
-
-    refused({"images": {"cat.jpg": [{"box": [0, 0, 5, 5]}]}}, r"names no photo of .*, but cat\.jpg")
-    refused(
-        {"images": {"photo0.jpg": [{"box": [0, 0, 5, 5]}, {"box": [0, 0, 900, 5]}]}},
-        r"photo0\.jpg, prompt 2: \(900, 5\) is outside",
-    )
-    refused({"images": {"photo0.jpg": [{"points": [[5, -3]], "labels": [1]}]}}, r"\(5, -3\) is outside the image of 640x480")
-    sized = coco()
-    sized["images"][0]["width"] = 641
-    refused(sized, "641x480, but .* is of a photo of 640x480")
-    with pytest.raises(InputError, match="prompt file not found"):
-        calibration_feeds(folder, prompts=tmp_path / "absent.json")
-    with pytest.raises(InputError, match="in memory"):
-        calibration_feeds([Image(embedding(0), SIZE)], prompts=path)
