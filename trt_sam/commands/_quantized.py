@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def quantized_graph(
             return path, True
         report.unlink(missing_ok=True)
         done = quantize_decoder(checkpoint, feeds, recipe.graph, recipe.quantization, path, progress=bar)
+    if bar is not None and done.coarse:
+        print(file=sys.stderr)  # or the warning would go on in the bar's line
     warn_of_coarse(done)
     write_atomically(report, json.dumps({**done.to_dict(), "inputs": about, "sha256": sha256_of(path)}, indent=2) + "\n")
     return path, False
