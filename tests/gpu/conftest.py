@@ -6,23 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.fixtures.gpu import build, embedding, open_runner
+from trt_sam.scenes import HELD_OUT_SEED, make_scene
 from trt_sam.tensorrt import gpu_compute_capability
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of random blocks: scales from them are a test that calibration works, not how well."""
+    """Scenes to calibrate with; others than those that are judged."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        blocks = rng.integers(0, 255, (24, 32, 3), np.uint8)
-        Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(folder / f"{number}.png")
+    for number in range(6):
+        Image.fromarray(make_scene(HELD_OUT_SEED + 3000 + number).image).save(folder / f"{number}.png")
     return folder
 
 

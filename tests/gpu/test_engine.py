@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures.gpu import build, clicks, embedding, in_torch, mean_iou, needs_gpu, open_runner
+from tests.fixtures.gpu import build, clicks, embedding, feed_of, in_torch, mean_iou, needs_gpu, open_runner
 from trt_sam.cli import main
 from trt_sam.errors import ManifestError
-from trt_sam.export import random_feed
 from trt_sam.metrics import best_masks
 from trt_sam.recipe import GraphOptions
 from trt_sam.tensorrt import available_flavours, gpu_compute_capability
@@ -25,8 +24,8 @@ Array = np.ndarray[Any, Any]
 
 TOLERANCE = {"fp32": 2e-2, "fp16": 3e-2}
 """Relative to the largest |logit|; TensorRT may use TF32 for float32 products."""
-LEAST_IOU = {"fp32": 0.999, "fp16": 0.99, "int8": 0.85, "fp8": 0.8}
-"""Mean IoU of the masks with PyTorch's. INT8 and FP8 scales come from random pictures here: it is a test that it works."""
+LEAST_IOU = {"fp32": 0.999, "fp16": 0.99, "int8": 0.92, "fp8": 0.85}
+"""Mean IoU of the masks with PyTorch's. ONNX Runtime on the same graphs gives 0.95 (INT8) and 0.89 (FP8) at the least on these feeds."""
 SIZES = ((1, 1), (1, 2), (3, 5), (16, 8))
 
 
@@ -34,7 +33,7 @@ SIZES = ((1, 1), (1, 2), (3, 5), (16, 8))
 def test_the_engine_matches_pytorch(built: tuple[str, Path], size: tuple[int, int]) -> None:
     precision, folder = built
     with open_runner(folder) as runner:
-        feed = random_feed(np.random.default_rng(0), *size, GraphOptions())
+        feed = feed_of(size, GraphOptions())
         masks, iou = in_torch(feed)
         out = runner.run(feed)
         if precision in TOLERANCE:
@@ -90,7 +89,7 @@ def test_bits_made_on_the_gpu_are_its_own_logits_above_zero(more: tuple[str, ...
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_a_second_click_refines_the_first_mask(precision: str, tmp_path: Path) -> None:
     folder = build(tmp_path / "engine", "--precision", precision, "--decode-mask")
-    feed = random_feed(np.random.default_rng(1), 3, 2, GraphOptions(mask_input=True))
+    feed = feed_of((3, 2), GraphOptions(mask_input=True), seed=1)
     feed["has_mask_input"][:] = (1, 0, 1)
     masks, iou = in_torch(feed)
     scale = float(np.abs(masks).max())

@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="A", help=f"the reference: {what}")
     parser.add_argument("other", metavar="B", help=what)
     parser.add_argument("--prompts", metavar="N", type=int, default=DEFAULT_PROMPTS, help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--embeddings", metavar="DIR", type=Path, help="put them on the embeddings in DIR"
-    )
+    parser.add_argument("--embeddings", metavar="DIR", type=Path, help="put them on the embeddings in DIR")
     parser.add_argument("--device", metavar="cuda:N", default="cuda:0", help="GPU for engines (default: %(default)s)")
     add_json_argument(parser)
 
