@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             plan,
             title="SAM mask decoder on a CPU: trt-sam and its peers",
             baseline=NAMES["meta"],
+            device=None,
             progress=say,
         )
         report = dataclasses.replace(report, notes=(*report.notes, *NOTES))

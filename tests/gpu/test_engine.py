@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 TOLERANCE = {"fp32": 2e-2, "fp16": 3e-2}
 """Relative to the largest |logit|; TensorRT may use TF32 for float32 products."""
 LEAST_IOU = {"fp32": 0.999, "fp16": 0.99, "int8": 0.92, "fp8": 0.85}
-"""Mean IoU of the masks with PyTorch's. ONNX Runtime on the same graphs gives 0.95 (INT8) and 0.89 (FP8) at the least on these feeds."""
+"""Mean IoU of the masks with PyTorch's. ONNX Runtime on the same graphs gives 0.95 (INT8) and 0.89 (FP8) at the least here."""
 SIZES = ((1, 1), (1, 2), (3, 5), (16, 8))
 
 
