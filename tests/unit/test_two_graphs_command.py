@@ -47,7 +47,7 @@ class Calibrated:
         about = {each.key: each.value for each in model.metadata_props}
         helper.set_model_props(model, {**about, "trt_sam.calibration": json.dumps({"fingerprint": feeds.fingerprint})})
         onnx.save(model, path)
-        return SimpleNamespace(to_dict=dict)
+        return SimpleNamespace(to_dict=dict, coarse=())
 
 
 @pytest.fixture
