@@ -129,6 +129,7 @@ class DeviceArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("the runner lends a view on its own GPU and makes no copy; copy or move the tensor that you get")
         slot = self._slot
+        owner = slot.owner()  # else it could be collected, and closed, on this very thread
         with slot.lock:  # nobody closes it meanwhile
             self._check()
             if stream != -1:
@@ -136,6 +137,7 @@ class DeviceArray:
                 with slot.device.active():
                     order(slot.stream.handle, reader)
                 slot.readers.add(reader)
+        del owner
         managed = _Managed()
         shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
         managed.tensor = _Tensor(

@@ -7,11 +7,14 @@ whoever waits for an upload. The first is never taken inside the others.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import queue
+import sys
 import threading
+import warnings
 import weakref
 from types import TracebackType
 from typing import Self
@@ -43,6 +46,14 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _close_all() -> None:
+    # Later, in whatever order Python drops things, CUDA's context may go before what needs it.
+    for runner in list(_all):
+        with contextlib.suppress(InferenceError):
+            runner.close()
 
 
 class Lifecycle:
@@ -78,11 +89,22 @@ class Lifecycle:
         return len(self._images) if self._images is not None else 0
 
     def close(self) -> None:
-        """Free everything; safe to call again. A wait under way on another thread ends first; other results are lost."""
+        """Free everything; safe to call again. A wait under way on another thread ends first; other results are lost.
+
+        A runner that is dropped is closed too, with a ResourceWarning; one that is open when Python exits, without.
+        """
         with self._lock:
             if not self.closed:
                 self._save_runtime_caches()
             self._close()
+
+    def __del__(self) -> None:
+        if getattr(self, "closed", True) or sys.is_finalizing():
+            return
+        try:
+            warnings.warn(f"a {type(self).__name__} was dropped without close()", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,8 @@ class Slot:
         self.lock = threading.Lock()
         """Held while the owner waits, so that nobody frees the slot meanwhile."""
         self.closed = False
+        self.owner: Callable[[], object] = lambda: None
+        """Gives the runner, for those who use the slot without holding it: it must not be dropped, and closed, meanwhile."""
         self.pending = False
         """Whether work may be queued that nobody has waited for."""
         self.readers: set[int] = set()

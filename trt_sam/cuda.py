@@ -12,6 +12,7 @@ Every CUDA error is an `InferenceError`, out of memory named as such.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -39,6 +40,8 @@ capture_lock = threading.RLock()
 spoils the capture. Other libraries do not know of it."""
 _forked = threading.Event()
 """Set where this process was forked from one that used CUDA, which does not survive that."""
+_contexts: list[Any] = []
+"""The primary contexts that this process has retained."""
 _left: list[object] = []
 """What a forked process has of its parent's: freeing it would ask a driver that is not there."""
 _entered = threading.local()
@@ -87,7 +90,19 @@ def _primary_context(index: int) -> Any:
         count = driver.Device.count()
         if index >= count:
             raise InferenceError(f"there is no GPU number {index}; this machine has {count}")
-        return driver.Device(index).retain_primary_context()
+        context = driver.Device(index).retain_primary_context()
+    _contexts.append(context)
+    return context
+
+
+@atexit.register
+def _release_contexts() -> None:
+    # PyCUDA's destructor would ask for what CUDA does with other contexts only, and complain on stderr. After us come those who
+    # were imported before: torch and TensorRT, which retain the context themselves.
+    if not _forked.is_set():
+        for context in _contexts:
+            with contextlib.suppress(_driver().Error):
+                context.detach()
 
 
 class guard:  # noqa: N801 - reads as a statement

@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -89,6 +90,7 @@ class DecoderRunner(ImageCalls):
                 self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
                 self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._slots)
             for slot in self._slots:
+                slot.owner = weakref.ref(self)
                 self._free.put(slot)
         except BaseException:
             self.close()

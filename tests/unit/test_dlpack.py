@@ -30,6 +30,7 @@ class Slotlike:
     def __init__(self, device: Device, stream: Stream) -> None:
         self.device, self.stream, self.closed = device, stream, False
         self.lock, self.readers = threading.Lock(), set[int]()
+        self.owner = lambda: None
 
 
 class Foreign:
