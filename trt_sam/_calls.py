@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trt_sam._dlpack import is_on_device
 from trt_sam._engine import Engine
 from trt_sam._handle import Submission
 from trt_sam._layout import Bucket, Buckets
@@ -87,13 +88,14 @@ class CallMaker:
         elif labels is not None:
             raise ContractError("labels came without points; give both or none")
         if boxes is not None:
-            boxes = np.asarray(boxes)
-            if boxes.shape[-1:] != (4,) or boxes.ndim > 2:
-                raise ContractError(f"boxes have shape {list(boxes.shape)}, must be [num_prompts, 4], (x0, y0, x1, y1)")
+            boxes = _array(boxes, "boxes")
+            if boxes.shape[-1:] != (4,) or boxes.ndim > 2 or boxes.dtype.kind not in "fiu":
+                found = f"{boxes.dtype} {list(boxes.shape)}"
+                raise ContractError(f"boxes are {found}, must be numbers [num_prompts, 4], (x0, y0, x1, y1)")
             boxes = boxes.reshape(-1, 2, 2)
             count = _agreed(count, len(boxes), "boxes")
         if mask_input is not None:
-            mask_input = np.asarray(mask_input)
+            mask_input = _array(mask_input, "mask_input")
             if mask_input.shape[1:] != _MASK_SHAPE or mask_input.dtype.kind != "f":
                 found = f"{mask_input.dtype} {list(mask_input.shape)}"
                 raise ContractError(f"mask_input is {found}, must be float32 [num_prompts, 1, 256, 256]")
@@ -202,12 +204,13 @@ def decode_many(
     """Any number of prompts, `most` in a call, calls overlapping as far as there are slots; results in memory of their own."""
     if asked.get("masks") == "device":
         raise ContractError("decode_many gathers results on the host; use submit for masks on the device")
-    given = [None if each is None else np.asarray(each) for each in (points, labels, boxes, mask_input)]
+    named = {"points": points, "labels": labels, "boxes": boxes, "mask_input": mask_input}
+    given = [None if each is None else _array(each, name) for name, each in named.items()]
     if given[0] is not None and given[0].ndim == 2:
         given[:2] = [given[0][None], None if given[1] is None else given[1][None]]
-    if given[2] is not None:
-        given[2] = given[2].reshape(-1, 4)
-    counts = {len(each) for each in given if each is not None}
+    if given[2] is not None and given[2].ndim == 1:
+        given[2] = given[2][None]
+    counts = {len(each) if each.ndim else 0 for each in given if each is not None}
     if len(counts) != 1:
         raise ContractError(f"points, labels, boxes and mask_input have {sorted(counts)} prompts; they must agree")
     waiting: deque[Submission] = deque()
@@ -237,9 +240,21 @@ class NoSlotError(InferenceError):
     """All slots are in use, and the caller would not wait (longer)."""
 
 
+def _array(given: Any, name: str) -> Array:
+    """What the host was given as numpy."""
+    if type(given) is np.ndarray:
+        return given
+    if is_on_device(given):
+        raise ContractError(f"{name}: on the GPU, but the host reads prompts; give a numpy array, torch: .cpu()")
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{name}: no array of numbers ({error})") from error
+
+
 def _batched(points: Any, labels: Any) -> tuple[Array, Array]:
-    points = np.asarray(points)
-    labels = np.asarray([] if labels is None else labels)
+    points = _array(points, "points")
+    labels = _array([] if labels is None else labels, "labels")
     if points.ndim == 2:
         points, labels = points[None], labels[None]
     if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "fiu":

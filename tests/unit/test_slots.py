@@ -234,43 +234,6 @@ def test_a_second_click_refines_the_first_mask_with_the_graph_that_takes_one(hos
             none.decode(*given, mask_input=first.low_res_masks)
 
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "label": ({"points": [[1, 2]], "labels": [3]}, "labels hold 3; allowed are -2, 0, 1; box corners"),
-    "nan": ({"points": [[1, np.nan]], "labels": [1]}, "points or boxes hold NaN"),
-    "infinite box": ({"boxes": [1, 2, 3, np.inf]}, "points or boxes hold NaN"),
-    "shape": ({"points": [1, 2], "labels": [1]}, r"points are int64 \[2\], must be numbers"),
-    "text": ({"points": [["a", "b"]], "labels": [1]}, "must be numbers"),
-    "labels": ({"points": [[1, 2]], "labels": [1, 1]}, r"labels are int64 \[1, 2\], must be \[1, 1\]"),
-    "no labels": ({"points": [[1, 2]]}, "labels are"),
-    "no points": ({"labels": [1]}, "labels came without points"),
-    "boxes": ({"boxes": [1, 2, 3]}, r"boxes have shape \[3\]"),
-    "counts": ({"points": [[1, 2]], "labels": [1], "boxes": np.ones((2, 4))}, "boxes has 2 prompts, but there are 1"),
-    "nothing": ({}, "there is no prompt"),
-    "too many points": ({"points": np.ones((1, 9, 2)), "labels": np.ones((1, 9))}, "num_points = 10"),
-    "masks": ({"boxes": [1, 2, 3, 4], "masks": "some"}, "masks is 'some', must be one of best, all, device"),
-    "bits": ({"boxes": [1, 2, 3, 4], "masks": "device", "bits": True}, "bits are made on the host"),
-    "size": ({"boxes": [1, 2, 3, 4], "image_size": (3, 4)}, "takes no image_size"),
-    "image": ({"boxes": [1, 2, 3, 4], "image": 99}, "image 99 is not held"),
-}
-
-
-def test_bad_prompts_are_refused_in_words_and_the_slot_is_free_again(host_cuda: HostCuda) -> None:
-    given = clicks(1, 1, 1)
-    with opened(host_cuda) as (runner, _):
-        runner.set_image(toy_embedding(2))
-        runner.decode(*given)
-        for name, (arguments, words) in BAD.items():
-            before = host_cuda.count("cuMemcpyHtoDAsync")
-            with pytest.raises(ContractError, match=words):
-                runner.decode(**arguments)
-            assert host_cuda.count("cuMemcpyHtoDAsync") == before, name
-            check_decoded(runner.decode(*given, timeout=0), tokens(toy_embedding(2), *given))
-    with pytest.raises(ContractError, match="in_flight is 0"):
-        make(host_cuda, in_flight=0)
-    with pytest.raises(ContractError, match="image_bytes is 1000"):
-        make(host_cuda, image_bytes=1000)
-
-
 def test_a_kind_of_call_may_be_forgotten_before_it_is_queued(host_cuda: HostCuda) -> None:
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
