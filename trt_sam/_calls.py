@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._dlpack import is_on_device
+from trt_sam._dlpack import is_on_device, on_host
 from trt_sam._engine import Engine
 from trt_sam._handle import Submission
 from trt_sam._layout import Bucket, Buckets
@@ -241,15 +241,10 @@ class NoSlotError(InferenceError):
 
 
 def _array(given: Any, name: str) -> Array:
-    """What the host was given as numpy."""
-    if type(given) is np.ndarray:
-        return given
     if is_on_device(given):
         raise ContractError(f"{name}: on the GPU, but the host reads prompts; give a numpy array, torch: .cpu()")
-    try:
-        return np.asarray(given)
-    except (TypeError, ValueError) as error:
-        raise ContractError(f"{name}: no array of numbers ({error})") from error
+    array: Array = on_host(given, name)
+    return array
 
 
 def _batched(points: Any, labels: Any) -> tuple[Array, Array]:

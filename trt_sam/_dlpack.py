@@ -177,11 +177,18 @@ def is_on_device(source: object) -> bool:
     return hasattr(source, "__cuda_array_interface__")
 
 
-def on_host(source: Any) -> Any:
-    """A numpy array of what is not on a device: a torch CPU tensor by DLPack, anything else as it is."""
-    if not isinstance(source, np.ndarray) and hasattr(source, "__dlpack__"):
-        return np.from_dlpack(source)
-    return source
+def on_host(source: Any, name: str) -> Any:
+    """A numpy array of what is not on a device, without a copy where there is one already or DLPack gives it.
+
+    Raises:
+        ContractError: it is no array, or of a type that numpy lacks.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    try:
+        return np.from_dlpack(source) if hasattr(source, "__dlpack__") else np.asarray(source)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ContractError(f"{name}: not to be had as an array of numbers ({error})") from error
 
 
 def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream: Stream) -> Borrowed:

@@ -42,7 +42,7 @@ class ImageCalls(Lifecycle):
 
     def add_image(self, embedding: Any) -> int:
         """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
-        checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding))
+        checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding, "image_embeddings"))
         images = self._open_images()
         with self._uploading:
             buffer = None

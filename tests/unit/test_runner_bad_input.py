@@ -1,4 +1,4 @@
-"""Prompts that cannot be used are refused in one line each, before anything is queued."""
+"""Prompts and images that cannot be used are refused in one line each, before anything is queued."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no points": ({"labels": [1]}, "labels came without points"),
     "boxes": ({"boxes": [1, 2, 3]}, r"boxes are int64 \[3\], must be numbers \[num_prompts, 4\]"),
     "text in boxes": ({"boxes": ["a", "b", "c", "d"]}, r"boxes are <U1 \[4\], must be numbers"),
-    "ragged": ({"points": [[1, 2], [3]], "labels": [1, 1]}, "points: no array of numbers"),
-    "half of torch": ({"points": torch.ones(1, 2).bfloat16(), "labels": [1]}, "points: no array of numbers .*BFloat16"),
+    "ragged": ({"points": [[1, 2], [3]], "labels": [1, 1]}, "points: not to be had as an array"),
+    "half of torch": (
+        {"points": torch.ones(1, 2).bfloat16(), "labels": [1]},
+        "points: not to be had .*dtype",
+    ),
     "points on a GPU": ({"points": OnGpu(), "labels": [1]}, r"points: on the GPU.*torch: \.cpu\(\)"),
     "labels on a GPU": ({"points": [[1, 2]], "labels": OnGpu()}, "labels: on the GPU"),
     "boxes on a GPU": ({"boxes": OnGpu()}, "boxes: on the GPU"),
@@ -67,3 +70,25 @@ def test_bad_prompts_are_refused_in_words_and_the_slot_is_free_again(host_cuda: 
         make(host_cuda, in_flight=0)
     with pytest.raises(ContractError, match="image_bytes is 1000"):
         make(host_cuda, image_bytes=1000)
+
+
+def test_bad_images_are_refused_in_words_and_the_last_one_stays(host_cuda: HostCuda) -> None:
+    given, good = clicks(1, 1, 1), toy_embedding(2)
+    tensor = torch.from_numpy(good)
+    not_finite = good.copy()
+    not_finite[0, 5, 6, 7] = np.nan
+    bad: list[tuple[Any, str]] = [
+        (good[0], r"has shape \[256, 64, 64\]"),
+        (good.astype(np.float16), r"is float16, must be float32; convert with .astype\('float32'\)"),
+        (tensor.bfloat16(), "image_embeddings: not to be had as an array of numbers .*dtype"),
+        (tensor.clone().requires_grad_(), r"image_embeddings: not to be had .*use tensor.detach\(\)"),
+        ([[1], [2, 3]], "image_embeddings: not to be had"),
+        (not_finite, "NaN"),
+    ]
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(good)
+        for image, words in bad:
+            with pytest.raises(ContractError, match=words):
+                runner.set_image(image)
+            assert runner.images_held == 1
+            check_decoded(runner.decode(*given), tokens(good, *given))
