@@ -215,11 +215,11 @@ def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostC
         runner.set_image(toy_embedding(1))
         runner.decode(*given, masks="device")
         scores = runner.decode(*given, masks="device").iou_predictions
-        stream = Stream(device)
-        scores.__dlpack__(stream=stream.handle)
-        host = page_locked(device, 4 * 4)
-        with device.active():
-            stream.download(host, scores.address)
+        readers = [(Stream(device), page_locked(device, 4 * 4)) for _ in range(2)]
+        for stream, host in readers:
+            scores.__dlpack__(stream=stream.handle)
+            with device.active():
+                stream.download(host, scores.address)
         feed = tokens(toy_embedding(1), *other)
         uses = {
             "decode": lambda: runner.decode(*other, masks="device"),
@@ -229,12 +229,13 @@ def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostC
             "warm_up": lambda: runner.warm_up([(4, 6)]),
         }
         uses[again]()
-        with device.active():
-            stream.synchronize()
         wanted = expected(PLAIN, tokens(toy_embedding(1), *given))["iou_predictions"]
-        np.testing.assert_array_equal(host.view(np.float32).reshape(1, 4), wanted)
+        for stream, host in readers:
+            with device.active():
+                stream.synchronize()
+            np.testing.assert_array_equal(host.view(np.float32).reshape(1, 4), wanted)
         assert not runner._slots[0].readers
-        del host
+        del readers, host
 
 
 def test_a_readers_stream_that_is_gone_does_not_stop_the_runner(host_cuda: HostCuda) -> None:
