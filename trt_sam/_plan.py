@@ -114,14 +114,13 @@ class Plan:
         self._plan_outputs(engine, layout)
 
     def fill(self, points: Array | None, labels: Array | None, boxes: Array | None) -> None:
-        """Write and check the prompts; shapes fit already.
+        """Write and check the prompts; shapes fit already. After an error the slot must `forget`.
 
         Raises:
             ContractError: a coordinate that is not finite, or a label that is not allowed.
         """
         slot = self._slot
         if slot.current is not self:
-            slot.current = None
             self._pad()
         if points is not None:
             self.points[...] = points
@@ -133,7 +132,6 @@ class Plan:
         if self.corners is not None:
             self.corners[...] = boxes
         if not np.isfinite(self._given, out=self._finite).all():
-            slot.current = None
             raise ContractError("points or boxes hold NaN or infinity; every coordinate must be finite")
         slot.current = self
 
@@ -199,7 +197,6 @@ class Plan:
             self._size[:] = call.height_width
 
     def _refuse_label(self, row: list[float], allowed: frozenset[float]) -> None:
-        self._slot.current = None
         wrong = next(label for label in row if label not in allowed)
         added = "; box corners and the -1 after clicks are added here, `run` takes raw tokens" if self.call.tail else ""
         known = ", ".join(f"{label:g}" for label in sorted(allowed))

@@ -138,11 +138,13 @@ class Slot:
             self.readers.discard(reader)
 
     def launch(self, plan: Plan, image: int | None, address: int) -> None:
-        """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results."""
+        """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results.
+
+        After an error the slot must `forget`.
+        """
         stream = self.stream
         self.pending = True
         if image != self.image:
-            self.image = None
             stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
             self.image = image
         stream.upload(self.device_in.address, plan.upload)
