@@ -99,11 +99,11 @@ def test_what_cannot_be_taken_is_refused_in_words(host_cuda: HostCuda) -> None:
         strided.strides = (4, 4, 1024, 65536)
         elsewhere, freed = ByDlpack(device, 1), ByDlpack(device, 1)
         elsewhere.on = 1
-        freed.finish()
-        freed.buffer.close()
         host = ByInterface(device, 1)
         host.array.address = host.host.ctypes.data
         taken = ByDlpack(device, 1)
+        freed.finish()
+        freed.buffer.close()  # last, or what is allocated next may lie there
         capsule = taken.array.__dlpack__(stream=-1)
         again = _Again(capsule)
         cases = [
