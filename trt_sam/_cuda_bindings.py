@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+from collections import deque
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from trt_sam._lazy import require
@@ -24,20 +26,29 @@ class Graph(Owned):
 
     kind = "graphs"
 
-    def __init__(self, device: Device, stream: Stream, executable: Any) -> None:
+    def __init__(self, device: Device, stream: Stream, graph: Any) -> None:
         bindings = _bindings()
         self._launch = bindings.cuGraphLaunch
         self._stream = bindings.CUstream(stream.handle)
-        super().__init__(device, executable)
+        made: list[tuple[Any, Any]] = []
+        super().__init__(device, made)
+        try:
+            _keep(made, bindings.cuGraphInstantiate, graph, 0)
+            (self._executable,) = _checked(made[0], "instantiating a graph")
+        except BaseException:
+            self.close()
+            raise
 
     def launch(self) -> None:
         """Queue the work once more on the stream that it was recorded on."""
-        (code,) = self._launch(self._handle, self._stream)
+        (code,) = self._launch(self._executable, self._stream)
         if code:
             _checked((code,), "launching a graph")
 
     def _free(self, handle: Any) -> None:
-        _bindings().cuGraphExecDestroy(handle)
+        for code, executable in handle:
+            if not int(code):
+                _bindings().cuGraphExecDestroy(executable)
 
 
 def capture(device: Device, stream: Stream, work: Callable[[], None]) -> Graph:
@@ -51,20 +62,22 @@ def capture(device: Device, stream: Stream, work: Callable[[], None]) -> Graph:
     Raises:
         InferenceError: `work` did what cannot be recorded, or CUDA failed.
     """
-    bindings = _bindings()
+    recorded: list[tuple[Any, Any]] = []
+    # Lazy, for `_keep`'s reason; CUDA refuses the null of a recording that failed.
+    destroyed = map(_bindings().cuGraphDestroy, map(itemgetter(1), recorded))
     with capture_lock, _no_collection():
-        graph = None
-        for _ in range(_ATTEMPTS - 1):
-            with contextlib.suppress(_SpoiltError):
-                graph = _record(stream, work)
-                break
-        if graph is None:
-            graph = _record(stream, work)
         try:
-            (executable,) = _checked(bindings.cuGraphInstantiate(graph, 0), "instantiating a graph")
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    template = _record(stream, work, recorded)
+                    break
+                except _SpoiltError:
+                    if left == 0:
+                        raise
+            graph = Graph(device, stream, template)
         finally:
-            bindings.cuGraphDestroy(graph)
-    return Graph(device, stream, executable)
+            deque(destroyed, maxlen=0)
+    return graph
 
 
 def order(first: int, then: int) -> None:
@@ -115,25 +128,33 @@ class _SpoiltError(InferenceError):
     """A call that CUDA forbids during a capture, on this thread or another, has spoilt it."""
 
 
-def _record(stream: Stream, work: Callable[[], None]) -> Any:
+def _record(stream: Stream, work: Callable[[], None], recorded: list[tuple[Any, Any]]) -> Any:
     bindings = _bindings()
     mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     handle = bindings.CUstream(stream.handle)
-    _checked(bindings.cuStreamBeginCapture(handle, mode), "beginning a capture")
+    spoilt = bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    before = len(recorded)
     try:
+        _checked(bindings.cuStreamBeginCapture(handle, mode), "beginning a capture")
         work()
+        _keep(recorded, bindings.cuStreamEndCapture, handle)
     except BaseException as error:
-        # The stream is of no use until its capture has ended; what `work` raised is the error to tell.
-        code, graph = bindings.cuStreamEndCapture(handle)
-        if graph and int(graph):
-            bindings.cuGraphDestroy(graph)
-        if isinstance(error, InferenceError) and code == bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+        # The stream is of no use until its capture has ended, if it has begun; what was raised is the error to tell.
+        if len(recorded) == before:
+            _keep(recorded, bindings.cuStreamEndCapture, handle)
+        if isinstance(error, InferenceError) and recorded[-1][0] == spoilt:
             raise _SpoiltError(str(error)) from error
         raise
-    code, graph = bindings.cuStreamEndCapture(handle)
-    if code == bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+    code, graph = recorded[-1]
+    if code == spoilt:
         raise _SpoiltError(f"CUDA failed in ending a capture: {code.name}; no thread may wait for the whole GPU meanwhile")
-    return _checked((code, graph), "ending a capture")[0]
+    _checked((code, graph), "ending a capture")
+    return graph
+
+
+def _keep(made: list[tuple[Any, Any]], make: Callable[..., tuple[Any, Any]], *arguments: Any) -> None:
+    """Append what `make` gives, all in C code: a Ctrl-C comes before it or after it, and loses nothing between."""
+    made.extend(map(make, *((argument,) for argument in arguments)))
 
 
 @contextlib.contextmanager

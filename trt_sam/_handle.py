@@ -1,8 +1,10 @@
-"""A call under way: wait for it, or ask whether it is done."""
+"""A call under way: wait for it, or ask whether it is done; and the slot that it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -10,21 +12,52 @@ from trt_sam._plan import Decoded, Plan
 from trt_sam._slot import Slot
 from trt_sam.errors import InferenceError
 
-__all__ = ["Submission"]
+__all__ = ["Lease", "Submission"]
 
 Result = TypeVar("Result")
+
+
+class Lease:
+    """A slot taken from a queue, which it goes back to once: a Ctrl-C comes before or after that, and loses no slot.
+
+    CPython looks for signals between Python's instructions only, so what must not be torn apart is one call of C code.
+    """
+
+    __slots__ = ("_back", "_free", "_held")
+
+    def __init__(self, free: SimpleQueue[Slot | None]) -> None:
+        self._free = free
+        self._held: list[Slot | None] = []
+        self._back: Iterator[Slot | None] = iter(self._held)
+
+    @property
+    def slot(self) -> Slot | None:
+        return self._held[0]
+
+    def take(self, timeout: float | None) -> None:
+        """Wait for a slot; queue.Empty where none came in time."""
+        self._held.extend(map(self._free.get, (timeout is None or timeout > 0,), (timeout,)))
+
+    def give_back(self) -> None:
+        """Put it back, if that has not been done."""
+        deque(map(self._free.put, self._back), maxlen=0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_back"):
+            self.give_back()
 
 
 class Submission:
     """What `DecoderRunner.submit` gives; it holds a slot until its result is taken or it is dropped. For one thread."""
 
-    __slots__ = ("_give_back", "_plan", "_result", "_slot")
+    __slots__ = ("_give_back", "_lease", "_plan", "_result", "_slot")
 
-    def __init__(self, slot: Slot, plan: Plan, give_back: Callable[[Slot, BaseException | None], None]) -> None:
-        self._slot: Slot | None = slot
+    def __init__(self, lease: Lease, plan: Plan, give_back: Callable[[Lease, BaseException | None], None]) -> None:
+        self._slot: Slot | None = lease.slot
         self._plan = plan
         self._give_back = give_back
         self._result: Decoded | None = None
+        self._lease: Lease | None = lease
 
     def done(self) -> bool:
         """Whether `result` would not wait for the GPU; returns at once.
@@ -78,10 +111,10 @@ class Submission:
                 with slot.device.active():
                     slot.wait()
                     found = read(self._plan)
+            self._end(None)
         except BaseException as error:
             self._end(error)
             raise
-        self._end(None)
         return found
 
     def __enter__(self) -> Self:
@@ -92,12 +125,16 @@ class Submission:
 
     def __del__(self) -> None:
         # The next user of the slot waits for what is queued.
-        self._end(None)
+        if hasattr(self, "_lease"):
+            self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._give_back(slot, error)
+        lease, self._lease, self._slot = self._lease, None, None
+        if lease is not None:
+            try:
+                self._give_back(lease, error)
+            finally:
+                lease.give_back()
 
     @staticmethod
     def _check(slot: Slot) -> None:

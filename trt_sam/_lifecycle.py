@@ -21,6 +21,7 @@ from typing import Self
 
 from trt_sam._calls import CallMaker, NoSlotError
 from trt_sam._engine import Engine
+from trt_sam._handle import Lease
 from trt_sam._slot import Slot
 from trt_sam._uploads import Images
 from trt_sam.cuda import Device
@@ -112,18 +113,18 @@ class Lifecycle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _take(self, timeout: float | None) -> Slot:
-        """A free slot, with nothing queued in it."""
+    def _take(self, lease: Lease, timeout: float | None) -> Slot:
+        """A free slot, with nothing queued in it. After an error the lease must give it back."""
         self._check_open()
         try:
-            slot = self._free.get(timeout=timeout) if timeout is None or timeout > 0 else self._free.get_nowait()
+            lease.take(timeout)
         except queue.Empty:
             number = len(self._slots)
             raise NoSlotError(
                 f"all {number} slots are in use; take the result of a call first, wait longer, or open with more in_flight"
             ) from None
-        if slot is None:
-            self._free.put(None)  # for the next who waits
+        slot = lease.slot
+        if slot is None:  # closed: the next who waits is to know it too
             raise InferenceError(self._why_closed)
         if slot.pending:
             # Its call was dropped without taking the result: what is queued still reads and writes its memory.
@@ -133,28 +134,26 @@ class Lifecycle:
                     with self._device.active():
                         slot.wait()
             except BaseException as error:
-                self._give_back(slot, error)
+                self._give_back(lease, error)
                 raise
         return slot
 
-    def _give_back(self, slot: Slot, error: BaseException | None) -> None:
-        if error is None:
-            self._free.put(slot)
-            return
-        with self._lock:
-            self._failed(slot, error)
+    def _give_back(self, lease: Lease, error: BaseException | None) -> None:
+        if error is not None:
+            with self._lock:
+                self._failed(lease, error)
+        lease.give_back()
 
-    def _failed(self, slot: Slot, error: BaseException) -> None:
+    def _failed(self, lease: Lease, error: BaseException) -> None:
         """After a failure: wait for what is queued, which uses memory that the next call writes; close where that fails."""
-        if self.closed:
+        slot = lease.slot
+        if self.closed or slot is None:
             return
         slot.forget()
         if not isinstance(error, ContractError):  # those were found before anything was queued
             images = self._images
             # A feed's own embedding goes by the stream of the images.
             self._settle(error, slot.stream, *([images.stream] if images is not None else []))
-            slot.pending = False
-        self._free.put(slot)
 
     def _settle(self, error: BaseException, *streams: Stream) -> None:
         try:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from trt_sam._calls import CallMaker, Kind, Known, Prompts, decode_many
 from trt_sam._engine import Engine, Limits
-from trt_sam._handle import Submission
+from trt_sam._handle import Lease, Submission
 from trt_sam._image_calls import ImageCalls
 from trt_sam._layout import Buckets
 from trt_sam._open import open_engines
@@ -248,18 +248,21 @@ class DecoderRunner(ImageCalls):
             cold = set(self._slots)
             while cold:
                 # One slot at a time: whoever holds some and waits for the rest could wait for a caller who does the same.
-                slot = self._take(None)
-                if slot in cold:
-                    self._warm(slot, kinds)
-                    cold.discard(slot)
-                    self._free.put(slot)
-                else:
-                    self._free.put(slot)
+                lease = Lease(self._free)
+                try:
+                    slot = self._take(lease, None)
+                    warm = slot not in cold
+                    if not warm:
+                        self._warm(lease, slot, kinds)
+                        cold.discard(slot)
+                finally:
+                    lease.give_back()
+                if warm:
                     time.sleep(_POLL_SECONDS)
         with self._lock:
             self._save_runtime_caches()
 
-    def _warm(self, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
+    def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
         try:
             for kind, known in kinds:
                 with self._lock:
@@ -272,28 +275,37 @@ class DecoderRunner(ImageCalls):
                     with self._device.active():
                         slot.wait()
         except BaseException as error:
-            self._give_back(slot, error)
+            self._give_back(lease, error)
             raise
 
     def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
-        slot = self._take(timeout)
-        with _NOTHING if embedding is None else self._uploading, self._lock:
-            try:
-                images = self._open_images()
-                with self._device.active():
-                    if slot.readers:
-                        slot.begin()
-                    plan = self._calls.plan(slot, prompts.kind, prompts.known)
-                    prompts.fill(plan)
-                    if embedding is not None:
-                        slot.image = None
-                        images.upload(embedding, slot.embedding.address)
-                        slot.launch(plan, None, 0)
-                    elif image == 0:
-                        raise ContractError("there is no image; call set_image before")
-                    else:
-                        slot.launch(plan, image, images.address(image))
-            except BaseException as error:
-                self._failed(slot, error)
-                raise
-        return Submission(slot, plan, self._give_back)
+        lease = Lease(self._free)
+        try:
+            slot = self._take(lease, timeout)
+            with _NOTHING if embedding is None else self._uploading, self._lock:
+                try:
+                    plan = self._queue(slot, prompts, image, embedding)
+                except BaseException as error:
+                    self._failed(lease, error)
+                    raise
+            return Submission(lease, plan, self._give_back)
+        except BaseException:
+            lease.give_back()
+            raise
+
+    def _queue(self, slot: Slot, prompts: Prompts, image: int, embedding: Array | None) -> Plan:
+        images = self._open_images()
+        with self._device.active():
+            if slot.readers:
+                slot.begin()
+            plan = self._calls.plan(slot, prompts.kind, prompts.known)
+            prompts.fill(plan)
+            if embedding is not None:
+                slot.image = None
+                images.upload(embedding, slot.embedding.address)
+                slot.launch(plan, None, 0)
+            elif image == 0:
+                raise ContractError("there is no image; call set_image before")
+            else:
+                slot.launch(plan, image, images.address(image))
+        return plan
