@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,14 @@ import numpy.typing as npt
 
 from trt_sam._dlpack import is_on_device, on_host
 from trt_sam._engine import Engine
-from trt_sam._handle import Submission
 from trt_sam._layout import Bucket, Buckets
-from trt_sam._plan import EVERY_OUTPUT, PACKED, Call, Decoded, Plan
+from trt_sam._plan import EVERY_OUTPUT, PACKED, Call, Plan
 from trt_sam._slot import Slot
 from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.interface import checked_inputs
 
-__all__ = ["CallMaker", "Feed", "Prompts"]
+__all__ = ["CallMaker", "Feed", "NoSlotError", "Prompts", "host_array"]
 
 Array = npt.NDArray[Any]
 Kind = tuple[Any, ...]
@@ -88,14 +86,14 @@ class CallMaker:
         elif labels is not None:
             raise ContractError("labels came without points; give both or none")
         if boxes is not None:
-            boxes = _array(boxes, "boxes")
+            boxes = host_array(boxes, "boxes")
             if boxes.shape[-1:] != (4,) or boxes.ndim > 2 or boxes.dtype.kind not in "fiu":
                 found = f"{boxes.dtype} {list(boxes.shape)}"
                 raise ContractError(f"boxes are {found}, must be numbers [num_prompts, 4], (x0, y0, x1, y1)")
             boxes = boxes.reshape(-1, 2, 2)
             count = _agreed(count, len(boxes), "boxes")
         if mask_input is not None:
-            mask_input = _array(mask_input, "mask_input")
+            mask_input = host_array(mask_input, "mask_input")
             if mask_input.shape[1:] != _MASK_SHAPE or mask_input.dtype.kind != "f":
                 found = f"{mask_input.dtype} {list(mask_input.shape)}"
                 raise ContractError(f"mask_input is {found}, must be float32 [num_prompts, 1, 256, 256]")
@@ -103,9 +101,13 @@ class CallMaker:
         if count == 0:
             raise ContractError("there is no prompt; give points with labels, boxes, or a mask_input")
         tail = "corners" if boxes is not None else "point" if points is not None else ""
-        size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        size = None if image_size is None else _height_width(image_size)
         kind = (count, num_points, tail, masks, bits, mask_input is not None, size)
-        return Prompts(kind, self._find(kind), points, labels, boxes, mask_input)
+        try:
+            known = self._find(kind)
+        except TypeError as error:  # a list, say, which cannot be looked up
+            raise ContractError(f"masks is {masks!r}, bits is {bits!r}; they must be names, or True and False") from error
+        return Prompts(kind, known, points, labels, boxes, mask_input)
 
     def feed(self, feed: Mapping[str, Array], *, has_image: bool) -> Feed:
         """Check a feed of `run`; raises ContractError where it does not fit."""
@@ -144,6 +146,8 @@ class CallMaker:
         for engine, buckets in self._engines:
             names = {spec.name for spec in engine.inputs}
             wanted = [(b.num_prompts, b.num_points) for b in buckets.all] if sizes is None else list(sizes)
+            if min((n for pair in wanted for n in pair), default=1) < 1:
+                raise ContractError(f"sizes are {wanted}, must be (num_prompts, num_tokens), both 1 or more")
             size = image_size
             if size is None and "orig_im_size" in names:
                 size = (engine.profiles[0]["height"][1], engine.profiles[0]["width"][1])
@@ -152,10 +156,16 @@ class CallMaker:
                 kinds[engine, kind] = self._find(kind, engine)  # profiles overlap: many a size comes twice
         return [(kind, known) for (_, kind), known in kinds.items()]
 
-    def most_prompts(self, *, with_mask: bool) -> int:
-        """Largest number of prompts in one call."""
-        engine, _ = self._engines[-1 if with_mask else 0]
-        return max(limits["num_prompts"][1] for limits in engine.profiles)
+    def most_prompts(self, num_tokens: int, *, with_mask: bool, image_size: tuple[int, int] | None = None) -> int:
+        """Largest number of prompts in one call of `num_tokens` each; of any size, where no profile takes so many tokens."""
+        if not self._engines:
+            raise InferenceError("the runner is closed; open a new one")
+        profiles = self._engines[-1 if with_mask else 0][0].profiles
+        sizes = {"num_points": num_tokens}
+        if image_size is not None:
+            sizes |= dict(zip(("height", "width"), _height_width(image_size), strict=True))
+        taking = [each for each in profiles if all(each[dim][1] >= size for dim, size in sizes.items() if dim in each)]
+        return max(limits["num_prompts"][1] for limits in taking or profiles)
 
     def clear(self) -> None:
         """Drop the engines."""
@@ -198,58 +208,29 @@ class CallMaker:
         return known
 
 
-def decode_many(
-    submit: Callable[..., Submission], most: int, points: Any, labels: Any, boxes: Any, mask_input: Any, asked: dict[str, Any]
-) -> Decoded:
-    """Any number of prompts, `most` in a call, calls overlapping as far as there are slots; results in memory of their own."""
-    if asked.get("masks") == "device":
-        raise ContractError("decode_many gathers results on the host; use submit for masks on the device")
-    named = {"points": points, "labels": labels, "boxes": boxes, "mask_input": mask_input}
-    given = [None if each is None else _array(each, name) for name, each in named.items()]
-    if given[0] is not None and given[0].ndim == 2:
-        given[:2] = [given[0][None], None if given[1] is None else given[1][None]]
-    if given[2] is not None and given[2].ndim == 1:
-        given[2] = given[2][None]
-    counts = {len(each) if each.ndim else 0 for each in given if each is not None}
-    if len(counts) != 1:
-        raise ContractError(f"points, labels, boxes and mask_input have {sorted(counts)} prompts; they must agree")
-    waiting: deque[Submission] = deque()
-    parts: list[Decoded] = []
-    timeout = asked.pop("timeout", None)
-    for start in range(0, counts.pop(), most):
-        part = [None if each is None else each[start : start + most] for each in given]
-        while True:
-            try:
-                # While calls of ours are under way they are what to wait for, not a slot.
-                waiting.append(submit(*part, **asked, timeout=0 if waiting else timeout))
-                break
-            except NoSlotError:
-                if not waiting:
-                    raise
-                parts.append(waiting.popleft().result(copy=True))
-    parts.extend(submission.result(copy=True) for submission in waiting)
-    if len(parts) == 1:
-        return parts[0]
-    low_res = None if parts[0].low_res_masks is None else np.concatenate([part.low_res_masks for part in parts])
-    same = parts[0].masks is parts[0].low_res_masks
-    masks = low_res if same else np.concatenate([part.masks for part in parts])
-    return Decoded(masks, np.concatenate([part.iou_predictions for part in parts]), low_res)
-
-
 class NoSlotError(InferenceError):
     """All slots are in use, and the caller would not wait (longer)."""
 
 
-def _array(given: Any, name: str) -> Array:
+def host_array(given: Any, name: str) -> Array:
+    """What a caller gave, as numpy; raises ContractError where that cannot be had."""
     if is_on_device(given):
         raise ContractError(f"{name}: on the GPU, but the host reads prompts; give a numpy array, torch: .cpu()")
     array: Array = on_host(given, name)
     return array
 
 
+def _height_width(size: Any) -> tuple[int, int]:
+    try:
+        height, width = size
+        return int(height), int(width)
+    except (TypeError, ValueError):
+        raise ContractError(f"image_size is {size!r}, must be (height, width)") from None
+
+
 def _batched(points: Any, labels: Any) -> tuple[Array, Array]:
-    points = _array(points, "points")
-    labels = _array([] if labels is None else labels, "labels")
+    points = host_array(points, "points")
+    labels = host_array([] if labels is None else labels, "labels")
     if points.ndim == 2:
         points, labels = points[None], labels[None]
     if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "fiu":

@@ -104,6 +104,8 @@ def is_captured(stream: int) -> bool | None:
     """Whether a stream (its handle) is being captured; None where there is no such stream (any more)."""
     bindings = _bindings()
     code, status = bindings.cuStreamIsCapturing(bindings.CUstream(stream))
+    if code == bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
+        return True  # the legacy stream, while a stream that it waits for is captured
     if code in (bindings.CUresult.CUDA_ERROR_INVALID_HANDLE, bindings.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED):
         return None
     _checked((code,), "asking about a stream")

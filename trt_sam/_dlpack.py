@@ -21,7 +21,7 @@ from trt_sam.errors import ContractError, InferenceError
 if TYPE_CHECKING:
     from trt_sam._slot import Slot
 
-__all__ = ["Borrowed", "DeviceArray", "borrow", "is_on_device", "on_host"]
+__all__ = ["Borrowed", "DeviceArray", "borrow", "check_device", "device_index", "is_on_device", "on_host"]
 
 _CUDA, _CUDA_MANAGED = 2, 13
 _LEGACY_STREAM = 1
@@ -48,32 +48,23 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
+class _Lent(ctypes.Structure):
+    """One block, which a consumer's call of the deleter frees."""
+
+    _fields_ = (("managed", _Managed), ("shape", ctypes.c_int64 * 4))
+
+
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_allocate = ctypes.pythonapi.PyMem_RawMalloc
+_allocate.restype, _allocate.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+# C code, because consumers also call it where a Python error is under way, which a callback of ours would replace.
+_free = ctypes.cast(ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p)
 _new = ctypes.pythonapi.PyCapsule_New
 _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.restype, _set_name.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
-# In a capsule's destructor its reference count is zero already: it must be handled as an address.
-_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-_raw_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-
-_exported: dict[int, tuple[object, ...]] = {}
-"""What a consumer of ours still uses, by the address of its structure."""
-
-
-def _forget(address: int) -> None:
-    _exported.pop(address, None)
-
-
-def _unused(capsule: int) -> None:
-    """Destructor of a capsule: one that nobody took still owns its structure."""
-    if _raw_valid(capsule, _NAME):
-        _exported.pop(_raw(capsule, _NAME), None)
-
-
-_forget_callback, _unused_callback = _Deleter(_forget), _Deleter(_unused)
 
 
 class DeviceArray:
@@ -101,7 +92,7 @@ class DeviceArray:
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self.address, True),
+            "data": (self.address, False),  # torch takes no other
             "strides": None,
             "version": 3,
             "stream": stream,
@@ -120,7 +111,7 @@ class DeviceArray:
     ) -> object:
         """A capsule for one consumer, whose `stream` (None: the legacy default stream; -1: no waiting) waits for the result.
 
-        Any consumer of `max_version` takes the unversioned capsule that this gives.
+        Any consumer of `max_version` takes the unversioned capsule that this gives. One that nobody takes costs its 100 bytes.
 
         Raises:
             BufferError: a copy or another device is asked for; this is a view of the slot's memory and nothing else.
@@ -138,22 +129,17 @@ class DeviceArray:
                     order(slot.stream.handle, reader)
                 slot.readers.add(reader)
         del owner
-        managed = _Managed()
-        shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
-        managed.tensor = _Tensor(
-            self.address,
-            _CUDA,
-            self._slot.device.index,
-            len(self.shape),
-            _CODES[self.dtype.kind],
-            8 * self.dtype.itemsize,
-            1,
-            shape,
+        at = _allocate(ctypes.sizeof(_Lent))
+        if not at:
+            raise MemoryError
+        lent = _Lent.from_address(at)
+        lent.shape[: len(self.shape)] = self.shape
+        shape = ctypes.cast(at + _Lent.shape.offset, ctypes.POINTER(ctypes.c_int64))
+        kind, bits = _CODES[self.dtype.kind], 8 * self.dtype.itemsize
+        lent.managed = _Managed(
+            _Tensor(self.address, _CUDA, slot.device.index, len(self.shape), kind, bits, 1, shape), None, _free
         )
-        managed.deleter = ctypes.cast(_forget_callback, ctypes.c_void_p)
-        address = ctypes.addressof(managed)
-        _exported[address] = (managed, shape, self)
-        return _new(address, _NAME, ctypes.cast(_unused_callback, ctypes.c_void_p))
+        return _new(at, _NAME, None)
 
     def _check(self) -> None:
         if self._slot.closed:
@@ -173,8 +159,21 @@ def is_on_device(source: object) -> bool:
     if isinstance(source, np.ndarray):
         return False
     if hasattr(source, "__dlpack_device__"):
-        return int(source.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
+        try:
+            return int(source.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
+        except (BufferError, RuntimeError, TypeError, ValueError):
+            return False  # torch's meta tensors: what takes them for the host's says what is wrong
     return hasattr(source, "__cuda_array_interface__")
+
+
+def device_index(source: Any) -> int:
+    """The GPU that `source`, of which `is_on_device`, is on; 0 where that cannot be told, and `borrow` will."""
+    if hasattr(source, "__dlpack_device__"):
+        return int(source.__dlpack_device__()[1])
+    try:
+        return device_of(int(source.__cuda_array_interface__["data"][0])) or 0
+    except (InferenceError, KeyError, IndexError, TypeError, ValueError):
+        return 0
 
 
 def on_host(source: Any, name: str) -> Any:
@@ -201,7 +200,7 @@ def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream:
     if hasattr(source, "__dlpack__"):
         address, dtype, found, strides, owner = _from_dlpack(source, name, device, stream)
     else:
-        address, dtype, found, strides, owner = _from_interface(source, device, stream)
+        address, dtype, found, strides, owner = _from_interface(source, name, device, stream)
     if dtype != "float32":
         raise ContractError(f"{name} is {dtype} on the GPU, must be float32; convert it there, torch: .float()")
     if tuple(found) != tuple(shape):
@@ -212,7 +211,7 @@ def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream:
     where = device_of(address)
     if where is None:
         raise ContractError(f"{name} lies at {address:#x}, where no GPU memory is allocated; was its source freed?")
-    _check_device(name, where, device)
+    check_device(name, where, device)
     return Borrowed(address, owner)
 
 
@@ -231,7 +230,7 @@ _Taken = tuple[int, str, list[int], list[int] | None, object]
 
 
 def _from_dlpack(source: Any, name: str, device: Device, stream: Stream) -> _Taken:
-    _check_device(name, int(source.__dlpack_device__()[1]), device)
+    check_device(name, int(source.__dlpack_device__()[1]), device)
     try:
         # The producer makes our stream wait for its work.
         capsule = source.__dlpack__(stream=stream.handle)
@@ -249,18 +248,26 @@ def _from_dlpack(source: Any, name: str, device: Device, stream: Stream) -> _Tak
     return int(tensor.data or 0) + tensor.byte_offset, dtype, list(tensor.shape[: tensor.ndim]), strides, owner
 
 
-def _from_interface(source: Any, device: Device, stream: Stream) -> _Taken:
+def _from_interface(source: Any, name: str, device: Device, stream: Stream) -> _Taken:
     told = source.__cuda_array_interface__
-    dtype = np.dtype(told["typestr"])
-    strides = told.get("strides")
+    try:
+        dtype, shape, address = np.dtype(told["typestr"]), [int(n) for n in told["shape"]], int(told["data"][0])
+        strides = told.get("strides") and [int(n) // dtype.itemsize for n in told["strides"]]
+        if strides and len(strides) != len(shape):
+            raise ValueError(f"{len(strides)} strides for {len(shape)} axes")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ContractError(f"{name}: its __cuda_array_interface__ cannot be read ({error!r})") from error
+    if told.get("mask") is not None:
+        raise ContractError(f"{name} is a masked array; give one without a mask")
     if told.get("version", 0) < 3:
         device.synchronize()  # whose work is to be waited for is not said
     elif told.get("stream") is not None:
         order(int(told["stream"]), stream.handle)
-    return int(told["data"][0]), dtype.name, list(told["shape"]), strides and [s // dtype.itemsize for s in strides], source
+    return address, dtype.name if dtype.isnative else f"{dtype.str} (of another byte order)", shape, strides, source
 
 
-def _check_device(name: str, found: int, device: Device) -> None:
+def check_device(name: str, found: int, device: Device) -> None:
+    """Raise ContractError where GPU number `found` is not `device`."""
     if found != device.index:
         raise ContractError(
             f"{name} is on GPU {found}, the runner on GPU {device.index}; copy it there, torch: .to('cuda:{device.index}')"

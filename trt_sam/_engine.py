@@ -50,7 +50,7 @@ class Engine:
         runtime_cache: Path | None = None,
     ) -> None:
         self._keep = keep
-        self._engine = engine
+        self._engine: Any = engine
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.profiles = tuple(profiles)
@@ -113,15 +113,23 @@ class Engine:
             context.set_device_memory(memory, self.activation_bytes)
         return ExecutionContext(context)
 
+    def close(self) -> None:
+        """Let go of TensorRT's engine, after all contexts: who keeps this object, in an error's frames, keeps no GPU memory."""
+        self._engine = self._keep = self._cache = None
+
     def save_runtime_cache(self) -> None:
         """Write what TensorRT-RTX has compiled, if anything is new, under the runner's lock.
 
         Raises:
             InputError: the file cannot be written.
+            InferenceError: TensorRT-RTX gave nothing to write.
         """
         if self._cache is None or self._cache_path is None:
             return
-        data = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        if serialized is None:
+            raise InferenceError("TensorRT-RTX could not serialize it; its log has the reason")
+        data = bytes(serialized)
         digest = hashlib.sha256(data).digest()
         if digest != self._saved:
             write_atomically(self._cache_path, data)
@@ -156,9 +164,13 @@ class ExecutionContext:
     """One execution context; remembers what it was told, so that a call like the last one says nothing twice."""
 
     def __init__(self, context: Any) -> None:
-        self._context = context
+        self._context: Any = context
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Let go of TensorRT's context; it cannot be used any more."""
+        self._context = None
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises InferenceError where the shape is outside the profile."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -10,7 +11,7 @@ from typing import Self, TypeVar
 
 from trt_sam._plan import Decoded, Plan
 from trt_sam._slot import Slot
-from trt_sam.errors import InferenceError
+from trt_sam.errors import ContractError, InferenceError
 
 __all__ = ["Lease", "Submission"]
 
@@ -36,6 +37,8 @@ class Lease:
 
     def take(self, timeout: float | None) -> None:
         """Wait for a slot; queue.Empty where none came in time."""
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         self._held.extend(map(self._free.get, (timeout is None or timeout > 0,), (timeout,)))
 
     def give_back(self) -> None:
@@ -50,17 +53,18 @@ class Lease:
 class Submission:
     """What `DecoderRunner.submit` gives; it holds a slot until its result is taken or it is dropped. For one thread."""
 
-    __slots__ = ("_give_back", "_lease", "_plan", "_result", "_slot")
+    __slots__ = ("_copied", "_give_back", "_lease", "_plan", "_result", "_slot")
 
     def __init__(self, lease: Lease, plan: Plan, give_back: Callable[[Lease, BaseException | None], None]) -> None:
         self._slot: Slot | None = lease.slot
         self._plan = plan
         self._give_back = give_back
         self._result: Decoded | None = None
+        self._copied = False
         self._lease: Lease | None = lease
 
     def done(self) -> bool:
-        """Whether `result` would not wait for the GPU; returns at once.
+        """Whether what was queued has run; returns at once. The best of several masks is fetched by `result`, which waits then.
 
         Raises:
             InferenceError: the work failed; the message says so if that closed the runner.
@@ -88,9 +92,12 @@ class Submission:
         """Wait, and give the slot back: the results are valid until its next use, or for good with `copy`.
 
         Raises:
+            ContractError: a copy is asked for after views were.
             InferenceError: the work failed (the message says so if that closed the runner), or the runner was closed.
         """
         if self._slot is None and self._result is not None:
+            if copy and not self._copied and self._plan.call.masks != "device":
+                raise ContractError("the result was taken as views before; take it with copy=True the first time")
             return self._result
 
         def read(plan: Plan) -> Decoded:
@@ -98,6 +105,7 @@ class Submission:
             return found.copy() if copy and plan.call.masks != "device" else found
 
         self._result = self.collect(read)
+        self._copied = copy
         return self._result
 
     def collect(self, read: Callable[[Plan], Result]) -> Result:
@@ -117,11 +125,15 @@ class Submission:
             raise
         return found
 
+    def drop(self) -> None:
+        """Give the slot back without the result. May be called again."""
+        self._end(None)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._end(None)
+        self.drop()
 
     def __del__(self) -> None:
         # The next user of the slot waits for what is queued.

@@ -45,6 +45,10 @@ class Buckets:
         self, profiles: Sequence[Limits], prompts: Sequence[int] | None = None, points: Sequence[int] | None = None
     ) -> None:
         self._profiles = tuple(profiles)
+        for name, asked in (("num_prompts", prompts), ("num_points", points)):
+            high = max(limits[name][1] for limits in profiles)
+            if asked is not None and not (isinstance(asked, Sequence) and all(n in range(1, high + 1) for n in asked)):
+                raise ContractError(f"buckets of {name} are {asked!r}, must be a list of numbers from 1 to {high}")
         self.all = tuple(
             Bucket(n, p, index)
             for index, limits in enumerate(profiles)

@@ -65,13 +65,12 @@ class Lifecycle:
         device: closed with it.
     """
 
-    _calls: CallMaker
-
     def __init__(self, engines: list[Engine], device: Device) -> None:
         self.closed = False
         """Closed by `close`, or by a failure after which the GPU's context cannot be used."""
         self._device = device
         self._engines = engines
+        self._calls = CallMaker([])
         self._lock = threading.Lock()
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._slots: list[Slot] = []
@@ -95,9 +94,11 @@ class Lifecycle:
         A runner that is dropped is closed too, with a ResourceWarning; one that is open when Python exits, without.
         """
         with self._lock:
-            if not self.closed:
-                self._save_runtime_caches()
-            self._close()
+            try:
+                if not self.closed:
+                    self._save_runtime_caches()
+            finally:
+                self._close()
 
     def __del__(self) -> None:
         if getattr(self, "closed", True) or sys.is_finalizing():
@@ -181,6 +182,8 @@ class Lifecycle:
         if self._images is not None:
             self._images.close()
         self._calls.clear()
+        for engine in self._engines:
+            engine.close()
         self._engines.clear()
 
     def _check_open(self) -> None:

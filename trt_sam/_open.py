@@ -54,6 +54,9 @@ def _deserialize(
     manifest: Manifest, flavour: Flavour, graphs: Sequence[GraphEntry], plans: Sequence[bytes], *, runtime_cache: bool
 ) -> list[Engine]:
     runtime: Any = flavour.trt.Runtime(_logger(flavour.trt.Logger))
+    if manifest.recipe.version_compatible:
+        # Such a plan brings its runtime as code, which TensorRT refuses by default; the manifest's hash names the file.
+        runtime.engine_host_code_allowed = True
     engines = []
     for graph, plan in zip(graphs, plans, strict=True):
         flavour.check_engine(runtime, plan)

@@ -178,10 +178,6 @@ class Plan:
         """All outputs of the graph by name."""
         return self._views
 
-    def close(self) -> None:
-        """Let go of the execution context, which a submission that lives on must not keep."""
-        del self.program
-
     def _pad(self) -> None:
         self._coords.fill(0)
         self._labels.fill(LABEL_ABSENT)

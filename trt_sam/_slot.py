@@ -44,6 +44,12 @@ class Program:
     context: ExecutionContext
     graph: Graph | None = None
 
+    def close(self) -> None:
+        """Drop what holds device memory; it cannot run any more."""
+        if self.graph is not None:
+            self.graph.close()
+        self.context.close()
+
     def enqueue(self, stream: int) -> None:
         """Queue the inference; raises InferenceError where TensorRT or CUDA could not."""
         if self.graph is not None:
@@ -179,11 +185,8 @@ class Slot:
             with contextlib.suppress(InferenceError):
                 self.stream.synchronize()
             for program in self._programs.values():
-                if program.graph is not None:
-                    program.graph.close()
+                program.close()
             self._programs.clear()
-            for plan in self.plans.values():
-                plan.close()
             self.plans.clear()
             self.current = None
             # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.

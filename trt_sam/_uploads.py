@@ -10,18 +10,53 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._dlpack import Borrowed, borrow, is_on_device
+from trt_sam._dlpack import Borrowed, borrow, check_device, is_on_device
 from trt_sam._residents import EMBEDDING_BYTES, Residents
 from trt_sam._slot import Slot
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.cuda import Device, DeviceBuffer, page_locked
-from trt_sam.cuda_streams import Stream
+from trt_sam.cuda_streams import Event, Stream
 from trt_sam.errors import InferenceError
 
-__all__ = ["Images", "Source"]
+__all__ = ["Handover", "Images", "Source"]
 
+NAME = "image_embeddings"
 Source = Borrowed | None
 """An embedding to copy: somebody's device memory, or None for what lies in the staging memory."""
+
+
+class Handover:
+    """An embedding on the GPU, taken on one thread for a runner on another.
+
+    A producer such as torch makes a stream wait for what the *calling* thread's current stream was given: so it is asked here.
+
+    Args:
+        embedding: offers DLPack or `__cuda_array_interface__`, on the GPU of `stream`.
+        device: of `stream`.
+        stream: waits for the producer.
+
+    Raises:
+        ContractError, InferenceError: as `borrow`.
+    """
+
+    def __init__(self, embedding: Any, device: Device, stream: Stream) -> None:
+        self.event = Event(device)
+        try:
+            with device.active():
+                self.borrowed: Borrowed | None = borrow(embedding, NAME, EMBEDDING_SHAPE, device, stream)
+                self.event.record(stream)
+        except BaseException:
+            self.event.close()
+            raise
+        self.index = device.index
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.index
+
+    def close(self) -> None:
+        """The embedding is its owner's again. May be called again."""
+        self.borrowed = None
+        self.event.close()
 
 
 class Images:
@@ -57,8 +92,12 @@ class Images:
             ContractError: something on the device that cannot be taken.
             InferenceError: CUDA failed.
         """
+        if isinstance(embedding, Handover):
+            check_device(NAME, embedding.index, self._device)
+            self.stream.wait(embedding.event)
+            return embedding.borrowed
         if is_on_device(embedding):
-            return borrow(embedding, "image_embeddings", EMBEDDING_SHAPE, self._device, self.stream)
+            return borrow(embedding, NAME, EMBEDDING_SHAPE, self._device, self.stream)
         self._stage(embedding)
         return None
 

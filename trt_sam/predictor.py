@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT, LOW_RES_SIZE
 from trt_sam.errors import ContractError, InputError
 from trt_sam.images import frame_shape
-from trt_sam.interface import Runner
+from trt_sam.interface import Runner, checked_embedding
 from trt_sam.resize import boxes_to_frame, coords_to_frame, postprocess_masks
 
 __all__ = ["ImageNotSetError", "Predictor", "SupportsEmbed"]
@@ -95,20 +95,21 @@ class Predictor:
         self.set_image_embedding(self._encoder.embed(rgb), (image.shape[0], image.shape[1]))
 
     def set_image_embedding(self, embedding: FloatArray, original_size: tuple[int, int]) -> None:
-        """Take `embedding` float32 [1, 256, 64, 64] of an image of `original_size` (height, width); a copy is kept.
+        """Take `embedding` float32 [1, 256, 64, 64] of an image of `original_size` (height, width); a copy is kept on the host.
 
         Raises:
-            InputError: not such an embedding, or an impossible size.
+            InputError: not such an embedding, one on a GPU, or an impossible size.
         """
         height, width = (int(v) for v in original_size)
         if min(height, width) < 1:
             raise InputError(f"original_size is ({height}, {width}), must be (height, width), both at least 1")
         frame_shape(height, width)
         self.reset_image()
+        kept = _on_host(embedding)
         with self._turn:
-            self._runner.set_image(embedding)
+            self._runner.set_image(kept)
             self._image_id = self._runner.image_id
-        self._embedding = np.array(embedding)
+        self._embedding = kept
         self.original_size = (height, width)
         self.is_image_set = True
 
@@ -190,7 +191,7 @@ class Predictor:
         count = _batch_size(point_coords, boxes, mask_input)
         prompts = self._prompts(count, point_coords, point_labels, boxes)
         hints = self._mask_hints(count, mask_input)
-        step = min(count, self._runner.limits.get("num_prompts", (1, 1))[1])
+        step = min(count, self._most_prompts(prompts, with_mask=hints is not None))
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         parts = []
         for start in range(0, count, step):
@@ -216,9 +217,7 @@ class Predictor:
         if "orig_im_size" in self._names:
             feed["orig_im_size"] = np.array(self.original_size, np.int64)
         with self._turn:
-            if self._runner.image_id != self._image_id:
-                # Another predictor has set its image on the runner that we share.
-                self._bring_back()
+            self._bring_back()
             results = self._runner.run(feed)
         low_res = np.ascontiguousarray(results["low_res_masks"][:, chosen])
         iou = np.ascontiguousarray(results["iou_predictions"][:, chosen])
@@ -231,13 +230,23 @@ class Predictor:
             masks[row] = logits if return_logits else logits > MASK_THRESHOLD
         return masks, iou, low_res
 
+    def _most_prompts(self, prompts: Sequence[Prompt], *, with_mask: bool) -> int:
+        """How many prompts one call takes: of a runner of several profiles, it depends on their length."""
+        ask = getattr(self._runner, "most_prompts", None)
+        if ask is None:
+            return self._runner.limits.get("num_prompts", (1, 1))[1]
+        size = self.original_size if "orig_im_size" in self._names else None
+        return int(ask(max(len(kinds) for _, kinds in prompts), with_mask=with_mask, image_size=size))
+
     def _bring_back(self) -> None:
-        """Make our image the runner's current one: a runner that holds many may have it still."""
+        """Make our image the runner's current one, where another's is, or where it has gone for others' images."""
         use = getattr(self._runner, "use_image", None)
         if use is not None:
             with contextlib.suppress(ContractError):
                 use(self._image_id)
                 return
+        elif self._runner.image_id == self._image_id:
+            return
         self._runner.set_image(self._require_image())
         self._image_id = self._runner.image_id
 
@@ -297,6 +306,14 @@ class Predictor:
         if self._embedding is None:
             raise ImageNotSetError("no image is set; call set_image or set_image_embedding before predict")
         return self._embedding
+
+
+def _on_host(embedding: Any) -> FloatArray:
+    try:
+        found = np.array(embedding)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ContractError(f"image_embeddings: Predictor keeps a copy on the host, torch: .cpu().numpy() ({error})") from error
+    return checked_embedding(found)
 
 
 def _batch_size(point_coords: Sequence[Array | None] | None, boxes: Array | None, mask_input: Array | None) -> int:

@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
-from trt_sam._calls import CallMaker, Kind, Known, Prompts, decode_many
+from trt_sam._calls import CallMaker, Kind, Known, Prompts
+from trt_sam._decode_many import decode_many
 from trt_sam._engine import Engine, Limits
 from trt_sam._handle import Lease, Submission
 from trt_sam._image_calls import ImageCalls
@@ -57,7 +58,7 @@ class DecoderRunner(ImageCalls):
         point_buckets: the same for points.
 
     Raises:
-        ContractError: `in_flight` or `image_bytes` is too small.
+        ContractError: `in_flight` or `image_bytes` is too small, or buckets are no sizes that the engine takes.
         InferenceError: the GPU has too little memory for the largest shapes, or CUDA failed.
     """
 
@@ -75,7 +76,6 @@ class DecoderRunner(ImageCalls):
         engines = [engine] if isinstance(engine, Engine) else engine
         super().__init__(engines, device)
         self._warming = threading.Lock()
-        self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
         # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
         widest = max(engines, key=lambda e: len(e.inputs))
         self.inputs: tuple[TensorSpec, ...] = widest.inputs
@@ -86,6 +86,7 @@ class DecoderRunner(ImageCalls):
                 raise ContractError(
                     f"in_flight is {in_flight}, must be 1 or more; image_bytes is {image_bytes}, must hold an image"
                 )
+            self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
             with device.active():
                 self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
                 self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._slots)
@@ -186,8 +187,15 @@ class DecoderRunner(ImageCalls):
         Raises:
             ContractError, InferenceError: as `submit`.
         """
-        most = self._calls.most_prompts(with_mask=mask_input is not None)
-        return decode_many(self.submit, most, points, labels, boxes, mask_input, {"image": self._current, **asked})
+        return decode_many(self.submit, self._calls, points, labels, boxes, mask_input, {"image": self._current, **asked})
+
+    def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
+        """Largest number of prompts that one call takes, of `num_tokens` each: points, and two corners or one "not a point".
+
+        Raises:
+            InferenceError: the runner is closed.
+        """
+        return self._calls.most_prompts(num_tokens, with_mask=with_mask, image_size=image_size)
 
     def run(self, feed: Mapping[str, Array], *, copy: bool = True) -> dict[str, Array]:
         """Run one feed, as `trt_sam.interface.Runner.run`.

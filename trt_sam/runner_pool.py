@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -10,12 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+from trt_sam._dlpack import device_index, is_on_device
 from trt_sam._plan import Decoded
+from trt_sam._uploads import Handover
+from trt_sam.cuda import Device
+from trt_sam.cuda_streams import Stream
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.runner import DecoderRunner
 
 __all__ = ["RunnerPool"]
 
+_FORKED = "the pool belongs to the process that this one was forked from; open one here, in a process started by spawn"
 _CLOSED = "the pool is closed; open a new one"
 
 
@@ -44,6 +50,8 @@ class RunnerPool:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
+        self._streams: dict[int, tuple[Device, Stream]] = {}
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="trt-sam-runner")
 
     @classmethod
@@ -84,21 +92,31 @@ class RunnerPool:
         already this waits for room, `timeout` seconds at most; 0 raises at once, None waits for ever (so give one in a future's
         callback, which runs on a thread that the room is waited for).
 
+        An embedding on the GPU is taken here, in order with what this thread's current stream (torch's) was given before.
+
         Raises:
+            ContractError: an embedding on the GPU that cannot be taken.
             InferenceError: the pool is closed, or there was no room.
         """
+        if self._process != os.getpid():
+            raise InferenceError(_FORKED)
         if self._closed:
             raise InferenceError(_CLOSED)
-        if self._room is not None and not self._room.acquire(timeout=timeout):
+        if self._room is not None and not self._room.acquire(
+            timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        ):
             raise InferenceError(f"{self._most} calls are under way or waiting; wait longer, or open a pool of more runners")
+        taken = None
         try:
+            if is_on_device(embedding):
+                embedding = taken = self._take(embedding)
             future = self._threads.submit(self._work, embedding, (points, labels, boxes, mask_input), asked)
-        except RuntimeError as error:  # closed since
-            if self._room is not None:
-                self._room.release()
-            raise InferenceError(_CLOSED) from error
-        if self._room is not None:
-            future.add_done_callback(self._leave)
+        except BaseException as error:
+            self._leave(taken)
+            if isinstance(error, RuntimeError) and self._closed:  # since we looked
+                raise InferenceError(_CLOSED) from error
+            raise
+        future.add_done_callback(lambda _: self._leave(taken))
         return future
 
     def map(self, calls: Iterable[tuple[Any, ...]], **asked: Any) -> Iterator[Decoded]:
@@ -121,6 +139,12 @@ class RunnerPool:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+        for device, stream in self._streams.values():
+            # An embedding that was refused leaves a wait for its owner's work behind.
+            with contextlib.suppress(InferenceError), device.active():
+                stream.synchronize()
+            device.close()
+        self._streams.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -137,9 +161,19 @@ class RunnerPool:
             if not runner.closed:
                 runner.drop_image(image)
 
-    def _leave(self, _: object) -> None:
-        assert self._room is not None
-        self._room.release()
+    def _take(self, embedding: Any) -> Handover:
+        index = device_index(embedding)
+        with self._lock:
+            if index not in self._streams:
+                device = Device(index)
+                self._streams[index] = device, Stream(device)
+        return Handover(embedding, *self._streams[index])
+
+    def _leave(self, taken: Handover | None) -> None:
+        if taken is not None:
+            taken.close()
+        if self._room is not None:
+            self._room.release()
 
     def _runner(self) -> DecoderRunner:
         """The runner of this thread, made at its first call and after a failure that closed it."""
