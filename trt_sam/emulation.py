@@ -41,16 +41,15 @@ class Float16Emulation:
         self._session = ort.InferenceSession(emulated.SerializeToString(), settings, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in emulated.graph.output]
         self.largest: dict[str, float] = {}
-        """Largest |x| before rounding, by tensor name, over all calls."""
+        """Largest |x| before rounding, by tensor name, over all calls; NaN for a tensor that ever held one."""
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (as the float16 graph takes it); outputs are float32 arrays with float16 values."""
         values = dict(zip(self._names, self._session.run(None, dict(feed)), strict=True))
         for name in [n for n in values if n.startswith(_MAGNITUDE)]:
             tensor = name.removeprefix(_MAGNITUDE)
-            seen = float(values.pop(name))
-            # Not max(): a NaN must stay.
-            self.largest[tensor] = seen if not seen <= self.largest.get(tensor, 0.0) else self.largest[tensor]
+            # Not max(): a NaN must be seen, and stay.
+            self.largest[tensor] = float(np.maximum(self.largest.get(tensor, 0.0), values.pop(name)))
         return values
 
 
@@ -96,11 +95,16 @@ def _float16_names(model: onnx.ModelProto) -> set[str]:
 
 def _rounding(name: str) -> list[onnx.NodeProto]:
     raw, rounded, magnitude = f"{name} before rounding", f"{name} as float16", f"|{name}|"
+    largest, total, broken = f"max {magnitude}", f"sum {magnitude}", f"NaN in {name}"
     return [
         helper.make_node("Cast", [raw], [rounded], to=TensorProto.FLOAT16),
         helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT),
         helper.make_node("Abs", [raw], [magnitude]),
-        helper.make_node("ReduceMax", [magnitude], [f"{_MAGNITUDE}{name}"], keepdims=0),
+        helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0),
+        # ONNX Runtime's ReduceMax passes over NaN; a sum of magnitudes is NaN where, and only where, one of them is.
+        helper.make_node("ReduceL1", [raw], [total], keepdims=0),
+        helper.make_node("IsNaN", [total], [broken]),
+        helper.make_node("Where", [broken, total, largest], [f"{_MAGNITUDE}{name}"]),
     ]
 
 
