@@ -21,6 +21,14 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_graphs(tmp_path_factory.mktemp("decoder_graphs"))
 
 
+@pytest.fixture(scope="session")
+def mobile_sam() -> Path:
+    """MobileSAM's official checkpoint file (see `real_weights`)."""
+    from real_weights import checkpoint_file
+
+    return checkpoint_file("mobile_sam")
+
+
 @pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """Two threads on cores that others use wait for each other longer than they work."""

@@ -23,6 +23,7 @@ _EXTRAS = {
     "cuda": "cuda",
     "polygraphy": "compare",
     "matplotlib": "bench",
+    **dict.fromkeys(("filelock", "platformdirs", "pooch", "pypi_simple", "requests", "tqdm", "urllib3"), "download"),
 }
 
 

@@ -6,18 +6,22 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from trt_sam import __version__
+from trt_sam._cache import cache_set_to
 from trt_sam.errors import TrtSamError
 
 __all__ = ["main"]
 
 COMMANDS = (
+    "download",
     "export",
     "embed",
     "calibrate",
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.set_defaults(run=module.run)
     try:
         args = parser.parse_args(argv)
-        code: int = args.run(args)
+        with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except TrtSamError as error:
@@ -61,6 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`| head`): not an error, but Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextlib.contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """What the package logs, from INFO on, as plain lines on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("trt_sam")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 class _Parser(argparse.ArgumentParser):

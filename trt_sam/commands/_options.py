@@ -1,4 +1,4 @@
-"""What several subcommands share: recipe and graph flags, and `--json [FILE]`."""
+"""What several subcommands share: the checkpoint, recipe and graph flags, and `--json [FILE]`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import json
 import sys
 from typing import Any
 
+from trt_sam._cache import CACHE_VARIABLE
 from trt_sam._files import write_atomically
 from trt_sam.errors import InputError
 from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
 
-__all__ = ["add_graph_arguments", "add_json_argument", "checkpoint_of", "recipe_from", "write_json"]
+__all__ = [
+    "CHECKPOINT_HELP",
+    "add_cache_argument",
+    "add_checkpoint_argument",
+    "add_graph_arguments",
+    "add_json_argument",
+    "checkpoint_of",
+    "recipe_from",
+    "write_json",
+]
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> None:
@@ -25,6 +35,22 @@ def add_graph_arguments(parser: argparse.ArgumentParser, *, target: bool) -> Non
     parser.add_argument("--full-resolution", action="store_true", default=None, help="also give masks at orig_im_size")
     parser.add_argument("--best-mask", action="store_true", default=None, help="give only the mask SAM's rule selects")
     parser.add_argument("--mask-bits", action="store_true", default=None, help="also give thresholded masks, 8 pixels a byte")
+
+
+CHECKPOINT_HELP = "mobile_sam or another name of `trt-sam download --list`, standin, a .pth, a Hugging Face folder or id"
+
+
+def add_checkpoint_argument(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
+    """Add `--checkpoint`, and `--cache` for what a name downloads."""
+    parser.add_argument("--checkpoint", required=required, metavar="C", help=CHECKPOINT_HELP)
+    add_cache_argument(parser)
+
+
+def add_cache_argument(parser: argparse._ActionsContainer) -> None:
+    """Add `--cache`, which `cli.main` puts into effect for the whole command."""
+    parser.add_argument(
+        "--cache", metavar="DIR", help=f"where downloads are kept (default: {CACHE_VARIABLE}, else the user's cache folder)"
+    )
 
 
 def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:
@@ -49,7 +75,7 @@ def checkpoint_of(args: argparse.Namespace, recipe: EngineRecipe) -> str:
     """The checkpoint that `--checkpoint` or the recipe names; raises InputError where neither does."""
     source = args.checkpoint or recipe.checkpoint
     if not source:
-        raise InputError("no checkpoint: give --checkpoint standin, a .pth, a Hugging Face folder or id")
+        raise InputError("no checkpoint: give --checkpoint mobile_sam, standin, a .pth, a Hugging Face folder or id")
     return str(source)
 
 

@@ -32,7 +32,7 @@ from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.recipe import GraphOptions
@@ -58,7 +58,7 @@ _REPORTS = ("report.md", "report.json", "report.html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `accuracy`."""
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="standin, standin-hard, a .pth, a folder or id")
+    add_checkpoint_argument(parser, required=True)
     add_image_arguments(parser, images=16, prompts=16, calibration=16)
     parser.add_argument(
         "--variants",

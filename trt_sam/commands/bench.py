@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
 from trt_sam.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands.compare import gpu_number
 from trt_sam.errors import InputError
 from trt_sam.tensorrt import gpu_compute_capability
@@ -40,7 +40,7 @@ _SIDES_MODULE = "trt_sam._bench_sides"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bench`."""
-    parser.add_argument("--checkpoint", metavar="SOURCE", help="for PyTorch and ONNX Runtime (default: standin)")
+    add_checkpoint_argument(parser)
     parser.add_argument("--engine", metavar="DIR", type=Path, help="an engine set; its graph serves ONNX Runtime")
     parser.add_argument("--onnx", metavar="FILE", type=Path, help="the graph for ONNX Runtime")
     parser.add_argument("--prompts", metavar="LIST", help="prompts per call (default: 1,4,16; with a GPU 1,4,16,64,256)")

@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._implicit import check_method
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.commands._options import (
+    CHECKPOINT_HELP,
+    add_cache_argument,
+    add_graph_arguments,
+    add_json_argument,
+    checkpoint_of,
+    recipe_from,
+    write_json,
+)
 from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
 from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
 from trt_sam.engine_set import BuiltSet, GraphSource, build_set, copy_graph
@@ -44,8 +52,9 @@ HELP = "checkpoint or ONNX to TensorRT engine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build`."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
+    source.add_argument("--checkpoint", metavar="C", help=CHECKPOINT_HELP)
     source.add_argument("--onnx", metavar="F", help="a graph of trt-sam export; needs no torch")
+    add_cache_argument(parser)
     add_graph_arguments(parser, target=False)
     parser.add_argument(
         "--decode-mask", action="store_true", default=None, help="also build the graph that refines an earlier mask"

@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.commands._options import (
+    add_checkpoint_argument,
+    add_graph_arguments,
+    add_json_argument,
+    checkpoint_of,
+    recipe_from,
+    write_json,
+)
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.images import list_images
@@ -45,7 +52,7 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `calibrate`."""
-    parser.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
+    add_checkpoint_argument(parser)
     add_calibration_arguments(parser, required=True)
     add_graph_arguments(parser, target=False)
     parser.add_argument("--output", required=True, metavar="F.onnx", type=Path)

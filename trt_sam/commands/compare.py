@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_cache_argument, add_json_argument, write_json
 from trt_sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ _PROMPTS_PER_IMAGE = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `compare`."""
-    what = "standin, a checkpoint, a .onnx graph, or an engine set's folder"
+    what = "mobile_sam, standin or another checkpoint, a .onnx graph, or an engine set's folder"
     parser.add_argument("reference", metavar="A", help=f"the reference: {what}")
     parser.add_argument("other", metavar="B", help=what)
+    add_cache_argument(parser)
     parser.add_argument("--prompts", metavar="N", type=int, default=DEFAULT_PROMPTS, help="how many (default: %(default)s)")
     parser.add_argument("--embeddings", metavar="DIR", type=Path, help="put them on the embeddings in DIR")
     parser.add_argument("--device", metavar="cuda:N", default="cuda:0", help="GPU for engines (default: %(default)s)")

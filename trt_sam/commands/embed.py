@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_folder
 from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
@@ -30,7 +30,7 @@ HELP = "photos to embedding files"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `embed`."""
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", type=Path, help="image files or folders of them")
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="standin, a .pth, a Hugging Face folder or id")
+    add_checkpoint_argument(parser, required=True)
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder for one .npz per photo")
     add_json_argument(parser)
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_graph_arguments, add_json_argument, checkpoint_of, recipe_from, write_json
+from trt_sam.commands._options import (
+    add_checkpoint_argument,
+    add_graph_arguments,
+    add_json_argument,
+    checkpoint_of,
+    recipe_from,
+    write_json,
+)
 from trt_sam.errors import InputError
 
 HELP = "checkpoint to ONNX"
@@ -19,7 +26,7 @@ HELP = "checkpoint to ONNX"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `export`."""
-    parser.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
+    add_checkpoint_argument(parser)
     add_graph_arguments(parser, target=True)
     parser.add_argument("--output", required=True, metavar="F.onnx", type=Path)
     add_json_argument(parser)

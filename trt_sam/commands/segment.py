@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from trt_sam._files import atomic_path
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.embeddings import load_embedding
 from trt_sam.errors import InputError
 from trt_sam.images import read_image
@@ -41,7 +41,7 @@ HELP = "clicks and a box on an image to a mask"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `segment`."""
     parser.add_argument("image", metavar="IMAGE", type=Path)
-    parser.add_argument("--checkpoint", metavar="C", help="standin, standin-hard, a .pth, a Hugging Face folder or id")
+    add_checkpoint_argument(parser)
     parser.add_argument("--onnx", metavar="F.onnx", type=Path, help="run this exported decoder instead of PyTorch")
     parser.add_argument("--embedding", metavar="F.npz", type=Path, help="the image's embedding file, instead of the encoder")
     parser.add_argument(

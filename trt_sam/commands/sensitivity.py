@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from trt_sam._build_callbacks import TerminalBar
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
-from trt_sam.commands._options import add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.recipe import CALIBRATORS, TIERS, GraphOptions, QuantizationOptions
@@ -35,7 +35,7 @@ HELP = "rank the products by what quantizing them costs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `sensitivity`."""
-    parser.add_argument("--checkpoint", required=True, metavar="C", help="standin, standin-hard, a .pth, a folder or id")
+    add_checkpoint_argument(parser, required=True)
     add_image_arguments(parser, images=8, prompts=8, calibration=8)
     parser.add_argument("--precision", choices=("int8", "fp8"), default="int8", help="(default: %(default)s)")
     fixed = [calibrator for calibrator in CALIBRATORS if calibrator != "auto"]

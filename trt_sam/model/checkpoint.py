@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trt_sam.download import CATALOGUE, fetch, nearest_names
 from trt_sam.errors import CheckpointError
 from trt_sam.model import naming
 from trt_sam.model.hardened import harden
@@ -63,8 +64,8 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """Load a checkpoint.
 
     Args:
-        source: a Meta `.pth`; a Hugging Face folder of `SamModel`; a hub id (`facebook/sam-vit-base`); "standin" or
-            "standin-hard".
+        source: a name of `trt_sam.download.CATALOGUE` ("mobile_sam"), which is downloaded into the cache where it is not there;
+            a Meta `.pth`; a Hugging Face folder of `SamModel`; a hub id (`facebook/sam-vit-base`); "standin" or "standin-hard".
 
     LayerNorm epsilons are those of Meta's code (1e-5 in the decoder's transformer), whatever config.json says: transformers
     computes with 1e-6 there, with weights that were trained with 1e-5.
@@ -74,6 +75,8 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         MissingDependencyError: a package that this source needs is not installed.
     """
     text = os.fspath(source)
+    if text in CATALOGUE:
+        return _from_pth(fetch(text), text)
     path = Path(text)
     if text in STANDINS:
         folder = DATA_FOLDER / "standin"
@@ -85,10 +88,15 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if not path.exists() and looks_like_hub_id(text):
         return _from_folder(download(text), text)
     if not path.exists():
-        raise CheckpointError(f"checkpoint not found: {text}; give a .pth, a Hugging Face folder or id, or {STANDINS[0]}")
+        near = nearest_names(text, STANDINS)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        names = ", ".join((*CATALOGUE, STANDINS[0]))
+        raise CheckpointError(
+            f"checkpoint not found: {text}; {meant}give a .pth, a Hugging Face folder or id, or a name: {names}"
+        )
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} lacks the config.json beside it; give the folder {path.parent} instead")
-    return _from_pth(path)
+    return _from_pth(path, text)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -101,10 +109,10 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _from_pth(path: Path) -> Checkpoint:
+def _from_pth(path: Path, source: str) -> Checkpoint:
     state = read_pth(path)
     decoder, encoder = _split({name: value for name, value in state.items() if name not in _META_CONSTANTS})
-    return _checkpoint(decoder, encoder, config=None, place=str(path), source=str(path))
+    return _checkpoint(decoder, encoder, config=None, place=str(path), source=source)
 
 
 def _from_folder(folder: Path, source: str, prepare: Callable[[SamDecoder], SamDecoder] | None = None) -> Checkpoint:
