@@ -2,6 +2,8 @@
 
 An `.npz` with `image_embeddings` float32 [1, 256, 64, 64], `original_size` int64 [2] (height, width of the photo),
 `file_name` (the photo's) and `encoder_sha256` (which weights made it), both unicode. Nothing in it is ever unpickled.
+Of other people's files the first two are enough, the embedding in any float type and without the axis of length 1 too, the
+size in any integer type.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Embedding:
     original_size: tuple[int, int]
     """(height, width) of the photo in pixels."""
     file_name: str = ""
-    """Of the photo; empty where unknown."""
+    """Of the photo; where the embedding file does not say, that file's own name without its ending."""
     encoder_sha256: str = ""
     """Hash of the encoder's weights (`ImageEncoder.sha256`); empty where unknown."""
 
@@ -52,12 +54,15 @@ def save_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"embedding file {path} must end in .npz")
-    _check_array(embedding.image_embeddings, "the embedding to save")
+    array = embedding.image_embeddings
+    if array.shape != EMBEDDING_SHAPE or array.dtype != np.float32:
+        raise InputError(f"the embedding to save is {array.dtype} {list(array.shape)}, must be float32 {list(EMBEDDING_SHAPE)}")
+    _checked_array(array, "the embedding to save")
     size = _checked_size(np.asarray(embedding.original_size, dtype=np.int64), "the embedding to save")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            image_embeddings=embedding.image_embeddings,
+            image_embeddings=array,
             original_size=np.array(size, dtype=np.int64),
             file_name=np.array(embedding.file_name, dtype=np.str_),
             encoder_sha256=np.array(embedding.encoder_sha256, dtype=np.str_),
@@ -68,7 +73,8 @@ def load_embedding(path: str | os.PathLike[str], *, original_size: tuple[int, in
     """Read an embedding file, or a bare `.npy` or `.safetensors` of the same shape.
 
     Args:
-        path: `.npz` as `save_embedding` writes it; or `.npy`; or `.safetensors` with `image_embeddings` or one tensor.
+        path: `.npz` as `save_embedding` writes it, or with `image_embeddings` and `original_size` alone; or `.npy`; or
+            `.safetensors` with `image_embeddings` or one tensor. Floats of any size, [1, 256, 64, 64] or [256, 64, 64].
         original_size: (height, width) of the photo; required for a bare array, which does not know it.
 
     Raises:
@@ -84,7 +90,7 @@ def load_embedding(path: str | os.PathLike[str], *, original_size: tuple[int, in
         raise InputError(f"{path} does not say how large its photo was; give the original size (height, width)")
     array = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
     size = _checked_size(np.asarray(original_size, dtype=np.int64), f"the photo of {path}")
-    return Embedding(_check_array(array, f"embedding file {path}"), size)
+    return Embedding(_checked_array(array, f"embedding file {path}"), size, path.stem)
 
 
 def embedding_files(folder: Path) -> list[Path]:
@@ -102,28 +108,34 @@ def embedding_files(folder: Path) -> list[Path]:
 
 
 def _load_npz(path: Path, original_size: tuple[int, int] | None) -> Embedding:
-    members = {name: _read_member(path, name) for name in ("image_embeddings", "original_size", "file_name", "encoder_sha256")}
-    size = _checked_size(members["original_size"], f"embedding file {path}")
+    array, stored_size = (_read_member(path, name) for name in ("image_embeddings", "original_size"))
+    size = _checked_size(stored_size, f"embedding file {path}")
     if original_size is not None and tuple(original_size) != size:
         raise InputError(f"embedding file {path} is of a photo of {size} (height, width), not {tuple(original_size)}")
     texts = []
-    for name in ("file_name", "encoder_sha256"):
-        if members[name].dtype.kind != "U" or members[name].shape != ():
-            found = f"{members[name].dtype} {list(members[name].shape)}"
+    for name, absent in (("file_name", path.stem), ("encoder_sha256", "")):
+        text = _read_member(path, name, np.array(absent))
+        if text.dtype.kind != "U" or text.shape != ():
+            found = f"{text.dtype} {list(text.shape)}"
             raise InputError(f"embedding file {path}: {name} is {found}, must be one unicode string; write it again")
-        texts.append(str(members[name]))
-    return Embedding(_check_array(members["image_embeddings"], f"embedding file {path}"), size, *texts)
+        texts.append(str(text))
+    return Embedding(_checked_array(array, f"embedding file {path}"), size, *texts)
 
 
-def _read_member(path: Path, name: str) -> npt.NDArray[Any]:
-    """One array of an .npz, its packed size checked before it is unpacked."""
+def _read_member(path: Path, name: str, absent: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """One array of an .npz, its packed size checked before it is unpacked; `absent` where it is not there and need not be."""
     try:
         with zipfile.ZipFile(path) as archive:
             try:
                 info = archive.getinfo(f"{name}.npy")
             except KeyError:
+                if absent is not None:
+                    return absent
                 held = ", ".join(n.removesuffix(".npy") for n in archive.namelist()[:5]) or "nothing"
-                raise InputError(f"embedding file {path} has no {name}, it holds {held}; write it with trt-sam embed") from None
+                raise InputError(
+                    f"embedding file {path} has no {name}, it holds {held}; it must hold image_embeddings "
+                    f"{list(EMBEDDING_SHAPE)} and original_size (height, width of the photo)"
+                ) from None
             if info.file_size > _LARGEST_MEMBER:
                 raise InputError(f"embedding file {path}: {name} unpacks to {info.file_size:,} bytes; this is no embedding")
             with archive.open(info) as member:
@@ -159,18 +171,38 @@ def _read_safetensors(path: Path) -> npt.NDArray[Any]:
         raise InputError(f"embedding file {path} cannot be read as safetensors ({error}); write it again") from None
 
 
-def _check_array(array: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
-    expected = f"float32 {list(EMBEDDING_SHAPE)}"
-    if array.shape != EMBEDDING_SHAPE or array.dtype != np.float32:
-        raise InputError(f"{what} is {array.dtype} {list(array.shape)}, must be {expected}; run the image encoder at 1024 px")
-    if not np.isfinite(array).all():
-        raise InputError(f"{what} holds NaN or infinity; every value must be finite; run the image encoder in float32")
-    # a copy, because a mapped file may change under it
-    return np.array(array, dtype=np.float32, order="C")
+def _checked_array(array: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
+    """The embedding as float32 [1, 256, 64, 64], a copy: a mapped file may change under it."""
+    shown = f"{what} is {array.dtype} {list(array.shape)}, must be floats {list(EMBEDDING_SHAPE)}"
+    if array.dtype.kind != "f" or array.shape not in (EMBEDDING_SHAPE, EMBEDDING_SHAPE[1:]):
+        raise InputError(f"{shown}; {_advice(array)}")
+    with np.errstate(over="ignore"):  # seen below
+        whole = np.array(array, dtype=np.float32, order="C").reshape(EMBEDDING_SHAPE)
+    if not np.isfinite(whole).all():
+        raise InputError(
+            f"{what} holds NaN or infinity as float32; every value must be finite; run the image encoder in float32"
+        )
+    return whole
+
+
+def _advice(array: npt.NDArray[Any]) -> str:
+    _, channels, height, width = EMBEDDING_SHAPE
+    if array.dtype.kind != "f":
+        return "store what SAM's image encoder gives, before any scaling to integers"
+    if array.shape[-3:] == (height, width, channels):
+        return "channels come first; transpose it"
+    if array.ndim == 4 and array.shape[1:] == EMBEDDING_SHAPE[1:]:
+        return "one file is of one photo; write a file for each"
+    if array.size == channels * height * width:
+        return f"reshape it to {list(EMBEDDING_SHAPE)}"
+    if array.ndim >= 3 and array.shape[-3] == channels:
+        return "run the image encoder at 1024 px"
+    return "store what SAM's image encoder gives, after its neck"
 
 
 def _checked_size(size: npt.NDArray[Any], what: str) -> tuple[int, int]:
-    if size.dtype != np.int64 or size.shape != (2,) or (size < 1).any():
+    if size.dtype.kind not in "iu" or size.shape not in ((2,), (1, 2)) or (size < 1).any():
         found = f"{size.dtype} {size.tolist()}" if size.size <= 4 else f"{size.dtype} of shape {list(size.shape)}"
-        raise InputError(f"{what} has original_size {found}, must be int64 (height, width), both at least 1")
-    return int(size[0]), int(size[1])
+        raise InputError(f"{what} has original_size {found}, must be two whole numbers (height, width), both at least 1")
+    height, width = size.ravel().tolist()
+    return height, width

@@ -72,9 +72,13 @@ def with_nan() -> np.ndarray:
     [
         ({"image_embeddings": None}, "has no image_embeddings, it holds original_size"),
         ({"original_size": None}, "has no original_size"),
-        ({"encoder_sha256": None}, "has no encoder_sha256"),
-        ({"image_embeddings": make_array()[:, :128]}, r"float32 \[1, 128, 64, 64\], must be float32 \[1, 256, 64, 64\]"),
-        ({"image_embeddings": make_array().astype(np.float16)}, r"float16 \[1, 256, 64, 64\]"),
+        ({"image_embeddings": make_array()[:, :128]}, r"float32 \[1, 128, 64, 64\], must be floats \[1, 256, 64, 64\]"),
+        ({"image_embeddings": make_array()[..., :32, :32]}, "at 1024 px"),
+        ({"image_embeddings": make_array()[0].transpose(1, 2, 0)}, "channels come first"),
+        ({"image_embeddings": make_array().reshape(-1)}, r"reshape it to \[1, 256, 64, 64\]"),
+        ({"image_embeddings": np.zeros((2, 256, 64, 64), np.float16)}, "a file for each"),
+        ({"image_embeddings": make_array().astype(np.int8)}, r"int8 \[1, 256, 64, 64\], must be floats.*before any scaling"),
+        ({"image_embeddings": make_array().astype(np.float64) * 1e300}, "NaN or infinity as float32"),
         ({"image_embeddings": with_nan()}, "NaN"),
         ({"original_size": np.array([480.0, 640.0])}, "original_size float64"),
         ({"original_size": np.array([0, 640])}, r"\[0, 640\]"),
@@ -92,6 +96,35 @@ def test_wrong_members_are_one_line(tmp_path: Path, changed: dict[str, object], 
         load_embedding(path)
     assert "bad.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("size", [[1200, 1800], np.array([1200, 1800], np.int32), np.array([[1200, 1800]], np.uint16)])
+def test_an_embedding_and_a_size_are_enough(tmp_path: Path, dtype: type, size: object) -> None:
+    array = make_array().astype(dtype)
+    np.savez(tmp_path / "mine.npz", image_embeddings=array, original_size=size)
+    np.savez(tmp_path / "flat.npz", image_embeddings=array[0], original_size=size)
+    for name in ("mine", "flat"):
+        loaded = load_embedding(tmp_path / f"{name}.npz")
+        assert loaded.image_embeddings.dtype == np.float32
+        np.testing.assert_array_equal(loaded.image_embeddings, array.astype(np.float32))
+        assert (loaded.original_size, loaded.file_name, loaded.encoder_sha256) == ((1200, 1800), name, "")
+
+
+def test_every_reader_takes_every_kind_of_file(tmp_path: Path) -> None:
+    from calibrators.feeds import FeedOptions, calibration_feeds
+
+    np.savez(
+        tmp_path / "a.npz", image_embeddings=make_array(1)[0].astype(np.float16), original_size=np.array([48, 64], np.int32)
+    )
+    np.save(tmp_path / "b.npy", make_array(2)[0].astype(np.float16))
+    pytest.importorskip("safetensors.numpy").save_file({"x": make_array(3)[0]}, tmp_path / "c.safetensors")
+    save_embedding(tmp_path / "d.npz", Embedding(make_array(4), (480, 640)))
+    compared = stored_images(tmp_path)
+    calibrated = calibration_feeds(tmp_path, FeedOptions(prompts_per_image=1))
+    assert [image.original_size for image in compared] == [(48, 64), (1024, 1024), (1024, 1024), (480, 640)]
+    for image, feed in zip(compared, calibrated, strict=True):
+        np.testing.assert_array_equal(feed["image_embeddings"], image.embedding)
 
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
