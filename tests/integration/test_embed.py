@@ -266,8 +266,8 @@ def test_bad_input_is_one_line(
 def test_variant_encoders_point_to_embedding_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     state: dict[str, Tensor] = dict(SamDecoder().state_dict())
-    torch.save(state | {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)}, tmp_path / "mobile.pth")
-    code = main(["embed", str(photos), "--checkpoint", str(tmp_path / "mobile.pth"), "--output", str(tmp_path / "out")])
+    torch.save(state | {"image_encoder.backbone.stages.0.weight": torch.zeros(1)}, tmp_path / "variant.pth")
+    code = main(["embed", str(photos), "--checkpoint", str(tmp_path / "variant.pth"), "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().err
     assert code == 2
     assert printed.count("\n") == 1

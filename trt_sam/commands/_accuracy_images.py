@@ -94,7 +94,7 @@ def open_images(
             progress(done / max(wanted, 1), "calibration images")
 
     if args.embeddings is not None:
-        sha256 = checkpoint.image_encoder().sha256 if checkpoint.encoder_kind.startswith("vit_") else ""
+        sha256 = checkpoint.image_encoder().sha256 if checkpoint.has_image_encoder else ""
 
         def digests(paths: Sequence[Path]) -> Iterator[bytes]:
             return (digest_of(each.image.embedding) for each in from_files(paths, None, sha256))

@@ -158,8 +158,8 @@ def open_feeds(
     if args.photos is not None:
         photos = list_images([args.photos])
         write_embeddings(photos, checkpoint.image_encoder(), folder, progress=progress)
-    elif checkpoint.encoder_kind.startswith("vit_"):
-        # Other encoders are not ours to run, so their hash is unknown.
+    elif checkpoint.has_image_encoder:
+        # Of an encoder that cannot be run here the hash is unknown.
         encoder_sha256 = checkpoint.image_encoder().sha256
     source = folder if args.photos is not None else args.embeddings
     return calibration_feeds(source, options, prompts=args.prompts, encoder_sha256=encoder_sha256, progress=progress)

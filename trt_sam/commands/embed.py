@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed all photos; each file appears whole, in the order of the photos, and earlier ones stay if a later photo fails."""
     photos = list_images(args.photos)
     targets = _targets(photos, args.output)
-    for package in ("torch", "transformers", "safetensors", "PIL"):
+    for package in ("torch", "PIL"):
         require(package, "to run the image encoder")
     from trt_sam.model.checkpoint import load_checkpoint
 

@@ -54,10 +54,15 @@ class Checkpoint:
         """Build the image encoder, float32 on the CPU; nothing of it is read before this.
 
         Raises:
-            CheckpointError: there is none, transformers has none of this kind, or its weights do not fit.
-            MissingDependencyError: transformers is not installed.
+            CheckpointError: there is none, or none of a kind that can be run here, or its weights do not fit.
+            MissingDependencyError: it is a ViT, and transformers is not installed.
         """
         return self._open_encoder()
+
+    @property
+    def has_image_encoder(self) -> bool:
+        """Whether there is an image encoder of a kind that can be run here."""
+        return self.encoder_kind == "mobile_sam" or self.encoder_kind.startswith("vit_")
 
 
 def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:

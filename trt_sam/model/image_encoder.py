@@ -1,8 +1,8 @@
-"""SAM's image encoder, which is transformers' and not ours: photo to embedding, once per photo."""
+"""The image encoder of a checkpoint, photo to embedding, once per photo: MobileSAM's is ours, the ViTs are transformers'."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE
 from trt_sam.errors import CheckpointError, InputError
 from trt_sam.images import frame_shape
 from trt_sam.model import naming
-from trt_sam.model.checkpoint import check_fit, state_sha256
+from trt_sam.model.checkpoint import check_fit, some, state_sha256
+from trt_sam.model.tiny_vit import TinyViT, fold_for_inference
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess", "settings_of"]
 
@@ -26,13 +27,14 @@ _GRID = FRAME_SIZE // 16
 
 
 class ImageEncoder:
-    """A ViT in float32 on the CPU."""
+    """An image encoder in float32 on the CPU."""
 
-    def __init__(self, model: nn.Module, kind: str, sha256: str) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], kind: str, sha256: str) -> None:
+        """Wrap `model`, which makes float32 [1, 256, 64, 64] of what `preprocess` gives."""
         self._model = model
         self.kind = kind
         self.sha256 = sha256
-        """Of the weights, by their names in `SamVisionEncoder`, as `state_sha256` has it."""
+        """Of the weights by their names (a ViT's in `SamVisionEncoder`, TinyViT's in MobileSAM), as `state_sha256` has it."""
 
     def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].
@@ -42,8 +44,8 @@ class ImageEncoder:
         """
         pixels = torch.from_numpy(preprocess(rgb))
         with torch.inference_mode():
-            embedding: Tensor = self._model(pixels).last_hidden_state
-        return embedding.float().numpy().copy()
+            embedding = self._model(pixels)
+        return embedding.float().contiguous().numpy().copy()
 
 
 def preprocess(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -76,15 +78,40 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
         source: the checkpoint, for error messages.
 
     Raises:
-        CheckpointError: there is no encoder, transformers has none of this kind, or the weights do not fit.
-        MissingDependencyError: transformers is not installed.
+        CheckpointError: there is no encoder, or none of a kind that can be run here, or the weights do not fit.
+        MissingDependencyError: the encoder is a ViT, and transformers is not installed.
     """
-    if not kind.startswith("vit_"):
-        found = "holds no image encoder" if kind == "none" else f"has the image encoder {kind!r}, which transformers cannot run"
-        raise CheckpointError(
-            f"checkpoint {source} {found}; bring embeddings from a file: .npz with image_embeddings float32 "
-            f"{list(EMBEDDING_SHAPE)} and original_size int64 [2] (trt_sam.embeddings.save_embedding writes one)"
-        )
+    if kind == "mobile_sam":
+        return _build_tiny_vit(state, source)
+    if kind.startswith("vit_"):
+        return _build_vit(state, kind, config, source)
+    found = "holds no image encoder" if kind == "none" else f"has an image encoder ({kind}) that cannot be run here"
+    raise CheckpointError(
+        f"checkpoint {source} {found}; bring embeddings from a file: .npz with image_embeddings float32 "
+        f"{list(EMBEDDING_SHAPE)} and original_size int64 [2] (trt_sam.embeddings.save_embedding writes one)"
+    )
+
+
+def _build_tiny_vit(state: Mapping[str, Tensor], source: str) -> ImageEncoder:
+    with torch.device("meta"):  # no random weights that would be thrown away
+        model = TinyViT()
+    named = {name.removeprefix(naming.ENCODER_PREFIX): value for name, value in state.items()}
+    weights = {name: value for name, value in named.items() if not _is_left_over(name)}
+    expected = {name: value for name, value in model.state_dict().items() if not _is_left_over(name)}
+    check_fit(weights, expected, f"the image encoder of checkpoint {source} is not MobileSAM's TinyViT")
+    weights = _in_float32(weights, source)
+    # The counters stay behind, on no device; nothing reads them in eval mode.
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.requires_grad_(False)
+    return ImageEncoder(fold_for_inference(model.eval()), "mobile_sam", state_sha256(weights))
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether an entry of MobileSAM's state is left from training: TinyViT's classifier, and the counters of its BatchNorms."""
+    return name.startswith(("norm_head.", "head.")) or name.endswith(".num_batches_tracked")
+
+
+def _build_vit(state: Mapping[str, Tensor], kind: str, config: dict[str, Any] | None, source: str) -> ImageEncoder:
     transformers = require("transformers", "to run the image encoder")
     modeling = require("transformers.models.sam.modeling_sam", "to run the image encoder")
     renamed, unknown = naming.meta_to_hf(state)
@@ -98,10 +125,23 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
         reason = str(error).partition("\n")[0][:150]
         raise CheckpointError(f"checkpoint {source}: transformers cannot build its vision_config ({reason})") from error
     check_fit(weights, model.state_dict(), f"the image encoder of checkpoint {source} does not fit its settings")
-    weights = {name: value.to(torch.float32) for name, value in weights.items()}
+    weights = _in_float32(weights, source)
     model.load_state_dict(weights, assign=True)
-    model.requires_grad_(False)
-    return ImageEncoder(model.eval(), kind, state_sha256(weights))
+    model.requires_grad_(False).eval()
+
+    def embed(pixels: Tensor) -> Tensor:
+        embedding: Tensor = model(pixels).last_hidden_state
+        return embedding
+
+    return ImageEncoder(embed, kind, state_sha256(weights))
+
+
+def _in_float32(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        what = f"the image encoder of checkpoint {source}"
+        raise CheckpointError(f"{what} holds NaN or infinity in {some(broken)}; download it again")
+    return {name: value.to(torch.float32) for name, value in weights.items()}
 
 
 def settings_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
