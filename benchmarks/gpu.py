@@ -24,17 +24,17 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.script import finish, say  # noqa: E402
 from trt_sam import cli  # noqa: E402
-from trt_sam._bench_report import markdown, plot_svg  # noqa: E402
 from trt_sam._files import write_atomically  # noqa: E402
 from trt_sam._lazy import require  # noqa: E402
-from trt_sam.benchmark import Plan, SideSpec, run_benchmark  # noqa: E402
+from trt_sam.bench.benchmark import Plan, SideSpec, run_benchmark  # noqa: E402
+from trt_sam.bench.report import markdown, plot_svg  # noqa: E402
+from trt_sam.engine.flavour import available_flavours, choose_flavour  # noqa: E402
 from trt_sam.errors import BuildError, InputError, TrtSamError  # noqa: E402
-from trt_sam.machine import examine_driver  # noqa: E402
-from trt_sam.tensorrt import available_flavours, choose_flavour  # noqa: E402
+from trt_sam.machine.report import examine_driver  # noqa: E402
 
 _PROFILES = ("[1, 1, 4]", "[5, 64, 256]")
 """Of num_prompts: one tuned for one prompt, one for many."""
-_SIDES = "trt_sam._bench_sides"
+_SIDES = "trt_sam.bench.sides"
 
 
 def main(argv: list[str] | None = None) -> int:

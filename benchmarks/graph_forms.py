@@ -28,15 +28,15 @@ from graph_forms_report import CAPABILITY, POINTS, PROMPTS, RUNS, Counted, Resul
 from script import say
 
 from trt_sam._files import write_atomically
-from trt_sam.arithmetic import count_graph
-from trt_sam.builder import build_engine
-from trt_sam.export import export_decoder, random_feed
-from trt_sam.gpu_model import GPUS, kernel_costs, model_time
+from trt_sam.engine.builder import build_engine
+from trt_sam.engine.flavour import load_flavour
+from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time
+from trt_sam.graph.arithmetic import count_graph
+from trt_sam.graph.export import export_decoder, random_feed
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import FormOptions, for_target
-from trt_sam.quantize import find_products, insert_qdq, precondition
+from trt_sam.quantize.share import find_products, insert_qdq, precondition
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
-from trt_sam.tensorrt import load_flavour
 
 SWITCHES = ("fold_positions", "deferred_shuffle", "batched_heads", "gathered_points", "shared_image")
 META = "plain"
@@ -89,7 +89,7 @@ def export_all(folder: Path) -> dict[tuple[str, str], Path]:
                 say(f"exporting {name}, {precision}")
                 # export_decoder knows targets only; each form is compared with PyTorch as an export is, at one shape.
                 with mock.patch.multiple(
-                    "trt_sam.export", for_target=lambda *_, form=form, **__: form, PARITY_SHAPES=((1, POINTS),)
+                    "trt_sam.graph.export", for_target=lambda *_, form=form, **__: form, PARITY_SHAPES=((1, POINTS),)
                 ):
                     export_decoder(decoder, path, GraphOptions(precision=precision, target="gpu"))
             graphs[name, precision] = path

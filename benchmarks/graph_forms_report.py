@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trt_sam.arithmetic import Arithmetic
-from trt_sam.gpu_model import GPUS
-from trt_sam.layers import KernelSummary
-from trt_sam.tensorrt import load_flavour
+from trt_sam.engine.flavour import load_flavour
+from trt_sam.engine.kernel_cost import GPUS
+from trt_sam.engine.layers import KernelSummary
+from trt_sam.graph.arithmetic import Arithmetic
 
 PROMPTS = (1, 16, 64)
 POINTS = 2
@@ -50,14 +50,14 @@ What was tried by hand on the way there is in [graph_forms_notes.md](graph_forms
 
 - {versions}.
 - One image, {points} points per prompt, no mask input, random weights. Every form gives the plain decoder's outputs
-  (`tests/unit/test_fused.py`). "no X" is the target's form with that switch of `FormOptions` off. INT8 is the float16 form with
-  Q/DQ pairs after the default recipe's shift and scale, from made-up statistics.
+  (`tests/unit/model/test_fused.py`). "no X" is the target's form with that switch of `FormOptions` off. INT8 is the
+  float16 form with Q/DQ pairs after the default recipe's shift and scale, from made-up statistics.
 - GFLOP: two per multiply-add of products and convolutions. MB: what each ONNX node reads and writes, nothing fused.
 - Kernels, fused attentions (of seven), transposed convolutions, INT8 products: from TensorRT-RTX's layer list, compute
   capability {capability}, shapes fixed, built without a GPU.
-- H100, 4090: modelled microseconds per call on an H100 SXM and an RTX 4090 (`trt_sam.gpu_model`): the sum over the kernels of
-  max(2 us, bytes / bandwidth, FLOP / peak). No GPU ran anything. H100 (9.0) is not among RTX's targets: its column prices the
-  kernels of {capability}.
+- H100, 4090: modelled microseconds per call on an H100 SXM and an RTX 4090 (`trt_sam.engine.kernel_cost`): the sum over
+  the kernels of max(2 us, bytes / bandwidth, FLOP / peak). No GPU ran anything. H100 (9.0) is not among RTX's targets: its
+  column prices the kernels of {capability}.
 {timing}
 """
 

@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
     """What the flags ask for."""
     from calibrators.feeds import FeedOptions, calibration_feeds
     from trt_sam._files import write_atomically
-    from trt_sam.accuracy import Variant, measure
-    from trt_sam.accuracy_feeds import make_examples
+    from trt_sam.accuracy.examples import make_examples
+    from trt_sam.accuracy.measurement import Variant, measure
     from trt_sam.commands._accuracy_images import open_images
     from trt_sam.errors import InputError
     from trt_sam.model.checkpoint import load_checkpoint
-    from trt_sam.ort import OnnxRunner
-    from trt_sam.torch_runner import TorchRunner
+    from trt_sam.runtime.onnx_runner import OnnxRunner
+    from trt_sam.runtime.torch_runner import TorchRunner
 
     if args.output.suffix != ".json":
         raise InputError(f"--output is {str(args.output)!r}, must end in .json")
@@ -122,7 +122,7 @@ def quantized_products(plain: onnx.ModelProto, quantized: onnx.ModelProto) -> tu
         (share of `plain`'s multiply-adds of which both operands come from a DequantizeLinear, names of these products, other
         nodes that read a dequantized tensor, counted by operator).
     """
-    from trt_sam.arithmetic import count_graph
+    from trt_sam.graph.arithmetic import count_graph
 
     counted = count_graph(plain, SIZES)
     dequantized = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
@@ -161,7 +161,7 @@ def modelopt_versions(python: Path) -> dict[str, str]:
 def _export(checkpoint: Any, path: Path) -> onnx.ModelProto:
     import onnx
 
-    from trt_sam.export import export_decoder
+    from trt_sam.graph.export import export_decoder
     from trt_sam.recipe import GraphOptions
 
     say("export of the FP32 graph")
@@ -174,7 +174,7 @@ def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iter
     import onnx
 
     from calibrators.calibration import Calibration
-    from trt_sam.quantize import insert_qdq
+    from trt_sam.quantize.share import insert_qdq
     from trt_sam.recipe import QuantizationOptions
 
     for title, tiers in TIERS.items():
@@ -196,7 +196,7 @@ def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iter
 def _theirs(python: Path, plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iterator[Side]:
     import onnx
 
-    from trt_sam.quantize import find_products
+    from trt_sam.quantize.share import find_products
 
     stored = folder / "feeds"
     stored.mkdir()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from trt_sam.accuracy import Measurement
+    from trt_sam.accuracy.measurement import Measurement
 
 OURS, THEIRS = "ours", "ModelOpt"
 SHARE_TIE = 0.0005
@@ -38,7 +38,7 @@ class Side:
 
 def report(sides: Sequence[Side], measurement: Measurement, about: Mapping[str, str]) -> dict[str, Any]:
     """All figures as JSON-able data, and every pair in which ModelOpt's graph is better at an equal or larger share."""
-    from trt_sam.accuracy_summary import summarize
+    from trt_sam.accuracy.summary import summarize
 
     rows = []
     for side in sides:

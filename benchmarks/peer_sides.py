@@ -1,4 +1,4 @@
-"""The peers' sides for `benchmarks/peers.py`; each is opened in a worker process (`trt_sam._bench_worker`)."""
+"""The peers' sides for `benchmarks/peers.py`; each is opened in a worker process (`trt_sam.bench.worker`)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import trt_sam
-from trt_sam._bench_feed import make_feed
+from trt_sam.bench.feed import make_feed
 from trt_sam.contract import LABEL_NOT_A_POINT, output_specs
 from trt_sam.model import SamDecoder
 from trt_sam.model.checkpoint import DATA_FOLDER, load_checkpoint
-from trt_sam.ort import disabled_optimizers, session_options
 from trt_sam.recipe import GraphOptions
+from trt_sam.runtime.onnx_runner import disabled_optimizers, session_options
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]

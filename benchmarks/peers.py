@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.script import finish, say  # noqa: E402
-from trt_sam._bench_profile import profile_graph  # noqa: E402
-from trt_sam._bench_report import markdown, plot_svg  # noqa: E402
 from trt_sam._files import write_atomically  # noqa: E402
 from trt_sam._lazy import require  # noqa: E402
-from trt_sam.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark  # noqa: E402
+from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark  # noqa: E402
+from trt_sam.bench.profile import profile_graph  # noqa: E402
+from trt_sam.bench.report import markdown, plot_svg  # noqa: E402
 from trt_sam.errors import TrtSamError  # noqa: E402
 
 NAMES = {
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 def write_graphs(folder: Path, chosen: list[str]) -> dict[str, Path]:
     """The ONNX graphs that the chosen sides need, by the side's name."""
     from benchmarks.peer_sides import export_meta
-    from trt_sam.export import export_decoder
+    from trt_sam.graph.export import export_decoder
     from trt_sam.model.checkpoint import load_checkpoint
     from trt_sam.recipe import GraphOptions
 
@@ -134,7 +134,7 @@ def spec(name: str, graphs: dict[str, Path], threads: int) -> SideSpec:
     """How a worker opens the side `name`."""
     if name == "ours":
         settings = {"path": str(graphs[name]), "device": "cpu", "threads": threads}
-        return SideSpec(NAMES[name], "trt_sam._bench_sides:open_graph", settings)
+        return SideSpec(NAMES[name], "trt_sam.bench.sides:open_graph", settings)
     if name in ("eager", "compiled"):
         settings = {"threads": threads, "compiled": name == "compiled"}
         return SideSpec(NAMES[name], "benchmarks.peer_sides:open_transformers", settings, path=(str(ROOT),))

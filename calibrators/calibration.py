@@ -15,7 +15,7 @@ from calibrators.report import TensorRange
 from calibrators.thresholds import THRESHOLDS, threshold
 from calibrators.trials import Trials, trial_feeds
 from trt_sam.errors import CalibrationError
-from trt_sam.quantize import Product, find_products, insert_qdq, precondition
+from trt_sam.quantize.share import Product, find_products, insert_qdq, precondition
 from trt_sam.recipe import QuantizationOptions
 
 __all__ = ["Calibration"]

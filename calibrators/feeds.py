@@ -21,10 +21,10 @@ import numpy.typing as npt
 from calibrators.prompt_file import read_prompts
 from calibrators.prompts import Prompt, sample_prompts
 from calibrators.sources import SourceImage, digest_of, from_folder, from_memory
-from trt_sam.compare_feeds import Image, draw_earlier_mask
 from trt_sam.contract import LOW_RES_SIZE
-from trt_sam.embeddings import embedding_files
 from trt_sam.errors import InputError
+from trt_sam.feeds.feeds import Image, draw_earlier_mask
+from trt_sam.imaging.embeddings import embedding_files
 
 __all__ = ["CalibrationFeeds", "FeedOptions", "calibration_feeds"]
 

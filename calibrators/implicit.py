@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from calibrators.cache import ALGORITHMS, CalibrationCache, map_names, version_number
 from trt_sam.contract import LABEL_ABSENT, TensorSpec, check_feed, input_specs
-from trt_sam.cuda import Device, page_locked
-from trt_sam.cuda_streams import Stream
+from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.streams import Stream
+from trt_sam.engine.flavour import Flavour
 from trt_sam.errors import BuildError, CalibrationError, InputError
-from trt_sam.tensorrt import Flavour
 
 __all__ = ["ImplicitCalibration", "fit_feed", "make_calibrator"]
 
@@ -68,7 +68,7 @@ class ImplicitCalibration:
     def __call__(
         self, flavour: Flavour, shapes: Mapping[str, tuple[int, ...]], tensors: Sequence[str], stop: threading.Event
     ) -> Any:
-        """The calibrator of one build; see `trt_sam._implicit.MakeCalibrator`.
+        """The calibrator of one build; see `trt_sam.engine.implicit.MakeCalibrator`.
 
         Raises:
             InputError: the cache is of another version, or cache or scales of another graph.

@@ -25,10 +25,10 @@ from calibrators.report import CalibrationReport
 from calibrators.trials import TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
 from trt_sam.errors import CalibrationError, InputError
-from trt_sam.export import export_decoder
-from trt_sam.ort import OnnxRunner
-from trt_sam.quantize import insert_qdq, quantization_share
+from trt_sam.graph.export import export_decoder
+from trt_sam.quantize.share import insert_qdq, quantization_share
 from trt_sam.recipe import GraphOptions, QuantizationOptions
+from trt_sam.runtime.onnx_runner import OnnxRunner
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint

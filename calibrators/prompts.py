@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrators.prompt_file import FilePrompt
-from trt_sam.compare_feeds import Image, draw_prompt
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
 from trt_sam.errors import InputError
-from trt_sam.resize import boxes_to_frame, coords_to_frame
+from trt_sam.feeds.feeds import Image, draw_prompt
+from trt_sam.imaging.resize import boxes_to_frame, coords_to_frame
 
 __all__ = ["PATTERN", "Prompt", "from_file", "sample_prompts"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from calibrators.trials import Score, Trials
-from trt_sam.quantize import Product, insert_qdq, product_groups
+from trt_sam.quantize.share import Product, insert_qdq, product_groups
 
 __all__ = ["Goal", "GroupSensitivity", "SensitivityReport", "rank_groups"]
 

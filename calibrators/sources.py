@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from calibrators.prompt_file import PromptFile
 from calibrators.prompts import Prompt, from_file
-from trt_sam.compare_feeds import Image
 from trt_sam.contract import FRAME_SIZE
-from trt_sam.embeddings import Embedding, embedding_files, load_embedding, save_embedding
 from trt_sam.errors import InputError
-from trt_sam.images import read_image
-from trt_sam.interface import checked_embedding
+from trt_sam.feeds.feeds import Image
+from trt_sam.imaging.embeddings import Embedding, embedding_files, load_embedding, save_embedding
+from trt_sam.imaging.photos import read_image
+from trt_sam.runtime.interface import checked_embedding
 
 __all__ = [
     "Encoder",

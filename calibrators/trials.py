@@ -17,10 +17,10 @@ import numpy.typing as npt
 import onnx
 
 from trt_sam._lazy import require
-from trt_sam.accuracy_summary import CLEAR_MARGIN
+from trt_sam.accuracy.metrics import mask_iou, selection_scores
+from trt_sam.accuracy.summary import CLEAR_MARGIN
 from trt_sam.errors import CalibrationError, InferenceError
-from trt_sam.metrics import mask_iou, selection_scores
-from trt_sam.ort import session_options
+from trt_sam.runtime.onnx_runner import session_options
 
 __all__ = ["TRIAL_IMAGES", "Score", "Trials", "trial_feeds"]
 

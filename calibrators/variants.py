@@ -20,7 +20,7 @@ from calibrators.feeds import CalibrationFeeds
 from calibrators.thresholds import threshold
 from calibrators.trials import TRIAL_IMAGES
 from trt_sam.errors import InputError
-from trt_sam.quantize import quantization_share
+from trt_sam.quantize.share import quantization_share
 from trt_sam.recipe import CALIBRATORS, TIERS, QuantizationOptions
 
 __all__ = ["VariantFile", "VariantName", "parse_variant", "write_variants"]

@@ -18,9 +18,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trt_sam.cli import main as trt_sam
-from trt_sam.embeddings import load_embedding
-from trt_sam.interface import Runner
-from trt_sam.predictor import Predictor
+from trt_sam.imaging.embeddings import load_embedding
+from trt_sam.runtime.interface import Runner
+from trt_sam.runtime.predictor import Predictor
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 PLACES = {
@@ -76,13 +76,13 @@ def segment(folder: Path, graph: Path, name: str, kind: str) -> Path:
 
 def open_runner(engine: Path, graph: Path) -> tuple[Runner, str]:
     """The engine where there is a GPU, else the CPU graph in ONNX Runtime."""
-    from trt_sam.ort import OnnxRunner
-    from trt_sam.tensorrt import gpu_compute_capability
+    from trt_sam.engine.flavour import gpu_compute_capability
+    from trt_sam.runtime.onnx_runner import OnnxRunner
 
     capability = gpu_compute_capability()
     if capability is None:
         return OnnxRunner(graph), "ONNX Runtime on the CPU, FP32 (no GPU here: the engine was built, not run)"
-    from trt_sam.runner import DecoderRunner
+    from trt_sam.runner.decoder_runner import DecoderRunner
 
     return DecoderRunner.open(engine), f"the engine, on a GPU of compute capability {capability}"
 

@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 from trt_sam.model.checkpoint import load_checkpoint
-from trt_sam.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 
 FIRST = 1000
 """Scenes before this one were looked at during training, to choose when to stop."""

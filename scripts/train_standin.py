@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from trt_sam.feeds.scenes import HELD_OUT_SEED, Scene, make_scene, sample_click, sample_prompt
 from trt_sam.model import SamDecoder
-from trt_sam.scenes import HELD_OUT_SEED, Scene, make_scene, sample_click, sample_prompt
 
 PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(1, 3, 1, 1)
 PIXEL_STD = torch.tensor([58.395, 57.12, 57.375]).reshape(1, 3, 1, 1)

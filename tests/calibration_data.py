@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers import make_embedding
 
-from trt_sam.embeddings import Embedding, save_embedding
+from trt_sam.imaging.embeddings import Embedding, save_embedding
 
 SIZE = (480, 640)
 

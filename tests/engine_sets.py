@@ -1,6 +1,6 @@
 """Engine sets made in milliseconds: a tiny graph with the contract's tensors, and a stand-in for the TensorRT step.
 
-Run as a script it is the kill test's subject: see `tests/unit/test_manifest.py`.
+Run as a script it is the kill test's subject: see `tests/unit/engine/test_manifest.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trt_sam.builder import BuildResult
 from trt_sam.contract import input_specs, output_specs
-from trt_sam.engine_set import BuiltSet, GraphSource, build_set
-from trt_sam.layers import KernelSummary
+from trt_sam.engine.builder import BuildResult
+from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set
+from trt_sam.engine.flavour import Flavour
+from trt_sam.engine.layers import KernelSummary
 from trt_sam.recipe import EngineRecipe, GraphOptions
-from trt_sam.tensorrt import Flavour
 
 RTX = Flavour("rtx", "1.7.1.116", ModuleType("tensorrt_rtx"))
 

@@ -17,8 +17,8 @@ import torch
 from onnx import TensorProto, helper
 
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.export import export_decoder
-from trt_sam.full_resolution import append_full_resolution
+from trt_sam.graph.export import export_decoder
+from trt_sam.graph.full_resolution import append_full_resolution
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import GraphOptions
 

@@ -16,10 +16,10 @@ import onnxruntime
 import pytest
 import torch
 
-import trt_sam.export
-from trt_sam.export import export_decoder, random_feed
+import trt_sam.graph.export
+from trt_sam.graph.export import export_decoder, random_feed
 from trt_sam.model import SamDecoder
-from trt_sam.quantize import Product
+from trt_sam.quantize.share import Product
 from trt_sam.recipe import GraphOptions
 
 Array = npt.NDArray[Any]
@@ -42,7 +42,7 @@ def gpu_graph(precision: str = "fp32", mask_input: bool = False, full_resolution
     decoder = SamDecoder().eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         # Parity is tested elsewhere: one small feed has to do here.
-        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
         export_decoder(decoder, Path(folder) / "decoder.onnx", options)
         return onnx.load(Path(folder) / "decoder.onnx")
 

@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EngineRecipe": "trt_sam.recipe",
-    "OnnxRunner": "trt_sam.ort",
-    "Predictor": "trt_sam.predictor",
-    "export_decoder": "trt_sam.export",
+    "OnnxRunner": "trt_sam.runtime.onnx_runner",
+    "Predictor": "trt_sam.runtime.predictor",
+    "export_decoder": "trt_sam.graph.export",
     "load_checkpoint": "trt_sam.model.checkpoint",
     "load_recipe": "trt_sam.recipe",
 }

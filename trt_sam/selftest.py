@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam.compare import compare_sides
-from trt_sam.compare_feeds import common_feeds, scene_images
-from trt_sam.compare_sides import Side, open_side, torch_side
-from trt_sam.engine_set import GraphSource, build_set, copy_graph
+from trt_sam.accuracy.compare import compare_sides
+from trt_sam.accuracy.sides import Side, open_side, torch_side
+from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
+from trt_sam.engine.flavour import Flavour, available_flavours, gpu_compute_capability
+from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError, TrtSamError
-from trt_sam.machine import MachineReport, examine
-from trt_sam.manifest import open_manifest
+from trt_sam.feeds.feeds import common_feeds, scene_images
+from trt_sam.machine.report import MachineReport, examine
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
-from trt_sam.tensorrt import Flavour, available_flavours, gpu_compute_capability
 
 if TYPE_CHECKING:
-    from trt_sam.compare_feeds import Image
+    from trt_sam.feeds.feeds import Image
     from trt_sam.model.checkpoint import Checkpoint
 
 __all__ = ["SelftestReport", "Step", "run_selftest"]
@@ -159,7 +159,7 @@ class _Trial:
     def _try_precision(
         self, checkpoint: Checkpoint, images: list[Image], precision: str, flavours: tuple[Flavour, ...]
     ) -> None:
-        from trt_sam.export import export_decoder
+        from trt_sam.graph.export import export_decoder
 
         options = GraphOptions(precision=precision, target="gpu")
         graph = self.folder / f"{precision}.onnx"

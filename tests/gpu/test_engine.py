@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.fixtures.gpu import build, clicks, embedding, feed_of, in_torch, mean_iou, needs_gpu, open_runner
+from trt_sam.accuracy.metrics import best_masks
 from trt_sam.cli import main
+from trt_sam.engine.flavour import available_flavours, gpu_compute_capability
 from trt_sam.errors import ManifestError
-from trt_sam.metrics import best_masks
 from trt_sam.recipe import GraphOptions
-from trt_sam.tensorrt import available_flavours, gpu_compute_capability
 
 pytestmark = needs_gpu
 

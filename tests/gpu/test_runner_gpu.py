@@ -108,7 +108,7 @@ def test_an_embedding_on_another_gpu_is_refused(runner: Any) -> None:
 
 
 def test_out_of_memory_is_said_and_a_new_runner_works(fp16: Path) -> None:
-    from trt_sam.cuda import Device
+    from trt_sam.cuda.device import Device
 
     with Device() as device:
         size = 1 << 30
@@ -218,7 +218,7 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(runner: Any) -> None:
 
 
 def test_a_pool_gives_each_call_its_image(fp16: Path) -> None:
-    from trt_sam.runner_pool import RunnerPool
+    from trt_sam.runner.pool import RunnerPool
 
     given = [clicks(seed, 1 + seed % 3, 2) for seed in range(12)]
     with open_runner(fp16) as alone:

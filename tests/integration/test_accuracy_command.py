@@ -18,8 +18,8 @@ from calibrators.sources import from_folder
 from trt_sam.commands import accuracy
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
+from trt_sam.imaging.embeddings import Embedding, save_embedding
 
 
 def run(*arguments: object) -> int:

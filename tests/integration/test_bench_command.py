@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from trt_sam import cli
-from trt_sam._bench_feed import make_feed
-from trt_sam._bench_profile import profile_graph
-from trt_sam.engine_set import MANIFEST_NAME
+from trt_sam.bench.feed import make_feed
+from trt_sam.bench.profile import profile_graph
+from trt_sam.engine.engine_set import MANIFEST_NAME
+from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.model.checkpoint import load_checkpoint
-from trt_sam.tensorrt import gpu_compute_capability
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -220,7 +220,7 @@ def test_bad_input_of_the_script_is_one_line(args: list[str], tmp_path: Path) ->
 
 def test_metas_graph_can_be_built_like_ours(tmp_path: Path) -> None:
     from benchmarks.peer_sides import export_meta_as_ours
-    from trt_sam.graph import check_decoder, read_graph
+    from trt_sam.graph.metadata import check_decoder, read_graph
 
     export_meta_as_ours(tmp_path / "meta.onnx")
     graph = read_graph(tmp_path / "meta.onnx")

@@ -16,14 +16,14 @@ import onnx
 import pytest
 import torch
 
-import trt_sam.export
-from trt_sam.builder import build_engine
+import trt_sam.graph.export
 from trt_sam.cli import main
-from trt_sam.export import export_decoder
-from trt_sam.manifest import open_manifest
+from trt_sam.engine.builder import build_engine
+from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.graph.export import export_decoder
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
-from trt_sam.tensorrt import Flavour, load_flavour
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
@@ -56,7 +56,7 @@ class Exports:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+    patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
     yield Exports(tmp_path_factory.mktemp("graphs"))
     patch.undo()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import trt_sam.export
+import trt_sam.graph.export
 from trt_sam.cli import main
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.manifest import open_manifest
-from trt_sam.ort import OnnxRunner
+from trt_sam.engine.manifest import open_manifest
 from trt_sam.recipe import GraphOptions
+from trt_sam.runtime.onnx_runner import OnnxRunner
 
 FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
 
@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
 def test_build_from_a_checkpoint_and_inspect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+    monkeypatch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
     arguments = ["--checkpoint", "standin", "--precision", "fp16", "--compute-capability", "8.9,12.0"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     assert "built in" in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_build_from_a_checkpoint_and_inspect(
 def test_one_set_with_a_graph_that_refines_a_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+    monkeypatch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
     arguments = ["--checkpoint", "standin", "--decode-mask", "--compute-capability", "8.9"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     out = capsys.readouterr().out

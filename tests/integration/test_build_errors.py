@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from trt_sam.builder import build_engine
+from trt_sam.engine.builder import build_engine
+from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.errors import BuildError
 from trt_sam.recipe import EngineRecipe
-from trt_sam.tensorrt import Flavour, load_flavour
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from PIL import Image as PillowImage
 
-import trt_sam.export
+import trt_sam.graph.export
 from calibrators import pipeline
 from calibrators.auto import Choice, GroupChoice
 from calibrators.calibration import Calibration
@@ -26,18 +26,18 @@ from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from calibrators.report import CalibrationReport
 from calibrators.sources import from_folder, write_embeddings
 from calibrators.trials import Score, Trials
+from trt_sam.accuracy.metrics import mask_iou, selection_scores
 from trt_sam.commands import calibrate
-from trt_sam.compare_feeds import Image, scene_images
-from trt_sam.embeddings import load_embedding, save_embedding
 from trt_sam.errors import CalibrationError, InputError
-from trt_sam.export import export_decoder
-from trt_sam.metrics import mask_iou, selection_scores
+from trt_sam.feeds.feeds import Image, scene_images
+from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene
+from trt_sam.graph.export import export_decoder
+from trt_sam.imaging.embeddings import load_embedding, save_embedding
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
-from trt_sam.ort import OnnxRunner
-from trt_sam.quantize import insert_qdq, product_groups
+from trt_sam.quantize.share import insert_qdq, product_groups
 from trt_sam.recipe import GraphOptions, QuantizationOptions
-from trt_sam.scenes import HELD_OUT_SEED, make_scene
-from trt_sam.torch_runner import TorchRunner
+from trt_sam.runtime.onnx_runner import OnnxRunner
+from trt_sam.runtime.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -62,7 +62,7 @@ def exported(options: GraphOptions) -> Path:
     path = FOLDERS[-1] / "decoder.onnx"
     with pytest.MonkeyPatch.context() as patch:
         # Parity at all shapes is tested elsewhere.
-        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))
+        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
         export_decoder(standin().decoder, path, options, checkpoint_sha256=standin().sha256)
     return path
 

@@ -12,19 +12,19 @@ import onnx
 import pytest
 
 from tests.engine_sets import tiny_set
+from trt_sam.accuracy.compare import compare_sides
+from trt_sam.accuracy.metrics import best_masks
+from trt_sam.accuracy.sides import Side
 from trt_sam.cli import main
-from trt_sam.compare import compare_sides
-from trt_sam.compare_feeds import common_feeds, make_feeds, random_images
-from trt_sam.compare_sides import Side
 from trt_sam.contract import check_feed, input_specs, output_specs
-from trt_sam.embeddings import Embedding, save_embedding
+from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.errors import InputError
-from trt_sam.export import export_decoder
-from trt_sam.metrics import best_masks
+from trt_sam.feeds.feeds import common_feeds, make_feeds, random_images
+from trt_sam.graph.export import export_decoder
+from trt_sam.imaging.embeddings import Embedding, save_embedding
+from trt_sam.imaging.resize import postprocess_masks
 from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
-from trt_sam.resize import postprocess_masks
-from trt_sam.tensorrt import gpu_compute_capability
 
 Outputs = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trt_sam.machine import Driver, Gpu, Package, abilities, examine_driver
+from trt_sam.machine.report import Driver, Gpu, Package, abilities, examine_driver
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

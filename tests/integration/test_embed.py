@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from trt_sam.cli import main
-from trt_sam.embeddings import load_embedding
 from trt_sam.errors import CheckpointError, InputError
+from trt_sam.imaging.embeddings import load_embedding
 from trt_sam.model import SamDecoder
 from trt_sam.model import image_encoder as image_encoder_module
 from trt_sam.model.checkpoint import load_checkpoint

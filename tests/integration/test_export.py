@@ -11,14 +11,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
-import trt_sam.export
+import trt_sam.graph.export
 from trt_sam.contract import input_specs
-from trt_sam.emulation import Float16Emulation, emulate_float16
 from trt_sam.errors import ExportError, GraphError, InputError
-from trt_sam.export import _check_bits, export_decoder, random_feed, select_best
+from trt_sam.graph.export import _check_bits, export_decoder, random_feed, select_best
+from trt_sam.graph.float16 import Float16Emulation, emulate_float16
 from trt_sam.model import SamDecoder
-from trt_sam.ort import OnnxRunner
 from trt_sam.recipe import GraphOptions
+from trt_sam.runtime.onnx_runner import OnnxRunner
 
 EVERYTHING = GraphOptions(precision="fp32", target="cpu", mask_input=True, full_resolution=True, mask_bits=True)
 HALF = GraphOptions(precision="fp16", target="gpu", mask_input=True, best_mask=True, full_resolution=True, mask_bits=True)
@@ -119,7 +119,7 @@ def test_graph_says_where_it_comes_from(folder: Path) -> None:
     assert json.loads(metadata["trt_sam.options"])["full_resolution"] is True
     assert metadata["trt_sam.checkpoint_sha256"] == "ab" * 32
     assert metadata["trt_sam.version"] == trt_sam.__version__
-    assert str(Path(trt_sam.export.__file__).parent).encode() not in model.SerializeToString()
+    assert str(Path(trt_sam.graph.export.__file__).parent).encode() not in model.SerializeToString()
 
 
 def test_best_mask_follows_the_rule_of_sam_without_counting_absent_points() -> None:
@@ -134,7 +134,7 @@ def test_best_mask_follows_the_rule_of_sam_without_counting_absent_points() -> N
 def test_a_graph_that_does_not_match_is_not_written(
     tmp_path: Path, decoder: SamDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = trt_sam.export._decoder_form
+    broken = trt_sam.graph.export._decoder_form
 
     def other_weights(reference: SamDecoder, options: GraphOptions) -> torch.nn.Module:
         form = broken(reference, options)
@@ -143,7 +143,7 @@ def test_a_graph_that_does_not_match_is_not_written(
                 parameter.mul_(1.01)
         return form
 
-    monkeypatch.setattr(trt_sam.export, "_decoder_form", other_weights)
+    monkeypatch.setattr(trt_sam.graph.export, "_decoder_form", other_weights)
     with pytest.raises(ExportError, match="does not match PyTorch"):
         export_decoder(decoder, tmp_path / "wrong.onnx", GraphOptions(precision="fp32", target="cpu"))
     assert list(tmp_path.iterdir()) == []

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from trt_sam.emulation import Float16Emulation
-from trt_sam.export import export_decoder
-from trt_sam.metrics import mask_iou
+from trt_sam.accuracy.metrics import mask_iou
+from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene, sample_prompt
+from trt_sam.graph.export import export_decoder
+from trt_sam.graph.float16 import Float16Emulation
 from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
-from trt_sam.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 
 NUM_SCENES = 14
 PROMPTS_PER_KIND = 8

@@ -14,13 +14,13 @@ import onnx
 import pytest
 from quantize_graphs import collect, feeds, gpu_graph, ranges, run
 
-from trt_sam.builder import BuildResult, build_engine
+from trt_sam.engine.builder import BuildResult, build_engine
+from trt_sam.engine.flavour import load_flavour
+from trt_sam.engine.layers import product_types
 from trt_sam.errors import BuildError
-from trt_sam.layers import product_types
-from trt_sam.mask_bits import append_mask_bits
-from trt_sam.quantize import Product, find_products, insert_qdq, precondition, quantization_share
+from trt_sam.graph.mask_bits import append_mask_bits
+from trt_sam.quantize.share import Product, find_products, insert_qdq, precondition, quantization_share
 from trt_sam.recipe import TIERS, EngineRecipe, ShapeProfile
-from trt_sam.tensorrt import load_flavour
 
 ONE_PROMPT = ShapeProfile(num_prompts=(1, 1, 1), num_points=(2, 2, 2), height=(1080, 1080, 1080), width=(1920, 1920, 1920))
 

@@ -12,16 +12,16 @@ import onnx
 import pytest
 import torch
 
-import trt_sam.export
-from trt_sam.arithmetic import count_graph
-from trt_sam.builder import BuildResult, build_engine
-from trt_sam.export import export_decoder
-from trt_sam.full_resolution import append_full_resolution
-from trt_sam.gpu_model import GPUS, kernel_costs, model_time, unplaced_products
-from trt_sam.mask_bits import append_mask_bits
+import trt_sam.graph.export
+from trt_sam.engine.builder import BuildResult, build_engine
+from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
+from trt_sam.graph.arithmetic import count_graph
+from trt_sam.graph.export import export_decoder
+from trt_sam.graph.full_resolution import append_full_resolution
+from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
-from trt_sam.tensorrt import Flavour, load_flavour
 
 PINNED = "1.7.1.116"
 
@@ -39,7 +39,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kernels") / "decoder.onnx"
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trt_sam.export, "PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
+        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
         export_decoder(SamDecoder().eval(), path, GraphOptions(precision="fp16", target="gpu"))
     return path
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 import calibrators.pipeline
 from trt_sam.cli import main
-from trt_sam.manifest import open_manifest
-from trt_sam.scenes import make_scene
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.feeds.scenes import make_scene
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -16,10 +16,10 @@ from helpers import make_decoder, make_embedding
 from PIL import Image
 
 from trt_sam.cli import main
-from trt_sam.embeddings import Embedding, save_embedding
-from trt_sam.overlay import draw_overlay
-from trt_sam.predictor import Predictor
-from trt_sam.torch_runner import TorchRunner
+from trt_sam.imaging.embeddings import Embedding, save_embedding
+from trt_sam.imaging.overlay import draw_overlay
+from trt_sam.runtime.predictor import Predictor
+from trt_sam.runtime.torch_runner import TorchRunner
 
 ROOT = Path(__file__).parents[2]
 SIZE = (120, 160)

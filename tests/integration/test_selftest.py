@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
-import trt_sam.export
+import trt_sam.graph.export
 import trt_sam.selftest
 from trt_sam.cli import main
+from trt_sam.engine.flavour import available_flavours
 from trt_sam.errors import BuildError
-from trt_sam.machine import Driver, MachineReport
-from trt_sam.tensorrt import available_flavours
+from trt_sam.machine.report import Driver, MachineReport
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_real_run_passes_and_leaves_nothing(
     temporary: Path, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = trt_sam.export.export_decoder
+    export = trt_sam.graph.export.export_decoder
 
     def export_and_keep(decoder: Any, path: Path, *rest: Any, **named: Any) -> Any:
         report = export(decoder, path, *rest, **named)
         shutil.copyfile(path, kept)
         return report
 
-    monkeypatch.setattr(trt_sam.export, "export_decoder", export_and_keep)
+    monkeypatch.setattr(trt_sam.graph.export, "export_decoder", export_and_keep)
     assert main(["selftest", "--device", "cpu", "--json", str(tmp_path / "report.json")]) == 0
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert verdict.startswith("PASSED: ")
@@ -89,7 +89,7 @@ def test_planted_failures_fail_and_the_other_steps_go_on(
     def no_build(*_: Any, **__: Any) -> None:
         raise BuildError("planted:\n  out of memory")
 
-    monkeypatch.setattr(trt_sam.export, "export_decoder", export_planted)
+    monkeypatch.setattr(trt_sam.graph.export, "export_decoder", export_planted)
     monkeypatch.setattr(trt_sam.selftest, "build_set", no_build)
     monkeypatch.setattr(trt_sam.selftest, "PROMPTS", 1)
     # Looking at the machine is the real run's part.

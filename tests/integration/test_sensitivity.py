@@ -14,7 +14,7 @@ import pytest
 from helpers import make_embedding
 
 from calibrators.trials import Trials, trial_feeds
-from trt_sam.accuracy_feeds import make_examples, scenes
+from trt_sam.accuracy.examples import make_examples, scenes
 from trt_sam.commands import sensitivity
 from trt_sam.errors import CalibrationError, InferenceError, InputError, RecipeError
 from trt_sam.model.checkpoint import load_checkpoint

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trt_sam.embeddings import Embedding, embedding_files, save_embedding
 from trt_sam.errors import InputError
-from trt_sam.images import list_images, read_image
+from trt_sam.imaging.embeddings import Embedding, embedding_files, save_embedding
+from trt_sam.imaging.photos import list_images, read_image
 
 if TYPE_CHECKING:
-    from trt_sam.accuracy_feeds import PromptedImage
-    from trt_sam.compare_feeds import Image
+    from trt_sam.accuracy.examples import PromptedImage
+    from trt_sam.feeds.feeds import Image
     from trt_sam.model.checkpoint import Checkpoint
 
 __all__ = ["Images", "add_image_arguments", "open_images"]
@@ -77,9 +77,9 @@ def open_images(
             used.
     """
     from calibrators.sources import digest_of, from_files
-    from trt_sam.accuracy_feeds import EVALUATION_SEED, photos, scenes, stored
+    from trt_sam.accuracy.examples import EVALUATION_SEED, photos, scenes, stored
+    from trt_sam.feeds.scenes import make_scene
     from trt_sam.model.checkpoint import STANDINS
-    from trt_sam.scenes import make_scene
 
     for name in ("images", "prompts_per_image", "calibration_images", "calibration_prompts"):
         if getattr(args, name) < 1:

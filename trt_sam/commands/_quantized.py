@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam import __version__
-from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import sha256_of, write_atomically
 from trt_sam.commands.calibrate import open_feeds, warn_of_coarse
+from trt_sam.engine.callbacks import TerminalBar
+from trt_sam.engine.manifest import Manifest, open_manifest
 from trt_sam.errors import InputError, ManifestError
-from trt_sam.images import list_images, read_image
-from trt_sam.manifest import Manifest, open_manifest
+from trt_sam.imaging.photos import list_images, read_image
 from trt_sam.recipe import EngineRecipe
 
 if TYPE_CHECKING:
     from calibrators.feeds import CalibrationFeeds
     from calibrators.sources import Encoder
+    from trt_sam.engine.flavour import Flavour
     from trt_sam.model.checkpoint import Checkpoint
-    from trt_sam.tensorrt import Flavour
 
 __all__ = ["STEPS", "calibration_feeds_of", "finished_set", "quantized_graph"]
 
@@ -117,7 +117,7 @@ def calibration_feeds_of(
 
 def _embedded(photo: Path, encoder: Encoder, store: Path) -> Path:
     """The embedding file of a photo, under a name that its bytes, its file name and the encoder's weights decide."""
-    from trt_sam.embeddings import Embedding, save_embedding
+    from trt_sam.imaging.embeddings import Embedding, save_embedding
 
     name = hashlib.sha256(f"{sha256_of(photo)} {encoder.sha256} {photo.name}".encode()).hexdigest()[:32]
     path = store / f"{name}.npz"

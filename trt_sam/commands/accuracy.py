@@ -28,22 +28,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam import __version__
-from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
+from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
 from trt_sam.recipe import GraphOptions
 
 if TYPE_CHECKING:
     import onnx
 
-    from trt_sam.accuracy import Variant
-    from trt_sam.accuracy_report import AccuracyReport
-    from trt_sam.interface import Runner
+    from trt_sam.accuracy.measurement import Variant
+    from trt_sam.accuracy.report import AccuracyReport
     from trt_sam.model.checkpoint import Checkpoint
+    from trt_sam.runtime.interface import Runner
 
 HELP = "FP16, INT8 and FP8 against PyTorch: the accuracy table"
 
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.json)
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL"):
         require(package, "to measure accuracy")
-    from trt_sam.accuracy import measure
-    from trt_sam.accuracy_feeds import make_examples
-    from trt_sam.accuracy_page import accuracy_page
-    from trt_sam.accuracy_report import make_report, markdown
+    from trt_sam.accuracy.examples import make_examples
+    from trt_sam.accuracy.measurement import measure
+    from trt_sam.accuracy.page import accuracy_page
+    from trt_sam.accuracy.report import make_report, markdown
     from trt_sam.model.checkpoint import load_checkpoint
-    from trt_sam.torch_runner import TorchRunner
+    from trt_sam.runtime.torch_runner import TorchRunner
 
     checkpoint = load_checkpoint(args.checkpoint)
     quantized = [name for name in names if name not in _FLOAT]
@@ -163,7 +163,7 @@ class _Work:
     def _export(self, precision: str) -> onnx.ModelProto:
         import onnx
 
-        from trt_sam.export import export_decoder
+        from trt_sam.graph.export import export_decoder
 
         path = self._path(precision)
         if not path.exists():
@@ -179,9 +179,9 @@ class _Work:
 
 def _variant(name: str, path: Path, checkpoint: Checkpoint) -> Variant:
     """A graph as a variant, opened once now to see that it can be, and that it is of this checkpoint."""
-    from trt_sam.accuracy import Variant
-    from trt_sam.compare_sides import EmulationRunner
-    from trt_sam.ort import OnnxRunner
+    from trt_sam.accuracy.measurement import Variant
+    from trt_sam.accuracy.sides import EmulationRunner
+    from trt_sam.runtime.onnx_runner import OnnxRunner
 
     with OnnxRunner(path) as runner:
         precision = runner.options.precision
@@ -248,7 +248,7 @@ def _counted(bar: TerminalBar | None, total: int) -> Any:
 
 
 def _summary(report: AccuracyReport, folder: Path) -> str:
-    from trt_sam.accuracy_report import overall_row, shown_columns
+    from trt_sam.accuracy.report import overall_row, shown_columns
 
     columns = shown_columns(report)
     rows = [["variant", *(title for title, _ in columns)], *(overall_row(each, columns) for each in report.variants)]

@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
-from trt_sam.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
+from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands.compare import gpu_number
+from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.errors import InputError
-from trt_sam.tensorrt import gpu_compute_capability
 
 if TYPE_CHECKING:
-    from trt_sam.manifest import Manifest
+    from trt_sam.engine.manifest import Manifest
     from trt_sam.recipe import GraphOptions
 
 HELP = "latency and throughput, side by side"
 
 SIDES = ("torch", "torch-compile", "onnxruntime", "engine")
-_SIDES_MODULE = "trt_sam._bench_sides"
+_SIDES_MODULE = "trt_sam.bench.sides"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +151,7 @@ def _open_inputs(args: argparse.Namespace, sides: list[str], device: str, folder
 def _manifest(folder: Path | None) -> Manifest | None:
     if folder is None:
         return None
-    from trt_sam.manifest import open_manifest
+    from trt_sam.engine.manifest import open_manifest
 
     manifest = open_manifest(folder)
     manifest.graph("decode")
@@ -168,7 +168,7 @@ def _use_checkpoint(found: _Inputs, sides: list[str], device: str, folder: Path)
         return
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "to time ONNX Runtime (or leave onnxruntime out of --sides)")
-    from trt_sam.export import export_decoder
+    from trt_sam.graph.export import export_decoder
 
     found.graph = folder / "decoder.onnx"
     export_decoder(
@@ -210,7 +210,7 @@ def _spec(name: str, inputs: _Inputs, device: str, plan: Plan) -> SideSpec:
 def _with_profile(report: BenchmarkReport, inputs: _Inputs, plan: Plan, *, quiet: bool) -> BenchmarkReport:
     if inputs.graph is None:
         return dataclasses.replace(report, notes=(*report.notes, "no profile: there is no graph for ONNX Runtime"))
-    from trt_sam._bench_profile import profile_graph
+    from trt_sam.bench.profile import profile_graph
 
     if not quiet:
         _say("profiling ONNX Runtime")
@@ -219,7 +219,7 @@ def _with_profile(report: BenchmarkReport, inputs: _Inputs, plan: Plan, *, quiet
 
 
 def _write(args: argparse.Namespace, report: BenchmarkReport) -> None:
-    from trt_sam._bench_report import markdown, plot_svg
+    from trt_sam.bench.report import markdown, plot_svg
 
     # All of it is made before any of it is written.
     files: dict[str, bytes | str] = {

@@ -20,8 +20,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam._build_callbacks import TerminalBar
-from trt_sam._implicit import check_method
 from trt_sam._lazy import require
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
@@ -34,16 +32,18 @@ from trt_sam.commands._options import (
 )
 from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
 from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
-from trt_sam.engine_set import BuiltSet, GraphSource, build_set, copy_graph
+from trt_sam.engine.callbacks import TerminalBar
+from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
+from trt_sam.engine.flavour import Flavour, choose_flavour
+from trt_sam.engine.implicit import check_method
+from trt_sam.engine.manifest import MANIFEST_NAME, Manifest
 from trt_sam.errors import InputError
-from trt_sam.graph import check_decoder, read_graph
-from trt_sam.manifest import MANIFEST_NAME, Manifest
+from trt_sam.graph.metadata import check_decoder, read_graph
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
-from trt_sam.tensorrt import Flavour, choose_flavour
 
 if TYPE_CHECKING:
-    from trt_sam.builder import BuildResult
-    from trt_sam.manifest import GraphEntry
+    from trt_sam.engine.builder import BuildResult
+    from trt_sam.engine.manifest import GraphEntry
     from trt_sam.model.checkpoint import Checkpoint
 
 HELP = "checkpoint or ONNX to TensorRT engine"
@@ -198,7 +198,7 @@ def _load(args: argparse.Namespace, recipe: EngineRecipe, why: str, *more: str) 
 
 
 def _exported(checkpoint: Checkpoint, options: GraphOptions, **calibrated: Any) -> GraphSource:
-    from trt_sam.export import export_decoder
+    from trt_sam.graph.export import export_decoder
 
     def write(path: Path) -> None:
         export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)

@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam._build_callbacks import TerminalBar
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require
 from trt_sam.commands._options import (
@@ -34,8 +33,9 @@ from trt_sam.commands._options import (
     write_json,
 )
 from trt_sam.commands._outputs import check_output_file
+from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
-from trt_sam.images import list_images
+from trt_sam.imaging.photos import list_images
 from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
 
 if TYPE_CHECKING:

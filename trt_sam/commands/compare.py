@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from trt_sam.compare import ComparisonReport
-    from trt_sam.compare_feeds import Image
-    from trt_sam.compare_sides import Side
+    from trt_sam.accuracy.compare import ComparisonReport
+    from trt_sam.accuracy.sides import Side
+    from trt_sam.feeds.feeds import Image
 
     Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--prompts is {args.prompts}, must be at least 1")
     device = gpu_number(args.device)
     require("polygraphy", "to compare")
-    from trt_sam.compare import compare_sides
-    from trt_sam.compare_feeds import common_feeds, stored_images
-    from trt_sam.compare_sides import open_side
+    from trt_sam.accuracy.compare import compare_sides
+    from trt_sam.accuracy.sides import open_side
+    from trt_sam.feeds.feeds import common_feeds, stored_images
 
     images = stored_images(args.embeddings) if args.embeddings is not None else []
     with contextlib.ExitStack() as stack:
@@ -114,7 +114,7 @@ def table(report: ComparisonReport) -> list[str]:
 
 def _default_images(reference: Side, other: Side, count: int) -> tuple[list[Image], str, bool]:
     """Stand-in scenes where a side is the stand-in and its encoder can run, else random embeddings."""
-    from trt_sam.compare_feeds import random_images, scene_images
+    from trt_sam.feeds.feeds import random_images, scene_images
 
     embed = _standin_encoder(reference, other)
     if embed is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from trt_sam.commands._options import add_json_argument, write_json
-from trt_sam.machine import MachineReport, examine
+from trt_sam.machine.report import MachineReport, examine
 
 HELP = "what this machine can do, and what to install for the rest"
 

@@ -20,9 +20,9 @@ from typing import Any
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_folder
-from trt_sam.embeddings import Embedding, save_embedding
 from trt_sam.errors import InputError
-from trt_sam.images import list_images, read_image
+from trt_sam.imaging.embeddings import Embedding, save_embedding
+from trt_sam.imaging.photos import list_images, read_image
 
 HELP = "photos to embedding files"
 

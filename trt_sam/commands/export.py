@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     source = checkpoint_of(args, recipe)
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(package, "to export a graph")
-    from trt_sam.export import export_decoder
+    from trt_sam.graph.export import export_decoder
     from trt_sam.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)

@@ -25,12 +25,12 @@ import numpy.typing as npt
 from trt_sam._files import atomic_path
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
-from trt_sam.embeddings import load_embedding
 from trt_sam.errors import InputError
-from trt_sam.images import read_image
-from trt_sam.interface import Runner
-from trt_sam.overlay import Box, Click, draw_overlay
-from trt_sam.predictor import Predictor
+from trt_sam.imaging.embeddings import load_embedding
+from trt_sam.imaging.overlay import Box, Click, draw_overlay
+from trt_sam.imaging.photos import read_image
+from trt_sam.runtime.interface import Runner
+from trt_sam.runtime.predictor import Predictor
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -150,11 +150,11 @@ def _open_runner(args: argparse.Namespace) -> tuple[Runner, Checkpoint | None, s
 
         checkpoint = load_checkpoint(args.checkpoint)
     if args.onnx is None:
-        from trt_sam.torch_runner import TorchRunner
+        from trt_sam.runtime.torch_runner import TorchRunner
 
         assert checkpoint is not None
         return TorchRunner(checkpoint.decoder), checkpoint, "PyTorch (float32, CPU)"
-    from trt_sam.ort import OnnxRunner
+    from trt_sam.runtime.onnx_runner import OnnxRunner
 
     runner = OnnxRunner(args.onnx)
     if checkpoint is not None and runner.checkpoint_sha256 not in ("", checkpoint.sha256):

@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_sam._build_callbacks import TerminalBar
 from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file
+from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
 from trt_sam.recipe import CALIBRATORS, TIERS, GraphOptions, QuantizationOptions
 
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from calibrators.feeds import FeedOptions, calibration_feeds
     from calibrators.sensitivity import Goal, rank_groups
     from calibrators.trials import Trials
-    from trt_sam.accuracy_feeds import make_examples
-    from trt_sam.export import export_decoder
+    from trt_sam.accuracy.examples import make_examples
+    from trt_sam.graph.export import export_decoder
     from trt_sam.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(args.checkpoint)

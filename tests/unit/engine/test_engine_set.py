@@ -1,0 +1,336 @@
+"""A set with `decode` and `decode_mask`: built whole, opened as one, and each prompt run by the graph that it is for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tiny_graph
+from tests.fixtures.hostcuda import HostCuda
+from tests.fixtures.ort_engine import FakeRtx, OrtEngine, runs_of
+from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
+from tests.fixtures.toy_runner import clicks, tokens
+from trt_sam.accuracy.sides import BothDecoders, open_side
+from trt_sam.bench.sides import open_engine
+from trt_sam.engine.builder import BuildResult
+from trt_sam.engine.engine_set import GraphSource, build_set
+from trt_sam.engine.flavour import Flavour
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.errors import BuildError, ContractError, InferenceError, RecipeError
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, load_recipe
+from trt_sam.runner.decoder_runner import DecoderRunner
+from trt_sam.runtime.predictor import Predictor
+
+Array = np.ndarray[Any, Any]
+
+PLAIN = GraphOptions(precision="fp16")
+MASK = dataclasses.replace(PLAIN, mask_input=True)
+RECIPE = EngineRecipe(decode_mask=True, profiles=(ShapeProfile(num_prompts=(1, 1, 4), num_points=(1, 2, 6)),))
+ONE = ["decoder.engine", "decoder.onnx", "manifest.json"]
+TWO = sorted([*ONE, "decoder_mask.engine", "decoder_mask.onnx"])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_toy(path: Path, options: GraphOptions) -> None:
+    """The toy decoder with our metadata; the graph with a mask gives other numbers for the same prompt, so that one is not
+    taken for the other."""
+    model = onnx.load_from_string(toy_decoder(options))
+    if options.mask_input:
+        scale = next(each for each in model.graph.initializer if each.name == "scale")
+        scale.CopyFrom(numpy_helper.from_array(np.float32(0.003), "scale"))
+    helper.set_model_props(model, {"trt_sam.version": "0", "trt_sam.options": json.dumps(dataclasses.asdict(options))})
+    onnx.save(model, path)
+
+
+def graph_as_engine(path: Path, recipe: EngineRecipe, **_: object) -> BuildResult:
+    """Stands in for `build_engine`: the engine is the graph, for ONNX Runtime to run."""
+    return BuildResult(path.read_bytes(), (), (), 0.5, (), ())
+
+
+@pytest.fixture
+def engine_set(tmp_path: Path) -> Path:
+    sources = [GraphSource(lambda path, each=each: write_toy(path, each)) for each in (PLAIN, MASK)]
+    build_set(sources, RECIPE, tmp_path / "set", flavour=RTX, engine_builder=graph_as_engine)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def engines(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> list[OrtEngine]:
+    """What TensorRT-RTX, as far as `open` uses it, has deserialized: in the order of the set."""
+    made: list[OrtEngine] = []
+    profiles = [
+        {name: (getattr(p, name)[0], getattr(p, name)[2]) for name in ("num_prompts", "num_points")} for p in RECIPE.profiles
+    ]
+
+    class Runtime:
+        def __init__(self, logger: object) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine:
+            options = MASK if any(each.name == "mask_input" for each in onnx.load_from_string(plan).graph.input) else PLAIN
+            made.append(OrtEngine(host_cuda, plan, *specs(options), profiles))
+            return made[-1]
+
+    class Logger:
+        WARNING = 1
+
+        def __init__(self, level: int) -> None:
+            assert level == self.WARNING
+
+    members = {name: thing for kind in (FakeRtx.__mro__[1], FakeRtx) for name, thing in vars(kind).items() if name[0] != "_"}
+    module: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, **members)
+    monkeypatch.setattr("trt_sam.engine.flavour.load_flavour", lambda backend: Flavour("rtx", RTX.version, module))
+    return made
+
+
+def direct(folder: Path, name: str, feed: dict[str, Array]) -> dict[str, Array]:
+    """One of the set's graphs in ONNX Runtime, as float32."""
+    session = ort.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+    wanted = {each.name for each in session.get_inputs()}
+    outputs = session.run(None, {key: array for key, array in feed.items() if key in wanted})
+    return {each.name: array.astype(np.float32) for each, array in zip(session.get_outputs(), outputs, strict=True)}
+
+
+def click_feed(x: float, y: float, mask: Array | None = None) -> dict[str, Array]:
+    """The tokens of one click, SAM's "not a point" included, on the image of `toy_embedding(2)`."""
+    feed: dict[str, Array] = {
+        "image_embeddings": toy_embedding(2),
+        "point_coords": np.array([[[x, y], [0, 0]]], np.float32),
+        "point_labels": np.array([[1, -1]], np.float32),
+    }
+    if mask is not None:
+        feed |= {"mask_input": np.asarray(mask, np.float32), "has_mask_input": np.ones(1, np.float32)}
+    return feed
+
+
+@pytest.mark.hostcuda
+def test_one_folder_decodes_a_click_and_refines_its_mask(engine_set: Path, engines: list[OrtEngine]) -> None:
+    with DecoderRunner.open(engine_set) as runner:
+        plain, masked = engines
+        runner.set_image(toy_embedding(2))
+        first = runner.decode([[100.0, 40.0]], [1], masks="all", copy=True)
+        wanted = direct(engine_set, "decoder.onnx", click_feed(100, 40))
+        np.testing.assert_array_equal(first.masks, wanted["low_res_masks"])
+        np.testing.assert_array_equal(first.iou_predictions, wanted["iou_predictions"])
+        assert runs_of(plain) > 0
+        assert runs_of(masked) == 0
+
+        before = runs_of(plain)
+        best = np.asarray(first.masks[:, 3:], np.float32)
+        second = runner.decode([[60.0, 90.0]], [1], mask_input=best, masks="all", copy=True)
+        wanted = direct(engine_set, "decoder_mask.onnx", click_feed(60, 90, best))
+        np.testing.assert_array_equal(second.masks, wanted["low_res_masks"])
+        assert not np.array_equal(second.masks, direct(engine_set, "decoder.onnx", click_feed(60, 90))["low_res_masks"])
+        assert runs_of(masked) > 0
+        assert runs_of(plain) == before
+
+        # And the next click of another object is the small graph's again.
+        third = runner.decode([[100.0, 40.0]], [1], masks="all")
+        np.testing.assert_array_equal(third.masks, first.masks)
+
+
+@pytest.mark.hostcuda
+def test_a_predictor_refines_through_the_same_folder(engine_set: Path, engines: list[OrtEngine]) -> None:
+    with DecoderRunner.open(engine_set) as runner:
+        predictor = Predictor(runner)
+        predictor.set_image_embedding(toy_embedding(2), (1024, 1024))
+        click = np.array([[100.0, 40.0]]), np.array([1])
+        _, iou, low_res = predictor.predict(*click)
+        wanted = direct(engine_set, "decoder.onnx", click_feed(100, 40))
+        np.testing.assert_array_equal(low_res, wanted["low_res_masks"][0, 1:])
+        assert [runs_of(each) > 0 for each in engines] == [True, False]
+        best = low_res[np.argmax(iou)][None]
+        _, iou, low_res = predictor.predict(*click, mask_input=best)
+        wanted = direct(engine_set, "decoder_mask.onnx", click_feed(100, 40, best[None]))
+        np.testing.assert_array_equal(low_res, wanted["low_res_masks"][0, 1:])
+        np.testing.assert_array_equal(iou, wanted["iou_predictions"][0, 1:])
+
+
+@pytest.mark.hostcuda
+def test_a_role_opens_that_graph_alone(engine_set: Path, engines: list[OrtEngine]) -> None:
+    with DecoderRunner.open(engine_set, role="decode") as runner:
+        runner.set_image(toy_embedding(2))
+        with pytest.raises(ContractError, match="takes no mask_input; build one with --decode-mask"):
+            runner.decode([[1.0, 2.0]], [1], mask_input=np.zeros((1, 1, 256, 256), np.float32))
+    with DecoderRunner.open(engine_set, role="decode_mask") as runner:
+        found = runner.run(feed_without(5, 6))
+        np.testing.assert_array_equal(
+            found["low_res_masks"], direct(engine_set, "decoder_mask.onnx", feed_without(5, 6))["low_res_masks"]
+        )
+    assert len(engines) == 2
+
+
+def feed_without(x: float, y: float) -> dict[str, Array]:
+    return {**click_feed(x, y, np.zeros((1, 1, 256, 256))), "has_mask_input": np.zeros(1, np.float32)}
+
+
+@pytest.mark.hostcuda
+def test_a_comparison_runs_each_prompt_in_the_graph_that_it_is_for(engine_set: Path, engines: list[OrtEngine]) -> None:
+    feed = toy_feed(3, 4, 2, MASK)
+    feed["has_mask_input"] = np.array([0, 1, 0, 1], np.float32)
+    with BothDecoders(DecoderRunner.open(engine_set)) as both:
+        found = both.run(feed)
+        plain, masked = (direct(engine_set, name, feed) for name in ("decoder.onnx", "decoder_mask.onnx"))
+        for name, array in found.items():
+            np.testing.assert_array_equal(array[[0, 2]], plain[name][[0, 2]])
+            np.testing.assert_array_equal(array[[1, 3]], masked[name][[1, 3]])
+            assert not np.array_equal(plain[name], masked[name])
+        for flags, wanted in (
+            (np.zeros(4), plain),
+            (np.ones(4), direct(engine_set, "decoder_mask.onnx", {**feed, "has_mask_input": np.ones(4, np.float32)})),
+        ):
+            found = both.run({**feed, "has_mask_input": flags.astype(np.float32)})
+            np.testing.assert_array_equal(found["low_res_masks"], wanted["low_res_masks"])
+
+
+@pytest.mark.hostcuda
+def test_a_side_of_a_comparison_is_the_set_or_one_of_its_engines(
+    engine_set: Path, engines: list[OrtEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_sam.accuracy.sides.gpu_compute_capability", lambda device: None)
+    with pytest.raises(InferenceError, match=r"instead: \S+decoder\.onnx or \S+decoder_mask\.onnx$"):
+        open_side(str(engine_set))
+    with pytest.raises(InferenceError, match=r"instead: \S+decoder_mask\.onnx$"):
+        open_side(str(engine_set / "decoder_mask.engine"))
+    monkeypatch.setattr("trt_sam.accuracy.sides.gpu_compute_capability", lambda device: "8.9")
+    for name, opened in (("", 2), ("manifest.json", 2), ("decoder.engine", 1), ("decoder_mask.engine", 1)):
+        engines.clear()
+        with open_side(str(engine_set / name)).runner as runner:
+            assert isinstance(runner, BothDecoders) == (opened == 2)
+            assert ("mask_input" in {spec.name for spec in runner.inputs}) == (name != "decoder.engine")
+            assert len(engines) == opened
+
+
+@pytest.mark.hostcuda
+def test_a_benchmark_times_the_graph_of_prompts_without_a_mask(engine_set: Path, engines: list[OrtEngine]) -> None:
+    side = open_engine(str(engine_set), 0)
+    feed = tokens(toy_embedding(1), *clicks(1, 2, 2))
+    side.load(feed)
+    masks, _ = side.call()
+    np.testing.assert_array_equal(masks, direct(engine_set, "decoder.onnx", feed)["low_res_masks"])
+    assert len(engines) == 1
+    side.close()
+
+
+def test_the_manifest_has_both_graphs_and_their_calibrations(tmp_path: Path) -> None:
+    sources = [dataclasses.replace(each, calibration=mark * 64) for each, mark in zip(tiny_sources(2), "ab", strict=True)]
+    built = build_set(sources, RECIPE, tmp_path, flavour=RTX, engine_builder=tiny_build())
+    manifest = open_manifest(tmp_path)
+    assert manifest == built.manifest
+    assert names(tmp_path) == TWO
+    assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask"]
+    assert [graph.engine.name for graph in manifest.graphs] == ["decoder.engine", "decoder_mask.engine"]
+    assert [graph.calibration for graph in manifest.graphs] == ["a" * 64, "b" * 64]
+    assert manifest.calibration == "a" * 64
+    assert manifest.recipe.decode_mask
+    assert manifest.recipe.graph == GraphOptions()
+    assert manifest.graph("decode_mask").options == GraphOptions(mask_input=True)
+    assert manifest.created["build_seconds"] == 1.0
+    assert len(built.builds) == 2
+
+
+def test_a_manifest_that_says_its_calibration_once_still_opens(tmp_path: Path) -> None:
+    build_set(
+        [dataclasses.replace(tiny_sources()[0], calibration="c" * 64)],
+        EngineRecipe(),
+        tmp_path,
+        flavour=RTX,
+        engine_builder=tiny_build(),
+    )
+    path = tmp_path / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["graphs"][0]["calibration"], data["recipe"]["decode_mask"]
+    path.write_text(json.dumps(data))
+    manifest = open_manifest(tmp_path)
+    assert manifest.graphs[0].calibration == manifest.calibration == "c" * 64
+    assert not manifest.recipe.decode_mask
+
+
+def test_progress_rises_over_both_builds(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def builder(path: Path, recipe: EngineRecipe, **options: Any) -> BuildResult:
+        for fraction in (0.0, 0.5, 1.0):
+            options["progress"](fraction, "phase")
+        return tiny_build()(path, recipe)
+
+    build_set(
+        tiny_sources(2), RECIPE, tmp_path, flavour=RTX, engine_builder=builder, progress=lambda done, _: seen.append(done)
+    )
+    assert seen == [0.0, 0.25, 0.5, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("graphs", "decode_mask", "words"),
+    [
+        ([PLAIN], True, "there are 1 graphs, but decode_mask is True: give two graphs, without and with mask_input"),
+        ([PLAIN, MASK], False, "there are 2 graphs, but decode_mask is False: give one graph"),
+        ([], False, "there are 0 graphs"),
+        ([MASK, PLAIN], True, "differ in mask_input alone"),
+        ([PLAIN, PLAIN], True, "differ in mask_input alone"),
+        ([PLAIN, dataclasses.replace(MASK, best_mask=True)], True, "differ in mask_input alone"),
+    ],
+)
+def test_graphs_that_are_no_set_are_refused(tmp_path: Path, graphs: list[GraphOptions], decode_mask: bool, words: str) -> None:
+    sources = [GraphSource(lambda path, each=each: write_tiny_graph(path, each)) for each in graphs]
+    with pytest.raises(BuildError, match=words):
+        build_set(sources, EngineRecipe(decode_mask=decode_mask), tmp_path, flavour=RTX, engine_builder=tiny_build())
+    assert names(tmp_path) == []
+
+
+def test_graphs_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
+    def other(path: Path) -> None:
+        write_tiny_graph(path, MASK)
+        path.write_bytes(path.read_bytes().replace(b"ab" * 32, b"cd" * 32))
+
+    with pytest.raises(BuildError, match="of different checkpoints"):
+        build_set([tiny_sources(1, PLAIN)[0], GraphSource(other)], RECIPE, tmp_path, flavour=RTX, engine_builder=tiny_build())
+
+
+@pytest.mark.parametrize("stop", [BuildError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("older", [1, 2])
+def test_a_second_graph_that_is_not_built_leaves_the_older_set(tmp_path: Path, older: int, stop: BaseException) -> None:
+    tiny_set(tmp_path, recipe=EngineRecipe(decode_mask=older == 2))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def builder(path: Path, recipe: EngineRecipe, **_: object) -> BuildResult:
+        if path.name == "decoder_mask.onnx":
+            raise stop
+        return tiny_build(b"other")(path, recipe)
+
+    with pytest.raises(type(stop)):
+        build_set(tiny_sources(2), RECIPE, tmp_path, flavour=RTX, engine_builder=builder)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_one_graph_after_two_leaves_nothing_of_the_second(tmp_path: Path) -> None:
+    tiny_set(tmp_path, recipe=RECIPE)
+    (tmp_path / "decoder_mask.engine.rtx-cache").write_bytes(b"kernels")
+    tiny_set(tmp_path)
+    assert names(tmp_path) == ONE
+
+
+def test_a_file_of_the_users_is_not_taken_for_a_second_graph(tmp_path: Path) -> None:
+    (tmp_path / "decoder_mask.onnx").write_text("mine")
+    tiny_set(tmp_path)
+    tiny_set(tmp_path)
+    assert (tmp_path / "decoder_mask.onnx").read_text() == "mine"
+
+
+def test_a_recipe_says_it(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("decode_mask = true\n")
+    assert load_recipe(str(tmp_path / "r.toml")).decode_mask
+    with pytest.raises(RecipeError, match="decode_mask is 1, must be true or false"):
+        EngineRecipe(decode_mask=1)  # type: ignore[arg-type]

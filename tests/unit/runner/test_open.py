@@ -1,0 +1,128 @@
+"""DecoderRunner.open: an engine set by its manifest, over the host-memory driver and a TensorRT that is ONNX Runtime."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine_sets import tiny_set
+from tests.fixtures.hostcuda import HostCuda
+from tests.fixtures.ort_engine import FakeRtx, OrtEngine
+from tests.fixtures.toy_decoder import specs, toy_decoder, toy_feed
+from trt_sam.engine.callbacks import make_logger
+from trt_sam.engine.flavour import Flavour
+from trt_sam.errors import ContractError, InferenceError, ManifestError
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.runner.decoder_runner import DecoderRunner
+from trt_sam.runner.open import _logger
+
+pytestmark = pytest.mark.hostcuda
+
+OPTIONS = GraphOptions(precision="fp16", full_resolution=True)
+SIZES = {"height": (1, 20, 32), "width": (1, 20, 32)}
+RECIPE = EngineRecipe(
+    graph=OPTIONS,
+    profiles=(
+        ShapeProfile(num_prompts=(1, 1, 1), num_points=(1, 2, 4), **SIZES),
+        ShapeProfile(num_prompts=(1, 2, 3), num_points=(1, 2, 2), **SIZES),
+    ),
+)
+
+
+def flavour(cuda: HostCuda, *, deserializes: bool = True) -> Flavour:
+    """TensorRT-RTX as far as `open` uses it; its one engine is the toy decoder."""
+
+    class Runtime:
+        def __init__(self, logger: object) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine | None:
+            assert plan == b"engine"
+            assert cuda.count("context_depth") == 1
+            profiles = [
+                {n: (getattr(p, n)[0], getattr(p, n)[2]) for n in ("num_prompts", "num_points", *SIZES)} for p in PROFILES
+            ]
+            return OrtEngine(cuda, toy_decoder(OPTIONS), *specs(OPTIONS), profiles) if deserializes else None
+
+    class Logger:
+        WARNING = 1
+
+        def __init__(self, level: int) -> None:
+            assert level == self.WARNING
+
+    names = {name: thing for kind in (FakeRtx.__mro__[1], FakeRtx) for name, thing in vars(kind).items() if name[0] != "_"}
+    module: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, **names)
+    return Flavour("rtx", "1.7.1.116", module)
+
+
+PROFILES = RECIPE.profiles
+
+
+@pytest.fixture
+def engine_set(tmp_path: Path) -> Path:
+    tiny_set(tmp_path, recipe=RECIPE, options=OPTIONS)
+    return tmp_path
+
+
+def use(monkeypatch: pytest.MonkeyPatch, made: Flavour) -> None:
+    monkeypatch.setattr("trt_sam.engine.flavour.load_flavour", lambda backend: made)
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json"])
+def test_a_set_is_opened_by_folder_or_manifest(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, engine_set: Path, name: str
+) -> None:
+    use(monkeypatch, flavour(host_cuda))
+    with DecoderRunner.open(engine_set / name) as runner:
+        assert runner.limits == {"num_prompts": (1, 3), "num_points": (1, 4), "height": (1, 32), "width": (1, 32)}
+        feed = toy_feed(1, 3, 2, OPTIONS)
+        assert runner.run(feed)["masks"].shape == (3, 4, 21, 30)
+        # The profiles are not a box: each side fits one of them, both together fit none.
+        with pytest.raises(ContractError, match="no profile of this engine takes num_prompts = 3, num_points = 4"):
+            runner.run(toy_feed(1, 3, 4, OPTIONS))
+        assert np.isfinite(runner.run(feed)["low_res_masks"]).all()
+
+
+def test_what_cannot_be_opened_is_said_and_leaves_nothing(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, engine_set: Path
+) -> None:
+    use(monkeypatch, flavour(host_cuda, deserializes=False))
+    with pytest.raises(ManifestError, match=r"TensorRT-RTX 1\.7\.1\.116 could not load decoder\.engine"):
+        DecoderRunner.open(engine_set)
+    with pytest.raises(ManifestError, match="has no 'decode_mask' graph"):
+        DecoderRunner.open(engine_set, role="decode_mask")
+    use(monkeypatch, flavour(host_cuda))
+    with pytest.raises(InferenceError, match="no GPU number 3"):
+        DecoderRunner.open(engine_set, device=3)
+    (engine_set / "decoder.engine").write_bytes(b"changed")
+    with pytest.raises(ManifestError, match="is not the file that was built"):
+        DecoderRunner.open(engine_set)
+    with pytest.raises(ManifestError, match="is no engine set"):
+        DecoderRunner.open(engine_set / "elsewhere")
+    assert not host_cuda.held
+
+
+def test_all_engines_of_a_flavour_are_opened_with_one_logger_that_stays() -> None:
+    """TensorRT keeps the address of the first logger for the life of the process."""
+
+    class Logger:
+        WARNING = 1
+
+        def __init__(self, level: int) -> None:
+            assert level == self.WARNING
+
+    assert _logger(Logger) is _logger(Logger)
+
+
+def test_the_builders_loggers_are_never_freed() -> None:
+    """TensorRT goes on using the first logger of the process, and does not keep it alive."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = weakref.ref(make_logger(trt))
+    gc.collect()
+    assert logger() is not None

@@ -1,0 +1,230 @@
+"""What can be compared: a checkpoint in PyTorch, an ONNX graph on the CPU, an engine on a GPU, each opened as a runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import TensorSpec
+from trt_sam.engine.flavour import gpu_compute_capability
+from trt_sam.engine.manifest import MANIFEST_NAME, Manifest, open_manifest
+from trt_sam.errors import InferenceError, InputError, ManifestError
+from trt_sam.recipe import QUANTIZED_PRECISIONS
+from trt_sam.runtime.interface import Runner, checked_embedding, checked_inputs
+from trt_sam.runtime.onnx_runner import OnnxRunner
+
+if TYPE_CHECKING:
+    from trt_sam.model.checkpoint import Checkpoint
+
+__all__ = ["BothDecoders", "EmulationRunner", "Side", "open_side", "torch_side"]
+
+Array = npt.NDArray[Any]
+_DECODERS = ("decode", "decode_mask")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, ready to run; whoever opened it closes `runner`."""
+
+    source: str
+    """What was asked for."""
+    executed_by: str
+    """"PyTorch on the CPU", "ONNX Runtime on the CPU", ..."""
+    arithmetic: str
+    """"fp32", "tf32" (FP32 on a GPU, where TensorRT may use TF32), "fp16" or "quantized": decides the tolerance."""
+    runner: Runner = field(repr=False)
+    checkpoint_sha256: str
+    """Of the decoder's weights; empty where unknown."""
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    """Where the side is a checkpoint."""
+
+
+def open_side(source: str, *, device: int = 0) -> Side:
+    """Open a checkpoint, a `.onnx` graph, or an engine set (its folder, manifest or engine) on GPU number `device`.
+
+    A float16 graph runs in the emulation that rounds every float16 tensor: ONNX Runtime on a CPU would run it in float32. A
+    quantized graph runs as it stands, its Q/DQ pairs rounding and its products in float32. A set with two decoders runs both
+    (see `BothDecoders`); the name of one engine is that engine alone.
+
+    Raises:
+        TrtSamError: it cannot be opened, or it is an engine and cannot execute here; the message says what to do.
+    """
+    path = Path(source)
+    if path.suffix == ".onnx":
+        return _open_graph(path)
+    if path.suffix == ".engine" or path.name == MANIFEST_NAME or (path / MANIFEST_NAME).exists():
+        return _open_engine(path, device)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(
+            f"{path} has neither a {MANIFEST_NAME} (an engine set) nor a config.json (a checkpoint); "
+            "give one of them, a .pth or a .onnx"
+        )
+    require("torch", "to run a checkpoint")
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    return torch_side(load_checkpoint(source))
+
+
+def torch_side(checkpoint: Checkpoint) -> Side:
+    """A loaded checkpoint in PyTorch, float32, on the CPU."""
+    from trt_sam.runtime.torch_runner import TorchRunner
+
+    runner = TorchRunner(checkpoint.decoder)
+    return Side(checkpoint.source, "PyTorch on the CPU", "fp32", runner, checkpoint.sha256, checkpoint)
+
+
+def _open_graph(path: Path) -> Side:
+    runner = OnnxRunner(path, emulate_quantization=True)
+    if runner.options.precision in QUANTIZED_PRECISIONS:
+        executed = "ONNX Runtime on the CPU, quantization emulated"
+        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256)
+    if runner.options.precision != "fp16":
+        return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256)
+    emulation = EmulationRunner(path, runner)
+    return Side(str(path), "FP16 emulation on the CPU", "fp16", emulation, runner.checkpoint_sha256)
+
+
+def _open_engine(path: Path, device: int) -> Side:
+    """Open the decoders of the set that is named by its folder or its manifest, or the one whose engine file is named."""
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir():
+        existing_file(path, "engine")
+    manifest = open_manifest(folder)
+    graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine.name, *_any_name(path))]
+    if not graphs:
+        held = ", ".join(f"{g.engine.name} ({g.role})" for g in manifest.graphs)
+        raise ManifestError(f"{path} is no decoder engine of its set, which holds {held}; name one that decodes")
+    if gpu_compute_capability(device) is None:
+        raise InferenceError(_cannot_execute(manifest, [folder / graph.onnx.name for graph in graphs], device))
+    from trt_sam.runner.decoder_runner import DecoderRunner
+
+    graph = graphs[0]
+    runner: Runner = DecoderRunner.open(folder, role=None if len(graphs) > 1 else graph.role, device=device)
+    if len(graphs) > 1:
+        runner = BothDecoders(runner)
+    # TensorRT may run FP32 products in TF32, which has FP16's mantissa.
+    kinds = {"fp32": "tf32", "fp16": "fp16"} if manifest.recipe.graph.precision == graph.options.precision else {}
+    arithmetic = kinds.get(graph.options.precision, "quantized")
+    executed = f"{manifest.flavour} {manifest.flavour_version} on GPU {device}"
+    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256)
+
+
+def _any_name(path: Path) -> tuple[str, ...]:
+    return () if path.suffix == ".engine" else (path.name,)
+
+
+def _cannot_execute(manifest: Manifest, graphs: Sequence[Path], device: int) -> str:
+    missing = f"no NVIDIA GPU number {device}" if gpu_compute_capability(0) is not None else "no NVIDIA GPU or driver"
+    return (
+        f"engine set {manifest.folder} cannot execute here: this machine has {missing}; "
+        f"compare the graph it was built from instead: {' or '.join(map(str, graphs))}"
+    )
+
+
+class BothDecoders:
+    """The runner of a set with two decoders, for comparing: prompts with an earlier mask run in the one, others in the other.
+
+    Left to itself the runner takes one graph for all prompts of a feed, the one with the mask where any brings one, so that the
+    other would hardly be compared. The interface is `interface.Runner`.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        """Run prompts with `runner`, and close it with this one."""
+        self._runner = runner
+        self.inputs: tuple[TensorSpec, ...] = runner.inputs
+        self.outputs: tuple[TensorSpec, ...] = runner.outputs
+        self.limits: Mapping[str, tuple[int, int]] = runner.limits
+
+    @property
+    def image_id(self) -> int:
+        """As the runner's."""
+        return self._runner.image_id
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """As the runner's."""
+        self._runner.set_image(embedding)
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed with `has_mask_input`, twice where only some prompts have a mask; raises as the runner does."""
+        masked = np.asarray(feed.get("has_mask_input", np.zeros(0))) != 0
+        outputs = self._runner.run(feed)
+        if masked.all() or not masked.any():
+            return outputs
+        without = self._runner.run({**feed, "has_mask_input": np.zeros(len(masked), np.float32)})
+        return {name: np.where(_rows(masked, array), array, without[name]) for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Close the runner; safe to call again."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def _rows(flags: Array, like: Array) -> Array:
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class EmulationRunner:
+    """Runs a float16 graph in `emulation.Float16Emulation`; the interface is `interface.Runner`."""
+
+    def __init__(self, path: str | os.PathLike[str], graph: OnnxRunner) -> None:
+        """Emulate the graph at `path`, which `graph` has opened and checked; `graph` is closed."""
+        from trt_sam.graph.float16 import Float16Emulation
+
+        require("onnx", "to emulate FP16")
+        self.inputs: tuple[TensorSpec, ...] = graph.inputs
+        self.outputs: tuple[TensorSpec, ...] = graph.outputs
+        self.limits: Mapping[str, tuple[int, int]] = graph.limits
+        graph.close()
+        self._emulation: Float16Emulation | None = Float16Emulation(path, threads=len(os.sched_getaffinity(0)))
+        self._image: npt.NDArray[np.float32] | None = None
+        self.image_id = 0
+
+    @property
+    def largest(self) -> float:
+        """Largest |x| so far of any tensor that is float16 in the graph (65504 is float16's limit); NaN where there was one."""
+        seen = list(self._emulation.largest.values()) if self._emulation is not None else []
+        return float(np.max(seen)) if seen else 0.0
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep a copy of `embedding` float32 [1, 256, 64, 64]; raises ContractError where it is not that."""
+        self._image = checked_embedding(embedding)
+        self.image_id += 1
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed (see `interface.Runner.run`); every output by name, float32, owned by the caller.
+
+        Raises:
+            ContractError: the feed does not fit, or there is no image.
+            InferenceError: the runner is closed.
+        """
+        if self._emulation is None:
+            raise InferenceError("the emulation is closed; open a new one")
+        arrays = checked_inputs(feed, self.inputs, self.limits, has_image=self._image is not None)
+        if self._image is not None:
+            arrays.setdefault("image_embeddings", self._image)
+        outputs = self._emulation.run(arrays)
+        return {spec.name: outputs[spec.name] for spec in self.outputs}
+
+    def close(self) -> None:
+        """Free the session; safe to call again."""
+        self._emulation = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()

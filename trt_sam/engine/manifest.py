@@ -1,0 +1,268 @@
+"""`manifest.json`: what was built, from what, by what and for which GPUs; written last, and read before anything else.
+
+A folder without a manifest is no engine set, whatever else lies in it. Needs numpy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_sam._files import write_atomically
+from trt_sam.contract import TensorSpec
+from trt_sam.engine import manifest_json as parsing
+from trt_sam.engine.layers import KernelSummary
+from trt_sam.errors import InputError, ManifestError
+from trt_sam.recipe import EngineRecipe, GraphOptions
+
+if TYPE_CHECKING:
+    from trt_sam.engine.flavour import Flavour
+
+__all__ = [
+    "CACHE_SUFFIX",
+    "MANIFEST_NAME",
+    "ROLES",
+    "SCHEMA",
+    "FileEntry",
+    "GraphEntry",
+    "Manifest",
+    "open_manifest",
+    "write_manifest",
+]
+
+MANIFEST_NAME = "manifest.json"
+CACHE_SUFFIX = ".rtx-cache"
+"""TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
+SCHEMA = 1
+"""Raised when an older reader would misunderstand; new keys alone do not raise it, readers skip what they do not know."""
+ROLES = ("decode", "decode_mask", "prepare", "encode")
+"""What a graph does: masks from prompts; the same with an earlier mask; the prompt-free part of it; image to embedding."""
+
+_PIP = {"tensorrt_rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt"}
+_TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
+_BACKENDS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the set, in the manifest's own folder."""
+
+    name: str
+    sha256: str
+    size: int
+    """In bytes."""
+
+    @staticmethod
+    def of(path: Path) -> FileEntry:
+        """Describe the file at `path`."""
+        data = path.read_bytes()
+        return FileEntry(path.name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph of the set with its engine."""
+
+    role: str
+    onnx: FileEntry
+    engine: FileEntry
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    limits: Mapping[str, tuple[int, int]]
+    """Least and largest value of each dynamic dimension over all profiles."""
+    options: GraphOptions
+    checkpoint_sha256: str = ""
+    kernels: tuple[KernelSummary, ...] = ()
+    """One per profile of the recipe; empty where the flavour logs no layer list."""
+    calibration: str | None = None
+    """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An engine set."""
+
+    folder: Path
+    graphs: tuple[GraphEntry, ...]
+    recipe: EngineRecipe
+    flavour: str
+    """"tensorrt_rtx" or "tensorrt"."""
+    flavour_version: str
+    target: str = "gpu"
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs it was built for; empty is RTX's default, all that RTX supports from 8.0."""
+    calibration: str | None = None
+    """That of the first graph; older manifests have no other."""
+    created: Mapping[str, Any] = field(default_factory=dict)
+    """Time (UTC), trt_sam's version, build seconds and machine; for people, nothing depends on it."""
+
+    def graph(self, role: str) -> GraphEntry:
+        """The graph with `role`; raises ManifestError where the set has none."""
+        for graph in self.graphs:
+            if graph.role == role:
+                return graph
+        held = ", ".join(graph.role for graph in self.graphs)
+        raise ManifestError(f"engine set {self.folder} has no {role!r} graph, only {held}; build one that has it")
+
+    def read(self, file: FileEntry) -> bytes:
+        """The bytes of `file`, checked against the manifest: what is returned is what was built.
+
+        Raises:
+            ManifestError: the file is missing, unreadable or was changed.
+        """
+        path = self.folder / file.name
+        again = f"build the set again with trt-sam build --output {self.folder}"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise ManifestError(f"{file.name} is missing from engine set {self.folder}; {again}") from None
+        except OSError as error:
+            raise ManifestError(f"{path} cannot be read: {error.strerror}; make it readable, or {again}") from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != file.sha256:
+            raise ManifestError(
+                f"{path} is not the file that was built: its SHA-256 starts with {digest[:12]}, the manifest says "
+                f"{file.sha256[:12]}; {again}"
+            )
+        return data
+
+    def verify(self) -> None:
+        """Read every file and compare it with its hash; raises ManifestError as `read` does."""
+        for graph in self.graphs:
+            self.read(graph.onnx)
+            self.read(graph.engine)
+
+    def check_fits(self, flavour: Flavour, compute_capability: str | None) -> None:
+        """Raise unless this TensorRT, and this GPU where it is known ("8.9"), can run the engines.
+
+        Raises:
+            ManifestError: another flavour, version or GPU; the message says what to install or build.
+        """
+        built = f"{_TITLES[self.flavour]} {self.flavour_version}"
+        again = f"build again with trt-sam build --backend {flavour.backend} --output {self.folder}"
+        if flavour.name != self.flavour:
+            raise ManifestError(f"engine set {self.folder} was built by {built} and cannot run on {flavour.title}; {again}")
+        if flavour.version != self.flavour_version and not self._takes_version(flavour.version):
+            pip = f"pip install {_PIP[self.flavour]}=={self.flavour_version}"
+            raise ManifestError(f"engine set {self.folder} was built by {built}, this is {flavour.version}; {pip}, or {again}")
+        if compute_capability is not None and not self._takes_gpu(compute_capability):
+            gpus = ", ".join(self.compute_capabilities) or "the GPUs that TensorRT-RTX supports (8.0, 8.6, 8.9, 12.0 and later)"
+            choose = f" --compute-capability {compute_capability}" if compute_capability in flavour.compute_capabilities else ""
+            backend = flavour.backend if choose or not flavour.compute_capabilities else "tensorrt"
+            raise ManifestError(
+                f"engine set {self.folder} was built for compute capability {gpus}, this GPU is {compute_capability}; "
+                f"build again with trt-sam build --backend {backend}{choose} --output {self.folder}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON-able data, as the file holds it."""
+        data = dataclasses.asdict(dataclasses.replace(self, folder=Path()))
+        del data["folder"]
+        for graph, entry in zip(data["graphs"], self.graphs, strict=True):
+            graph["kernels"] = [summary.to_dict() for summary in entry.kernels]
+            graph["limits"] = {name: list(bounds) for name, bounds in entry.limits.items()}
+        tensorrt = {"flavour": data.pop("flavour"), "version": data.pop("flavour_version")}
+        return {"schema": SCHEMA, "tensorrt": tensorrt, **data, "recipe": self.recipe.to_dict(), "created": dict(self.created)}
+
+    def _takes_version(self, version: str) -> bool:
+        if not self.recipe.version_compatible:
+            return False
+        ours, theirs = parsing.version_numbers(self.flavour_version), parsing.version_numbers(version)
+        return ours[:1] == theirs[:1] and theirs >= ours
+
+    def _takes_gpu(self, compute_capability: str) -> bool:
+        if compute_capability in self.compute_capabilities:
+            return True
+        here = parsing.version_numbers(compute_capability)
+        if self.flavour == "tensorrt_rtx":
+            # NVIDIA's page on ahead-of-time engines: 8.0, 8.6, 8.9, 12.0 and later; Hopper and data-centre Blackwell are not.
+            return not self.compute_capabilities and (here in ((8, 0), (8, 6), (8, 9)) or here >= (12, 0))
+        return self.recipe.hardware_compatible and here >= (8, 0)
+
+
+def write_manifest(manifest: Manifest) -> Path:
+    """Write `manifest.json` into the manifest's folder, atomically; from then on the set counts. Returns its path.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+        ManifestError: the manifest would not be accepted when read again.
+    """
+    text = json.dumps(manifest.to_dict(), indent=2, allow_nan=False) + "\n"
+    _parse(manifest.folder, text)
+    path = manifest.folder / MANIFEST_NAME
+    write_atomically(path, text)
+    return path
+
+
+def open_manifest(folder: str | os.PathLike[str], *, verify: bool = True) -> Manifest:
+    """Read the manifest of the engine set in `folder` (or of a manifest file), and with `verify` check every file's hash.
+
+    Raises:
+        ManifestError: there is no manifest, it is damaged or of a newer schema, or a file is missing or was changed.
+    """
+    folder = Path(folder)
+    if folder.name == MANIFEST_NAME and not folder.is_dir():
+        folder = folder.parent
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(
+            f"{folder} is no engine set: it has no {MANIFEST_NAME}; build one with trt-sam build --output {folder}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path} is not text; build the set again with trt-sam build --output {folder}") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}; make it readable") from error
+    manifest = _parse(folder, text)
+    if verify:
+        manifest.verify()
+    return manifest
+
+
+def _parse(folder: Path, text: str) -> Manifest:
+    path = folder / MANIFEST_NAME
+    try:
+        data = json.loads(text)
+        parsing.check_schema(data, SCHEMA, path)
+        tensorrt = parsing.table(data, "tensorrt")
+        calibration = parsing.optional_text(data, "calibration")
+        graphs = tuple(_graph(item, calibration) for item in parsing.items(data, "graphs"))
+        roles = [graph.role for graph in graphs]
+        if not roles or len(set(roles)) != len(roles):
+            raise ValueError(f"graphs have the roles {roles}, must be at least one and each once")
+        return Manifest(
+            folder=folder,
+            graphs=graphs,
+            recipe=parsing.recipe(parsing.table(data, "recipe")),
+            flavour=parsing.choice(tensorrt, "flavour", tuple(_BACKENDS)),
+            flavour_version=parsing.text(tensorrt, "version"),
+            target=parsing.choice(data, "target", ("cpu", "gpu")),
+            compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),
+            calibration=calibration,
+            created=parsing.table(data, "created"),
+        )
+    except (ValueError, TypeError, RecursionError, InputError) as error:
+        raise ManifestError(f"{path} is damaged ({error}); build the set again with trt-sam build --output {folder}") from error
+
+
+def _graph(data: Any, calibration: str | None) -> GraphEntry:
+    return GraphEntry(
+        role=parsing.choice(data, "role", ROLES),
+        onnx=FileEntry(*parsing.file_fields(parsing.table(data, "onnx"))),
+        engine=FileEntry(*parsing.file_fields(parsing.table(data, "engine"))),
+        inputs=parsing.specs(data, "inputs"),
+        outputs=parsing.specs(data, "outputs"),
+        limits=parsing.limits(parsing.table(data, "limits")),
+        options=GraphOptions(**parsing.table(data, "options")),
+        checkpoint_sha256=parsing.text(data, "checkpoint_sha256", empty=True),
+        kernels=tuple(KernelSummary.from_dict(item) for item in parsing.items(data, "kernels")),
+        # Sets of before had one graph, and said it for the set.
+        calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
+    )

@@ -1,0 +1,1 @@
+"""Inputs to judge by: synthetic scenes, and prompts on images."""

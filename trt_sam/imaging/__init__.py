@@ -1,0 +1,1 @@
+"""Photographs in and pictures out: reading, resizing to the frame, overlays, embedding files."""

@@ -1,0 +1,1 @@
+"""What the machine has: drivers, GPUs, installed packages, load and clocks."""

@@ -1,0 +1,1 @@
+"""QuantizeLinear and DequantizeLinear pairs in a graph: which products, with what shift and scale."""

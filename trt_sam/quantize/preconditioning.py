@@ -1,0 +1,202 @@
+"""Exact per-channel shift and scale of what is quantized, so that one scale per tensor fits all of its channels.
+
+`x W + b = ((x - m) / s) (s W) + (b + m W)` for any m and s > 0: the tensor `(x - m) / s` is quantized instead of x. m is each
+channel's mean; s follows SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4): `amax^alpha / max|W|^(1 - alpha)`.
+
+Where it can, the change of x moves into what makes x, and costs nothing: into a LayerNorm that only products read, or through
+an attention into the product that makes its values, for the weights of a softmax add up to 1. Elsewhere it is a Sub and a Mul
+before Q, which TensorRT fuses with Q (seen with TensorRT-RTX 1.7: no kernel more than Q alone).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam.errors import CalibrationError, GraphError
+from trt_sam.quantize.constants import Constants
+from trt_sam.quantize.products import Product, find_products
+from trt_sam.recipe import TIERS
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["ChannelStats", "precondition"]
+
+Vector = npt.NDArray[np.float64]
+_SPREAD = 100.0
+"""A channel's scale stays within this factor of the median: one that never varied would get 0."""
+
+_VALUES = (
+    (r"transformer\.image_layers\.(\d+)\.out_image", r"transformer.token_layers.\1.product", 1),
+    (r"transformer\.(image_layers\.\d+|final_image)\.out_tokens", r"transformer.\1.product", -1),
+    (r"transformer\.token_layers\.0\.own_out", r"transformer.terms", 2),
+    (r"transformer\.token_layers\.(\d+)\.own_out", r"transformer.token_layers.\1.own", 2),
+)
+"""For the output product of an attention: the product that makes its values, and which part of its columns they are."""
+
+
+class ChannelStats(Protocol):
+    """What a tensor [..., channels] was seen to hold, by channel: float64 [channels] each."""
+
+    @property
+    def mean(self) -> npt.NDArray[Any]: ...
+    @property
+    def amin(self) -> npt.NDArray[Any]: ...
+    @property
+    def amax(self) -> npt.NDArray[Any]: ...
+
+
+def precondition(
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    stats: Mapping[str, ChannelStats],
+    *,
+    shift: bool,
+    smooth_alpha: float | None,
+    weights_from: onnx.ModelProto | None = None,
+) -> tuple[onnx.ModelProto, tuple[Product, ...]]:
+    """Return an equal graph with what `products` read shifted and scaled per channel, and the products of that graph.
+
+    Their activations are then called "GROUP input" after the first group that reads the tensor, in float32 and float16 graphs
+    alike (the exporter's numbers differ), so ranges seen on one serve the other. With neither shift nor scale that is all.
+
+    Ranges are tight afterwards: what the attentions' outputs hold depends on the kind of prompt, and a kind that was not among
+    the feeds may be clipped (seen: no box among them, then boxes reached twice the range, and masks fell from .99 to .89).
+
+    Args:
+        model: the graph that the products were found in; it is not changed.
+        products: what `find_products` gave.
+        stats: by activation tensor, named as in `weights_from` if that is given, else as in `model`.
+        shift: take each channel's mean off.
+        smooth_alpha: how much of the activations' spread moves into the weights, 0 to 1; None for no scale.
+        weights_from: the float32 graph of a float16 `model`: the constants are folded from its weights and rounded once.
+
+    Raises:
+        CalibrationError: `stats` lack an activation, have another number of channels, or are not finite.
+        GraphError: the products are not of this graph, or `weights_from` is not a graph of the same decoder.
+    """
+    work = _Work(model, weights_from)
+    changed = {}
+    # Last products first: what moves into an earlier product is in its weight before that product is looked at.
+    for readers in reversed(work.by_activation(products)):
+        changed.update(work.change(readers, stats, shift=shift, alpha=smooth_alpha))
+    return work.constants.finish(), tuple(changed[product.name] for product in products)
+
+
+class _Work:
+    """The graph in work: constants in float64 until the end."""
+
+    def __init__(self, model: onnx.ModelProto, weights_from: onnx.ModelProto | None) -> None:
+        self.constants = Constants(model, weights_from)
+        self.known = find_products(model, TIERS)
+        self.reference = {p.name: p for p in find_products(weights_from, TIERS)} if weights_from is not None else None
+
+    def by_activation(self, products: Sequence[Product]) -> list[list[Product]]:
+        """The products that read the same tensor together, in graph order."""
+        for product in products:
+            if product not in self.known:
+                raise GraphError(f"product {product.name} is not that of this graph; find the products of the graph itself")
+        readers: dict[str, list[Product]] = {}
+        for product in self.known:
+            if product in products:
+                readers.setdefault(product.activation, []).append(product)
+        return list(readers.values())
+
+    def change(
+        self, readers: Sequence[Product], stats: Mapping[str, ChannelStats], *, shift: bool, alpha: float | None
+    ) -> dict[str, Product]:
+        """Shift and scale what `readers` read; the products as they are afterwards, by name."""
+        old = readers[0].activation
+        group = next(product.group for product in self.known if product.activation == old)
+        new = f"{group} input"
+        if shift or alpha is not None:
+            if old == new:
+                raise GraphError(f"{old!r} is shifted and scaled already; start from the graph that trt-sam export wrote")
+            mean, amax = self._stats(readers[0], stats, shift=shift)
+            scale = np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha)
+            self._apply(readers, new, mean, scale)
+        else:
+            self.constants.rename(old, new)
+        return {p.name: self._renamed(p, new) for p in readers}
+
+    def _renamed(self, product: Product, activation: str) -> Product:
+        weight, bias = self.constants.names(product.name)
+        return dataclasses.replace(product, activation=activation, weight=weight, bias=bias)
+
+    def _stats(self, product: Product, stats: Mapping[str, ChannelStats], *, shift: bool) -> tuple[Vector, Vector]:
+        """The mean [channels], or zeros, and the largest |x - mean| of each channel."""
+        key = product.activation if self.reference is None else self.reference[product.name].activation
+        if key not in stats:
+            raise CalibrationError(f"no statistics for {key!r}, which {product.name} reads; collect them for these products")
+        seen = stats[key]
+        mean, low, high = (np.asarray(array, np.float64) for array in (seen.mean, seen.amin, seen.amax))
+        channels = self.constants.weight(product.name).shape[0]
+        if not mean.shape == low.shape == high.shape == (channels,) or not np.isfinite([mean, low, high]).all():
+            raise CalibrationError(
+                f"the statistics of {key!r} must be three finite arrays of {channels} channels; their shapes are "
+                f"{mean.shape}, {low.shape}, {high.shape}"
+            )
+        if not shift:
+            mean = np.zeros_like(mean)
+        return mean, np.maximum(high - mean, mean - low)
+
+    def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float) -> Vector:
+        """SmoothQuant's scale, median 1: a common factor changes nothing but where float16's range is spent."""
+        weights = np.max([np.abs(self.constants.weight(product.name)).max(axis=1) for product in readers], axis=0)
+        alive = (amax > 0) & (weights > 0)
+        scale = np.ones_like(amax)
+        if alive.any():
+            scale[alive] = amax[alive] ** alpha / weights[alive] ** (1 - alpha)
+            scale[alive] /= np.median(scale[alive])
+        return np.clip(scale, 1 / _SPREAD, _SPREAD)
+
+    def _apply(self, readers: Sequence[Product], new: str, mean: Vector, scale: Vector) -> None:
+        """Make the tensor `new` = (x - mean) / scale out of what the products read, and let them read it."""
+        constants, old = self.constants, readers[0].activation
+        norm = constants.norm_before(old)
+        consumers = constants.products_after(old)
+        values = next((row for row in _VALUES if re.fullmatch(row[0], _module(readers[0]))), None)
+        if norm is not None and consumers is not None:
+            gain, bias = constants.get(norm, 1), constants.get(norm, 2)
+            constants.set(norm, 1, gain / scale)
+            constants.set(norm, 2, (bias - mean) / scale)
+            self._absorb(consumers, mean, scale)
+            constants.rename(old, new)
+        elif values is not None:
+            source = re.sub(values[0], values[1], _module(readers[0])) + "/MatMul"
+            self._divide_columns(source, values[2], mean, scale)
+            self._absorb([product.name for product in readers], mean, scale)
+            constants.rename(old, new)
+        else:
+            self._absorb([product.name for product in readers], mean, scale)
+            constants.insert_before([product.name for product in readers], old, new, mean, 1 / scale)
+
+    def _divide_columns(self, source: str, part: int, mean: Vector, scale: Vector) -> None:
+        """Let the product `source` give (v - mean) / scale in one part of its columns."""
+        width = len(mean)
+        weight = self.constants.weight(source)
+        start = part * width if part >= 0 else weight.shape[1] - width
+        columns = slice(start, start + width)
+        weight[:, columns] /= scale
+        self.constants.set(source, 1, weight)
+        bias = np.array(self.constants.bias(source))
+        bias[..., columns] = (bias[..., columns] - mean) / scale
+        self.constants.set_bias(source, bias)
+
+    def _absorb(self, products: Sequence[str], mean: Vector, scale: Vector) -> None:
+        """The inverse in weight and bias of the products that read the changed tensor."""
+        for name in products:
+            weight = self.constants.weight(name)
+            if mean.any():
+                self.constants.set_bias(name, self.constants.bias(name) + mean @ weight)
+            self.constants.set(name, 1, weight * scale[:, None])
+
+
+def _module(product: Product) -> str:
+    return product.name.rpartition("/")[0]

@@ -1,0 +1,79 @@
+"""From an engine set on disk to engines on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_sam.cuda.device import Device
+from trt_sam.engine.manifest import CACHE_SUFFIX, GraphEntry, Manifest, open_manifest
+from trt_sam.errors import ManifestError
+from trt_sam.runner.engine import Engine
+
+if TYPE_CHECKING:
+    from trt_sam.engine.flavour import Flavour
+
+__all__ = ["open_engines"]
+
+_DECODERS = ("decode", "decode_mask")
+
+
+def open_engines(
+    folder: str | os.PathLike[str], role: str | None, device: int, *, runtime_cache: bool
+) -> tuple[Device, list[Engine]]:
+    """Open the engine that has `role`, or for None the set's decoders: "decode", then "decode_mask".
+
+    The caller closes the device, after the engines are dropped.
+
+    Raises:
+        MissingDependencyError, ManifestError, InferenceError: as `DecoderRunner.open`.
+    """
+    from trt_sam.engine.flavour import load_flavour
+
+    manifest = open_manifest(folder, verify=False)  # `read` below checks the files that are used
+    roles = [r for r in _DECODERS if any(graph.role == r for graph in manifest.graphs)] if role is None else [role]
+    graphs = [manifest.graph(r) for r in roles or ["decode"]]
+    flavour = load_flavour("rtx" if manifest.flavour == "tensorrt_rtx" else "tensorrt")
+    manifest.check_fits(flavour, None)
+    gpu = Device(device)
+    try:
+        manifest.check_fits(flavour, gpu.compute_capability)
+        plans = [manifest.read(graph.engine) for graph in graphs]
+        with gpu.active():
+            engines = _deserialize(manifest, flavour, graphs, plans, runtime_cache=runtime_cache)
+    except BaseException:
+        gpu.close()
+        raise
+    return gpu, engines
+
+
+def _deserialize(
+    manifest: Manifest, flavour: Flavour, graphs: Sequence[GraphEntry], plans: Sequence[bytes], *, runtime_cache: bool
+) -> list[Engine]:
+    runtime: Any = flavour.trt.Runtime(_logger(flavour.trt.Logger))
+    if manifest.recipe.version_compatible:
+        # Such a plan brings its runtime as code, which TensorRT refuses by default; the manifest's hash names the file.
+        runtime.engine_host_code_allowed = True
+    engines = []
+    for graph, plan in zip(graphs, plans, strict=True):
+        flavour.check_engine(runtime, plan)
+        deserialized = runtime.deserialize_cuda_engine(plan)
+        if deserialized is None:
+            raise ManifestError(f"{flavour.title} could not load {graph.engine.name}; its log has the reason")
+        profiles = [
+            {name: (getattr(shapes, name)[0], getattr(shapes, name)[2]) for name in graph.limits}
+            for shapes in manifest.recipe.profiles
+        ]
+        cache = Path(manifest.folder, graph.engine.name + CACHE_SUFFIX) if runtime_cache else None
+        # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
+        engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache))
+    return engines
+
+
+@functools.cache
+def _logger(kind: Any) -> Any:
+    """One for the life of the process: TensorRT keeps a pointer to the first logger it saw, and does not keep it alive."""
+    return kind(kind.WARNING)

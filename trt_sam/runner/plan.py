@@ -1,0 +1,281 @@
+"""A plan: one kind of call in one slot, with every view it needs, so that calls like it allocate nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam.contract import (
+    LABEL_ABSENT,
+    LABEL_BACKGROUND,
+    LABEL_BOX_END,
+    LABEL_BOX_START,
+    LABEL_FOREGROUND,
+    LABEL_NOT_A_POINT,
+)
+from trt_sam.cuda.dlpack import DeviceArray
+from trt_sam.cuda.streams import Event
+from trt_sam.errors import ContractError
+from trt_sam.runner.engine import Engine
+from trt_sam.runner.layout import Bucket, Layout
+from trt_sam.runner.slot import Program, Slot, rows_view, sizes_of, view
+from trt_sam.runner.unpack import Unpacker
+
+__all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "Plan"]
+
+Array = npt.NDArray[Any]
+
+_THRESHOLD = 0.0
+"""A pixel belongs to the mask where its logit is above this, as in SAM."""
+PACKED = "packed"
+"""Of `bits`: as the graph's `mask_bits` are."""
+EVERY_OUTPUT = "every output"
+"""Of `masks`: what `run` asks for."""
+_SMALL_GAP = 8192
+"""Bytes: a copy of its own costs more than so many that nobody asked for. The bits of an absent prompt are as many."""
+_CLICKS = frozenset((float(LABEL_ABSENT), float(LABEL_BACKGROUND), float(LABEL_FOREGROUND)))
+_TOKENS = _CLICKS | {float(LABEL_NOT_A_POINT), float(LABEL_BOX_START), float(LABEL_BOX_END)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What makes calls alike: sizes, and what is asked."""
+
+    num_prompts: int
+    num_points: int
+    """Points that the caller gives, without what the plan appends."""
+    tail: str
+    """"corners" of a box, the "not a point" after clicks, or "" where the caller's tokens are all."""
+    masks: str
+    """"best", "all", "device" or EVERY_OUTPUT."""
+    bits: bool | str = False
+    """Bool masks instead of logits, or PACKED."""
+    with_mask: bool = False
+    """Whether an earlier mask comes with the prompts."""
+    height_width: tuple[int, int] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_points + {"corners": 2, "point": 1, "": 0}[self.tail]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Results of a call: numpy views of page-locked memory, or `DeviceArray`s. Valid until the slot's next use."""
+
+    masks: Any
+    """[num_prompts, num_masks, height, width]: logits in the graph's dtype, or bool; the low-resolution ones, 256 x 256, where
+    the graph gives no others. Packed bits are uint8 [num_prompts, num_masks, height, ceil(width / 8)]."""
+    iou_predictions: Any
+    """float32 [num_prompts, num_masks]."""
+    low_res_masks: Any
+    """Logits [num_prompts, num_masks, 256, 256] in the graph's dtype; None where bits alone were copied from the GPU."""
+
+    def copy(self) -> Decoded:
+        """The same in memory of its own."""
+        low_res = None if self.low_res_masks is None else self.low_res_masks.copy()
+        same = self.masks is self.low_res_masks
+        return Decoded(low_res if same else self.masks.copy(), self.iou_predictions.copy(), low_res)
+
+
+class Plan:
+    """See the module. `fill` writes the inputs, `Slot.launch` queues, `Slot.wait` waits, `finish` gives the results."""
+
+    def __init__(self, slot: Slot, engine: Engine, bucket: Bucket, call: Call) -> None:
+        self.call = call
+        self._slot = slot
+        layout = Layout.of(engine.inputs, engine.outputs, sizes_of(bucket, call.height_width), engine.limits)
+        self.program: Program = slot.program(engine, bucket, layout)
+        prompts, points = call.num_prompts, call.num_points
+        self._coords = view(slot.host_in, layout, "point_coords", "float32")
+        self._labels = view(slot.host_in, layout, "point_labels", "float32")
+        self._tokens = self._labels[:prompts, : call.num_tokens]
+        self.points = self._coords[:prompts, :points]
+        self.labels = self._labels[:prompts, :points]
+        self.corners = self._coords[:prompts, points : points + 2] if call.tail == "corners" else None
+        self._given = self._coords[:prompts, : call.num_tokens]
+        self._finite = np.empty(self._given.shape, np.bool_)
+        self._has_mask: Array | None = None
+        end = layout.offsets["point_labels"] + self._labels.nbytes
+        if "mask_input" in layout.offsets:
+            self._has_mask = view(slot.host_in, layout, "has_mask_input", "float32")
+            self.has_mask = self._has_mask[:prompts]
+            self.mask_input = view(slot.host_in, layout, "mask_input", "float32", prompts)
+            self._mask_finite = rows_view(slot.scratch, 0, self.mask_input.shape if call.with_mask else (0,), "bool")
+            end = layout.offsets["mask_input"] + self.mask_input.nbytes
+        self._size = view(slot.host_in, layout, "orig_im_size", "int64") if call.height_width is not None else None
+        self.upload: Array = slot.host_in[:end]
+        self._plan_outputs(engine, layout)
+
+    def fill(self, points: Array | None, labels: Array | None, boxes: Array | None) -> None:
+        """Write and check the prompts; shapes fit already. After an error the slot must `forget`.
+
+        Raises:
+            ContractError: a coordinate that is not finite, or a label that is not allowed.
+        """
+        slot = self._slot
+        if slot.current is not self:
+            self._pad()
+        if points is not None:
+            self.points[...] = points
+            self.labels[...] = labels
+            allowed = _CLICKS if self.call.tail else _TOKENS
+            for row in self.labels.tolist():
+                if not allowed.issuperset(row):
+                    self._refuse_label(row, allowed)
+        if self.corners is not None:
+            self.corners[...] = boxes
+        if not np.isfinite(self._given, out=self._finite).all():
+            raise ContractError("points or boxes hold NaN or infinity; every coordinate must be finite")
+        slot.current = self
+
+    def fill_mask(self, mask_input: Array, has_mask: Array | float) -> None:
+        """Write and check the earlier masks, after `fill`; raises ContractError where one is not finite."""
+        self.mask_input[...] = mask_input
+        self.has_mask[...] = has_mask
+        if not np.isfinite(self.mask_input, out=self._mask_finite).all():
+            raise ContractError("mask_input holds NaN or infinity; every value must be finite")
+
+    def rehearse(self) -> None:
+        """Queue the inference on absent prompts; its results stay on the GPU."""
+        slot = self._slot
+        slot.current = None
+        self._pad()
+        slot.rehearse(self)
+
+    def finish(self) -> Decoded:
+        """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""
+        if self._choose:
+            self._fetch_best()
+        if self._make_bits is not None:
+            self._make_bits()
+        return self.results
+
+    def device_times(self, count: int) -> list[float]:
+        """Milliseconds of the inference alone, `count` times, each waited for before the next is queued."""
+        slot, times = self._slot, []
+        slot.pending = True
+        with contextlib.ExitStack() as stack:
+            first, last = Event(slot.device, timing=True), Event(slot.device, timing=True)
+            stack.callback(first.close)
+            stack.callback(last.close)
+            for _ in range(count):
+                first.record(slot.stream)
+                self.program.enqueue(slot.stream.handle)
+                last.record(slot.stream)
+                last.synchronize()
+                times.append(last.elapsed_ms(first))
+        slot.pending = False
+        return times
+
+    def outputs(self) -> dict[str, Array]:
+        """All outputs of the graph by name."""
+        return self._views
+
+    def _pad(self) -> None:
+        self._coords.fill(0)
+        self._labels.fill(LABEL_ABSENT)
+        at, call = self.call.num_points, self.call
+        if call.tail == "corners":
+            self._tokens[:, at], self._tokens[:, at + 1] = LABEL_BOX_START, LABEL_BOX_END
+        elif call.tail == "point":
+            self._tokens[:, at] = LABEL_NOT_A_POINT
+        if self._has_mask is not None:
+            self._has_mask.fill(0)
+            self.mask_input.fill(0)
+        if self._size is not None:
+            self._size[:] = call.height_width
+
+    def _refuse_label(self, row: list[float], allowed: frozenset[float]) -> None:
+        wrong = next(label for label in row if label not in allowed)
+        added = "; box corners and the -1 after clicks are added here, `run` takes raw tokens" if self.call.tail else ""
+        known = ", ".join(f"{label:g}" for label in sorted(allowed))
+        raise ContractError(f"labels hold {wrong:g}; allowed are {known}{added}")
+
+    def _plan_outputs(self, engine: Engine, layout: Layout) -> None:
+        slot, call, rows = self._slot, self.call, self.call.num_prompts
+        dtypes = {spec.name: spec.dtype for spec in engine.outputs}
+        self._views = {name: view(slot.host_out, layout, name, dtype, rows) for name, dtype in dtypes.items()}
+        iou = self._views["iou_predictions"]
+        shown = "masks" if "masks" in dtypes else "low_res_masks"
+        packed = bool(call.bits) and "mask_bits" in dtypes
+        self._choose = call.masks == "best" and iou.shape[1] > 1
+        self._make_bits: Callable[[], object] | None = None
+        self.downloads: list[tuple[Array, int]] = []
+        if call.masks == "device":
+            arrays = {
+                name: DeviceArray(slot.device_out.address + layout.offsets[name], array.shape, dtypes[name], slot)
+                for name, array in self._views.items()
+            }
+            self.results = Decoded(arrays["mask_bits" if packed else shown], arrays["iou_predictions"], arrays["low_res_masks"])
+            return
+        held = [name for name in layout.offsets if name in dtypes]
+        if call.masks == EVERY_OUTPUT:
+            wanted = held
+        else:
+            # Bits or logits, never both.
+            wanted = [name for name in held if name == "iou_predictions" or (name == "mask_bits") == packed]
+        if self._choose:
+            self._downloaded(layout, ["iou_predictions"])
+            found = self._best_rows(layout, dtypes, [name for name in wanted if name != "iou_predictions"])
+            iou = self._best_iou = np.empty((rows, 1), np.float32)
+        else:
+            self._downloaded(layout, wanted)
+            found = self._views
+        if packed:
+            masks = found["mask_bits"]
+            if call.bits != PACKED:
+                unpacker = Unpacker(masks, self._views[shown].shape[3], slot.scratch)
+                masks, self._make_bits = unpacker.pixels, unpacker.unpack
+        elif call.bits:
+            masks = rows_view(slot.scratch, 0, found[shown].shape, "bool")
+            self._make_bits = partial(np.greater, found[shown], _THRESHOLD, masks)
+        else:
+            masks = found[shown]
+        self.results = Decoded(masks, iou, None if packed else found["low_res_masks"])
+
+    def _best_rows(self, layout: Layout, dtypes: Mapping[str, str], names: list[str]) -> dict[str, Array]:
+        """Views of one mask a prompt; where each comes from is left in `_rows`."""
+        slot, rows = self._slot, self.call.num_prompts
+        self._rows: list[tuple[list[Array], list[int]]] = []
+        best = {}
+        for name in names:
+            start, (_, count, *one) = layout.offsets[name], self._views[name].shape
+            best[name] = rows_view(slot.host_out, start, (rows, 1, *one), dtypes[name])
+            nbytes = best[name][0].nbytes
+            places = [start + row * nbytes for row in range(rows * count)]
+            targets = [slot.host_out[at : at + nbytes] for at in places[:rows]]
+            self._rows.append((targets, [slot.device_out.address + at for at in places]))
+        return best
+
+    def _downloaded(self, layout: Layout, names: list[str]) -> None:
+        """Copies of the rows that were asked, neighbours joined; what little lies between them goes along."""
+        spans: list[list[int]] = []
+        for name in names:
+            start = layout.offsets[name]
+            end = start + self._views[name].nbytes
+            if spans and start - spans[-1][1] < _SMALL_GAP:
+                spans[-1][1] = end
+            else:
+                spans.append([start, end])
+        base = self._slot.device_out.address
+        self.downloads = [(self._slot.host_out[start:end], base + start) for start, end in spans]
+
+    def _fetch_best(self) -> None:
+        """SAM's rule: mask 0 from three tokens on, else the best of the others; absent points do not count."""
+        slot, iou = self._slot, self._views["iou_predictions"]
+        count = iou.shape[1]
+        for row, (scores, labels) in enumerate(zip(iou.tolist(), self._tokens.tolist(), strict=True)):
+            tokens = len(labels) - labels.count(LABEL_ABSENT)
+            best = 0 if tokens > 2 else max(range(1, count), key=scores.__getitem__)
+            self._best_iou[row, 0] = scores[best]
+            for targets, sources in self._rows:
+                slot.stream.download(targets[row], sources[row * count + best])
+        slot.pending = True
+        slot.wait()

@@ -1,0 +1,254 @@
+"""A slot: everything that one call needs while it is under way, allocated once.
+
+A slot has a stream, blocks for inputs and outputs on the GPU and in page-locked memory, the image embedding, and one activation
+block for all its execution contexts, of which only one runs at a time. Each bucket has a context of its own, because a CUDA
+graph fixes context, shapes and addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.graphs import Graph, capture, is_captured, order
+from trt_sam.cuda.streams import Event, Stream
+from trt_sam.errors import ContractError, InferenceError
+from trt_sam.runner.engine import Engine, ExecutionContext
+from trt_sam.runner.layout import Bucket, Layout, extent, scratch_extent
+from trt_sam.runner.residents import EMBEDDING_BYTES
+
+if TYPE_CHECKING:
+    from trt_sam.runner.plan import Plan
+
+__all__ = ["Program", "Slot"]
+
+Array = npt.NDArray[Any]
+EMBEDDING = "image_embeddings"
+_PER_THREAD_STREAM = 2
+
+
+@dataclass
+class Program:
+    """One bucket of one engine in one slot, ready to run."""
+
+    engine: Engine
+    bucket: Bucket
+    context: ExecutionContext
+    graph: Graph | None = None
+
+    def close(self) -> None:
+        """Drop what holds device memory; it cannot run any more."""
+        if self.graph is not None:
+            self.graph.close()
+        self.context.close()
+
+    def enqueue(self, stream: int) -> None:
+        """Queue the inference; raises InferenceError where TensorRT or CUDA could not."""
+        if self.graph is not None:
+            self.graph.launch()
+        else:
+            self.context.enqueue(stream)
+
+
+class Slot:
+    """See the module. Whoever took it from the runner alone may use it, in the device's context; it is freed with the device.
+
+    Args:
+        device: owns the memory.
+        engines: those that run here; all have the blocks in common.
+        graphs: record the inference as a CUDA graph where that can be done.
+
+    Raises:
+        InferenceError: the GPU has too little memory.
+    """
+
+    def __init__(self, device: Device, engines: Sequence[Engine], *, graphs: bool) -> None:
+        self.device = device
+        self._graphs = graphs
+        self.lock = threading.Lock()
+        """Held while the owner waits, so that nobody frees the slot meanwhile."""
+        self.closed = False
+        self.owner: Callable[[], object] = lambda: None
+        """Gives the runner, for those who use the slot without holding it: it must not be dropped, and closed, meanwhile."""
+        self.pending = False
+        """Whether work may be queued that nobody has waited for."""
+        self.readers: set[int] = set()
+        """Streams of others that were given work which may read the outputs: the next call waits for it."""
+        self.image: int | None = None
+        """Number of the image whose embedding is in the slot."""
+        self.current: Plan | None = None
+        """The plan whose padding is in the input block."""
+        self.plans: dict[tuple[object, ...], Plan] = {}
+        self._programs: dict[tuple[int, Bucket], Program] = {}
+        sizes = [{name: high for name, (_, high) in engine.limits.items()} for engine in engines]
+        inputs = max(extent([s for s in e.inputs if s.name != EMBEDDING], n) for e, n in zip(engines, sizes, strict=True))
+        outputs = max(extent(e.outputs, n) for e, n in zip(engines, sizes, strict=True))
+        self.stream = Stream(device)
+        self.event = Event(device)
+        self.embedding = device.buffer(EMBEDDING_BYTES)
+        self.device_in = device.buffer(inputs)
+        self.device_out = device.buffer(outputs)
+        self._activations = device.buffer(max(256, *(engine.activation_bytes for engine in engines)))
+        self.host_in = page_locked(device, inputs)
+        self.host_out = page_locked(device, outputs)
+        # Not page-locked: the pages that no call needs are never there.
+        self.scratch = np.empty(
+            max(scratch_extent(e.inputs, e.outputs, n) for e, n in zip(engines, sizes, strict=True)), np.uint8
+        )
+        """Host memory of whatever call is under way: bool masks, and the check of a mask input."""
+
+    @property
+    def graphs_held(self) -> int:
+        """CUDA graphs recorded so far."""
+        return sum(program.graph is not None for program in self._programs.values())
+
+    def program(self, engine: Engine, bucket: Bucket, layout: Layout) -> Program:
+        """The program of a bucket, made at its first use: one inference on zeros, which are a valid prompt, then the recording.
+
+        Raises:
+            InferenceError: TensorRT or CUDA failed.
+        """
+        key = (id(engine), bucket)
+        found = self._programs.get(key)
+        if found is None:
+            found = self._programs[key] = self._make_program(engine, bucket, layout)
+        return found
+
+    def begin(self) -> None:
+        """Before anything of a call is queued: what writes the outputs comes after whatever reads them.
+
+        Raises:
+            ContractError: a reader's stream is being captured, and cannot be waited for.
+            InferenceError: CUDA failed.
+        """
+        while self.readers:
+            reader = next(iter(self.readers))
+            captured = is_captured(reader)
+            if captured:
+                raise ContractError(
+                    f"stream {reader:#x} took device masks of this slot and is being captured; end the capture before"
+                )
+            if captured is None or reader == _PER_THREAD_STREAM:
+                # Gone, but what it was given may run on; or a name that means another stream on this thread.
+                self.device.synchronize()
+            else:
+                order(reader, self.stream.handle)
+            self.readers.discard(reader)
+
+    def launch(self, plan: Plan, image: int | None, address: int) -> None:
+        """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results.
+
+        After an error the slot must `forget`.
+        """
+        stream = self.stream
+        self.pending = True
+        if image != self.image:
+            stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
+            self.image = image
+        stream.upload(self.device_in.address, plan.upload)
+        plan.program.enqueue(stream.handle)
+        for target, source in plan.downloads:
+            stream.download(target, source)
+        self.event.record(stream)
+
+    def rehearse(self, plan: Plan) -> None:
+        """Queue what a call queues between its embedding and its results."""
+        self.pending = True
+        self.stream.upload(self.device_in.address, plan.upload)
+        plan.program.enqueue(self.stream.handle)
+
+    def wait(self) -> None:
+        """Wait for what is queued; raises what went wrong in it."""
+        self.stream.synchronize()
+        self.pending = False
+
+    def forget(self) -> None:
+        """After a failure: nothing in the blocks is known."""
+        self.image = None
+        self.current = None
+
+    def close(self) -> None:
+        """Wait, and drop all that holds device memory of TensorRT; the device frees the rest. May be called again."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            # Memory must not go while queued work needs it; what fails here was told by the call it belongs to.
+            with contextlib.suppress(InferenceError):
+                self.stream.synchronize()
+            for program in self._programs.values():
+                program.close()
+            self._programs.clear()
+            self.plans.clear()
+            self.current = None
+            # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.
+            self.host_in = self.host_out = self.scratch = np.empty(0, np.uint8)
+
+    def _make_program(self, engine: Engine, bucket: Bucket, layout: Layout) -> Program:
+        context = self._context(engine, bucket, layout, own_strategy=False)
+        # Shape tensors are read when work is queued: a recording would keep the first call's values.
+        recorded = self._graphs and not engine.host_inputs
+        if recorded and not context.can_be_captured(self.stream.handle):
+            # Only TensorRT-RTX answers so. Its own strategy records what it can; both at once is forbidden.
+            context = self._context(engine, bucket, layout, own_strategy=True)
+            recorded = False
+        program = Program(engine, bucket, context)
+        if not engine.host_inputs:
+            # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call. On
+            # zeros, because new memory and another bucket's coordinates are no labels: the decoder would read beside its table.
+            self.pending = True
+            self.stream.zero(self.device_in.address, self.device_in.size)
+            context.enqueue(self.stream.handle)
+        if recorded:
+            try:
+                program.graph = capture(self.device, self.stream, lambda: context.enqueue(self.stream.handle))
+            except InferenceError as error:
+                raise InferenceError(
+                    f"{error}; where this engine cannot be recorded, open the runner with graphs=False"
+                ) from error
+        return program
+
+    def _context(self, engine: Engine, bucket: Bucket, layout: Layout, *, own_strategy: bool) -> ExecutionContext:
+        memory = self._activations.address
+        context = engine.context(bucket.profile, self.stream.handle, memory, own_strategy=own_strategy)
+        context.set_shape(EMBEDDING, EMBEDDING_SHAPE)
+        context.set_address(EMBEDDING, self.embedding.address)
+        for spec in engine.inputs:
+            if spec.name == EMBEDDING:
+                continue
+            context.set_shape(spec.name, layout.shapes[spec.name])
+            at = layout.offsets[spec.name]
+            host = spec.name in engine.host_inputs
+            context.set_address(spec.name, (self.host_in.ctypes.data if host else self.device_in.address) + at)
+        for spec in engine.outputs:
+            context.set_address(spec.name, self.device_out.address + layout.offsets[spec.name])
+        return context
+
+
+def view(block: Array, layout: Layout, name: str, dtype: str, rows: int | None = None) -> Array:
+    """A numpy view of a tensor in a page-locked block, of its first `rows` rows if given."""
+    return rows_view(
+        block, layout.offsets[name], (*(() if rows is None else (rows,)), *layout.shapes[name][rows is not None :]), dtype
+    )
+
+
+def rows_view(block: Array, at: int, shape: Sequence[int], dtype: str) -> Array:
+    """A numpy view of the bytes from `at` on."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return block[at : at + nbytes].view(dtype).reshape(tuple(shape))
+
+
+def sizes_of(bucket: Bucket, height_width: tuple[int, int] | None) -> Mapping[str, int]:
+    """Sizes of the dynamic dimensions."""
+    sizes = {"num_prompts": bucket.num_prompts, "num_points": bucket.num_points}
+    if height_width is not None:
+        sizes |= {"height": height_width[0], "width": height_width[1]}
+    return sizes

@@ -1,0 +1,154 @@
+"""A call under way: wait for it, or ask whether it is done; and the slot that it holds."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self, TypeVar
+
+from trt_sam.errors import ContractError, InferenceError
+from trt_sam.runner.plan import Decoded, Plan
+from trt_sam.runner.slot import Slot
+
+__all__ = ["Lease", "Submission"]
+
+Result = TypeVar("Result")
+
+
+class Lease:
+    """A slot taken from a queue, which it goes back to once: a Ctrl-C comes before or after that, and loses no slot.
+
+    CPython looks for signals between Python's instructions only, so what must not be torn apart is one call of C code.
+    """
+
+    __slots__ = ("_back", "_free", "_held")
+
+    def __init__(self, free: SimpleQueue[Slot | None]) -> None:
+        self._free = free
+        self._held: list[Slot | None] = []
+        self._back: Iterator[Slot | None] = iter(self._held)
+
+    @property
+    def slot(self) -> Slot | None:
+        return self._held[0]
+
+    def take(self, timeout: float | None) -> None:
+        """Wait for a slot; queue.Empty where none came in time."""
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
+        self._held.extend(map(self._free.get, (timeout is None or timeout > 0,), (timeout,)))
+
+    def give_back(self) -> None:
+        """Put it back, if that has not been done."""
+        deque(map(self._free.put, self._back), maxlen=0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_back"):
+            self.give_back()
+
+
+class Submission:
+    """What `DecoderRunner.submit` gives; it holds a slot until its result is taken or it is dropped. For one thread."""
+
+    __slots__ = ("_copied", "_give_back", "_lease", "_plan", "_result", "_slot")
+
+    def __init__(self, lease: Lease, plan: Plan, give_back: Callable[[Lease, BaseException | None], None]) -> None:
+        self._slot: Slot | None = lease.slot
+        self._plan = plan
+        self._give_back = give_back
+        self._result: Decoded | None = None
+        self._copied = False
+        self._lease: Lease | None = lease
+
+    def done(self) -> bool:
+        """Whether what was queued has run; returns at once. The best of several masks is fetched by `result`, which waits then.
+
+        Raises:
+            InferenceError: the work failed; the message says so if that closed the runner.
+        """
+        slot = self._slot
+        if slot is None:
+            return True
+        try:
+            with slot.lock:
+                self._check(slot)
+                with slot.device.active():
+                    return slot.event.done()
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    @property
+    def device_arrays(self) -> Decoded:
+        """The results of a call with `masks="device"`, at once: a DLPack consumer's stream waits for them, not the host."""
+        if self._plan.call.masks != "device":
+            raise InferenceError(f'this call was asked for masks="{self._plan.call.masks}"; ask for "device"')
+        return self._plan.results
+
+    def result(self, *, copy: bool = False) -> Decoded:
+        """Wait, and give the slot back: the results are valid until its next use, or for good with `copy`.
+
+        Raises:
+            ContractError: a copy is asked for after views were.
+            InferenceError: the work failed (the message says so if that closed the runner), or the runner was closed.
+        """
+        if self._slot is None and self._result is not None:
+            if copy and not self._copied and self._plan.call.masks != "device":
+                raise ContractError("the result was taken as views before; take it with copy=True the first time")
+            return self._result
+
+        def read(plan: Plan) -> Decoded:
+            found = plan.finish()
+            return found.copy() if copy and plan.call.masks != "device" else found
+
+        self._result = self.collect(read)
+        self._copied = copy
+        return self._result
+
+    def collect(self, read: Callable[[Plan], Result]) -> Result:
+        """Wait, give what `read` gives of the plan, and give the slot back; errors as `result`."""
+        slot = self._slot
+        if slot is None:
+            raise InferenceError("this call has failed or was dropped; submit it again")
+        try:
+            with slot.lock:
+                self._check(slot)
+                with slot.device.active():
+                    slot.wait()
+                    found = read(self._plan)
+            self._end(None)
+        except BaseException as error:
+            self._end(error)
+            raise
+        return found
+
+    def drop(self) -> None:
+        """Give the slot back without the result. May be called again."""
+        self._end(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.drop()
+
+    def __del__(self) -> None:
+        # The next user of the slot waits for what is queued.
+        if hasattr(self, "_lease"):
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        lease, self._lease, self._slot = self._lease, None, None
+        if lease is not None:
+            try:
+                self._give_back(lease, error)
+            finally:
+                lease.give_back()
+
+    @staticmethod
+    def _check(slot: Slot) -> None:
+        if slot.closed:
+            raise InferenceError("the runner was closed while this call was under way; open a new one")

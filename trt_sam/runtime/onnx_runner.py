@@ -1,0 +1,256 @@
+"""`OnnxRunner`: a decoder graph of this package in ONNX Runtime. numpy and onnxruntime alone; no torch, no onnx.
+
+ONNX Runtime on a CPU computes float16 graphs in float32, so it shows their structure and weight rounding, never overflow. Only
+the CPU provider has ever been run by the authors; the embedding is placed on the GPU for the CUDA ones, untested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import existing_file
+from trt_sam._lazy import require
+from trt_sam.contract import TensorSpec, input_specs, output_specs, size_of
+from trt_sam.errors import GraphError, InferenceError, InputError, RecipeError
+from trt_sam.recipe import GraphOptions
+from trt_sam.runtime.interface import as_given, checked_embedding, checked_inputs
+
+__all__ = ["OnnxRunner", "disabled_optimizers", "session_options"]
+
+Array = npt.NDArray[Any]
+
+_NO_LIMIT = (1, 2**31 - 1)
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
+_CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+
+class OnnxRunner:
+    """Runs an exported graph; the interface is `interface.Runner`. One thread at a time."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        emulate_quantization: bool = False,
+    ) -> None:
+        """Open a graph that `trt-sam export` wrote.
+
+        Args:
+            path: the `.onnx` file.
+            threads: CPU threads of one call; None takes the cores that this process may use.
+            providers: ONNX Runtime's execution providers, best first; None is the CPU.
+            emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
+                integer products of this CPU, which saturate on some: slower, and the same everywhere.
+
+        Raises:
+            GraphError: the file is no ONNX graph, or not a SAM decoder of this package.
+            InputError: it is missing or empty, or a provider or the number of threads is impossible.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        ort = require("onnxruntime", "to run an ONNX graph")
+        path = existing_file(path, "graph")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
+        chosen = list(providers or ["CPUExecutionProvider"])
+        available = ort.get_available_providers()
+        # ONNX Runtime would go on without a missing one, on the CPU and much slower.
+        for name in chosen:
+            if name not in available:
+                raise InputError(f"provider {name} is not in this onnxruntime; it has {', '.join(available)}")
+        settings = session_options(threads, emulate_quantization=emulate_quantization)
+        try:
+            session = ort.InferenceSession(
+                os.fspath(path), settings, providers=chosen, disabled_optimizers=disabled_optimizers(chosen)
+            )
+        except Exception as error:  # onnxruntime has a class per status, all directly under Exception
+            raise GraphError(f"{path} is not an ONNX graph that can be loaded ({_reason(error)}); export it again") from None
+        if session.get_providers()[0] != chosen[0]:
+            raise InputError(f"provider {chosen[0]} could not be started; check its CUDA and driver, or leave it out")
+        self._ort, self._session, self._path = ort, session, path
+        metadata = dict(session.get_modelmeta().custom_metadata_map)
+        self._inputs, self._outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
+        self.options = _checked_options(path, metadata, self._inputs, self._outputs)
+        """What the graph computes (`recipe.GraphOptions`)."""
+        self.checkpoint_sha256 = metadata.get("trt_sam.checkpoint_sha256", "")
+        """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
+        dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
+        self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
+        self._device = "cuda" if chosen[0] in _CUDA_PROVIDERS else "cpu"
+        self._image: Any = None
+        self._image_id = 0
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs with the types that the graph has; `run` gives float16 ones as float32."""
+        return self._outputs
+
+    @property
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """Least and largest value of each dynamic dimension; ONNX Runtime itself sets none but memory."""
+        return self._limits
+
+    @property
+    def image_id(self) -> int:
+        """0 before the first `set_image`, then a new number after each."""
+        return self._image_id
+
+    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+        """Keep a copy of `embedding` float32 [1, 256, 64, 64] where the graph runs, for the calls that follow.
+
+        Raises:
+            ContractError: another dtype or shape, or a value that is not finite.
+            InferenceError: the runner is closed.
+        """
+        self._require_open()
+        self._image = self._ort.OrtValue.ortvalue_from_numpy(checked_embedding(embedding), self._device, 0)
+        self._image_id += 1
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
+
+        Raises:
+            ContractError: the feed does not fit the graph, or there is no image.
+            InferenceError: execution failed (the runner stays open), or the runner is closed.
+        """
+        self._require_open()
+        arrays = checked_inputs(feed, self._inputs, self._limits, has_image=self._image is not None)
+        sizes = {
+            str(dim): seen
+            for spec in self._inputs
+            if spec.name in arrays
+            for dim, seen in zip(spec.dims, arrays[spec.name].shape, strict=True)
+        }
+        if "orig_im_size" in arrays:
+            sizes["height"], sizes["width"] = map(int, arrays["orig_im_size"])
+        try:
+            binding = self._session.io_binding()
+            if "image_embeddings" not in arrays:
+                binding.bind_ortvalue_input("image_embeddings", self._image)
+            for name, array in arrays.items():
+                binding.bind_cpu_input(name, array)
+            outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
+            for name, array in outputs.items():
+                # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
+                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except (Exception, MemoryError) as error:
+            raise InferenceError(f"{self._path} failed in ONNX Runtime ({_reason(error)}); the runner is still open") from error
+        return {name: as_given(array) for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Free the session and the image; safe to call again."""
+        self._session = self._image = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise InferenceError(f"the runner of {self._path} is closed; open a new one")
+
+
+def session_options(threads: int | None = None, *, emulate_quantization: bool = False) -> Any:
+    """The `onnxruntime.SessionOptions` that `OnnxRunner` uses; its arguments are explained there."""
+    settings = require("onnxruntime", "to run an ONNX graph").SessionOptions()
+    settings.log_severity_level = 4  # errors come as exceptions; the log would say them twice, on stderr
+    settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
+    # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
+    return settings
+
+
+def disabled_optimizers(providers: Sequence[str]) -> list[str]:
+    """ONNX Runtime's graph rewrites that `OnnxRunner` leaves out, for `InferenceSession(disabled_optimizers=...)`."""
+    # The CPU's fused Add and LayerNormalization goes through a row one number at a time; apart they are vectorized. Seen with
+    # ONNX Runtime 1.32, 2 threads: 8.5 of 43 ms in the one node of 4096 x 256, one prompt 26 ms with it, 21 ms without.
+    # Likewise BiasGelu: 1.0 ms for 2 million values; sixteen prompts take 182 ms without it, 185 ms with it.
+    return ["SkipLayerNormFusion", "BiasGeluFusion"] if providers[0] == "CPUExecutionProvider" else []
+
+
+def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """The session's tensors as specs; a dimension without a name or number is "?"."""
+    return tuple(
+        TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple("?" if d is None else d for d in node.shape))
+        for node in nodes
+    )
+
+
+def _checked_options(
+    path: object, metadata: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> GraphOptions:
+    """The options in a graph's metadata, once its tensors are found to be those of such a graph."""
+    names = [spec.name for spec in inputs]
+    held = f"inputs {', '.join(names[:6]) or 'none'}; outputs {', '.join(s.name for s in outputs[:4]) or 'none'}"
+    if "trt_sam.options" not in metadata:
+        if {"image_embeddings", "point_coords", "point_labels"} <= set(names):
+            raise GraphError(
+                f"{path} is a SAM decoder of another exporter, such as Meta's ({held}); it does not know label -2 and TensorRT "
+                "cannot build it: write one from the checkpoint with trt-sam export"
+            )
+        raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
+    version = metadata.get("trt_sam.version", "unknown")
+    try:
+        fields = json.loads(metadata["trt_sam.options"])
+        options = GraphOptions(**fields)
+    except (ValueError, TypeError, RecipeError) as error:
+        raise GraphError(
+            f"{path} was written by trt_sam {version} with options unknown here ({error}); export it again"
+        ) from None
+    expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
+    dtype = "float32" if options.precision == "fp32" else "float16"
+    expected += output_specs(
+        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
+    )
+    found = {spec.name: spec for spec in (*inputs, *outputs)}
+    for spec in expected:
+        if spec.name not in found or not _fits(found[spec.name], spec):
+            seen = str(found.get(spec.name, "missing"))
+            raise GraphError(f"{path} is a damaged or changed graph: {seen}, expected {spec}; export it again")
+    for name in found:
+        if name not in {spec.name for spec in expected}:
+            raise GraphError(
+                f"{path} has the tensor {name}, which its options do not tell of (trt_sam {version}); export it again"
+            )
+    return options
+
+
+def _fits(seen: TensorSpec, expected: TensorSpec) -> bool:
+    """Whether a graph's tensor is the expected one; a dynamic dimension may have been made a fixed one."""
+    return (
+        seen.dtype == expected.dtype
+        and len(seen.dims) == len(expected.dims)
+        and all(s == e or (isinstance(s, int) and isinstance(e, str)) for s, e in zip(seen.dims, expected.dims, strict=True))
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of ONNX Runtime's message, at most 200 characters, without its status and our path."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"^Load model from .* failed: ?", "", line)[:200]
