@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from trt_sam.errors import ContractError
 
 __all__ = [
+    "EMBEDDING_BYTES",
     "EMBEDDING_SHAPE",
     "FRAME_SIZE",
     "LABEL_ABSENT",
@@ -38,6 +40,7 @@ __all__ = [
 
 FRAME_SIZE = 1024
 EMBEDDING_SHAPE = (1, 256, 64, 64)
+EMBEDDING_BYTES = 4 * prod(EMBEDDING_SHAPE)
 LOW_RES_SIZE = 256
 NUM_MASKS = 4
 PACKED_WIDTH = "packed_width"

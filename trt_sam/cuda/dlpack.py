@@ -6,10 +6,11 @@ The structures are those of DLPack 0.x (`dlpack.h`), which `__dlpack__` without 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,9 +18,6 @@ from trt_sam.cuda.device import Device
 from trt_sam.cuda.graphs import device_of, order
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError
-
-if TYPE_CHECKING:
-    from trt_sam.runner.slot import Slot
 
 __all__ = ["Borrowed", "DeviceArray", "borrow", "check_device", "device_index", "is_on_device", "on_host"]
 
@@ -67,6 +65,21 @@ _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.restype, _set_name.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
 
 
+class Lender(Protocol):
+    """Who owns the memory of a `DeviceArray`: a slot of a runner."""
+
+    device: Device
+    stream: Stream
+    """In which the memory is written."""
+    lock: threading.Lock
+    """While it is held nobody closes the lender."""
+    closed: bool
+    owner: Callable[[], object]
+    """Gives what must not be dropped while the lender is used."""
+    readers: set[int]
+    """Handles of the streams that the lender must wait for before it writes again."""
+
+
 class DeviceArray:
     """A result on the GPU, C-contiguous: `torch.from_dlpack(array)` takes it without a copy.
 
@@ -76,7 +89,7 @@ class DeviceArray:
     none (-1), or takes `__cuda_array_interface__`, must have finished reading before the slot's next call.
     """
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, slot: Slot) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, slot: Lender) -> None:
         self.address = address
         self.shape = shape
         self.dtype = np.dtype(dtype)

@@ -1,7 +1,7 @@
 """The low-latency runner of engines on a GPU."""
 
+from trt_sam.runner.call import Decoded
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.plan import Decoded
 from trt_sam.runner.pool import RunnerPool
 from trt_sam.runner.submission import Submission
 

@@ -20,20 +20,22 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
-from trt_sam.contract import TensorSpec
+from trt_sam.contract import EMBEDDING_BYTES, TensorSpec
 from trt_sam.cuda.device import Device
+from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
+from trt_sam.runner.call import Decoded
 from trt_sam.runner.engine import Engine, Limits
 from trt_sam.runner.image_calls import ImageCalls
 from trt_sam.runner.images import Images
 from trt_sam.runner.layout import Buckets
+from trt_sam.runner.lease import Lease
 from trt_sam.runner.many import decode_many
 from trt_sam.runner.open import open_engines
-from trt_sam.runner.plan import Decoded, Plan
+from trt_sam.runner.plan import Plan
 from trt_sam.runner.prompts import CallMaker, Kind, Known, Prompts
-from trt_sam.runner.residents import EMBEDDING_BYTES
 from trt_sam.runner.slot import Slot
-from trt_sam.runner.submission import Lease, Submission
+from trt_sam.runner.submission import Submission
 from trt_sam.runtime.interface import as_given
 
 __all__ = ["DecoderRunner"]
@@ -89,7 +91,7 @@ class DecoderRunner(ImageCalls):
             self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
             with device.active():
                 self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
-                self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._slots)
+                self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._pending_events)
             for slot in self._slots:
                 slot.owner = weakref.ref(self)
                 self._free.put(slot)
@@ -270,6 +272,10 @@ class DecoderRunner(ImageCalls):
         with self._lock:
             self._save_runtime_caches()
 
+    def _pending_events(self) -> list[Event]:
+        """After which nothing that is queued now reads resident images any more."""
+        return [slot.event for slot in self._slots if slot.pending]
+
     def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
         try:
             for kind, known in kinds:
@@ -311,9 +317,9 @@ class DecoderRunner(ImageCalls):
             if embedding is not None:
                 slot.image = None
                 images.upload(embedding, slot.embedding.address)
-                slot.launch(plan, None, 0)
+                plan.launch(None, 0)
             elif image == 0:
                 raise ContractError("there is no image; call set_image before")
             else:
-                slot.launch(plan, image, images.address(image))
+                plan.launch(image, images.address(image))
         return plan

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda.device import Device, DeviceBuffer, page_locked
 from trt_sam.cuda.dlpack import Borrowed, borrow, check_device, is_on_device
 from trt_sam.cuda.streams import Event, Stream
-from trt_sam.errors import InferenceError
-from trt_sam.runner.residents import EMBEDDING_BYTES, Residents
-from trt_sam.runner.slot import Slot
+from trt_sam.errors import ContractError, InferenceError
 
-__all__ = ["Handover", "Images", "Source"]
+__all__ = ["Handover", "Images", "Residents", "Source"]
 
 NAME = "image_embeddings"
 Source = Borrowed | None
@@ -65,12 +64,12 @@ class Images:
     Args:
         device: owns the memory.
         capacity: most images to hold.
-        slots: calls of theirs may still read memory that a new image gets.
+        pending: gives events after which calls that are queued no longer read memory that a new image gets.
     """
 
-    def __init__(self, device: Device, capacity: int, slots: Iterable[Slot]) -> None:
+    def __init__(self, device: Device, capacity: int, pending: Callable[[], Iterable[Event]]) -> None:
         self._device = device
-        self._slots = slots
+        self._pending = pending
         self._residents = Residents(device, capacity)
         self.lock = threading.Lock()
         """Held while an upload waits, so that nobody frees the memory meanwhile; the runner's lock may be taken before it."""
@@ -112,9 +111,8 @@ class Images:
         buffer, reused = self._residents.take()
         try:
             if reused:
-                for slot in self._slots:
-                    if slot.pending:
-                        self.stream.wait(slot.event)
+                for event in self._pending():
+                    self.stream.wait(event)
             if source is None:
                 self.stream.upload(buffer.address, self._staging)
             else:
@@ -160,3 +158,61 @@ class Images:
 
     def _stage(self, embedding: npt.NDArray[np.float32]) -> None:
         np.copyto(self._staging.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)
+
+
+class Residents:
+    """Embeddings by image number. Device memory is allocated as images come and kept for the next ones.
+
+    Args:
+        device: owns the memory.
+        capacity: most images to hold, at least 1.
+    """
+
+    def __init__(self, device: Device, capacity: int) -> None:
+        self._device = device
+        self.capacity = capacity
+        self._held: OrderedDict[int, DeviceBuffer] = OrderedDict()
+        self._spare: list[DeviceBuffer] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self) -> tuple[DeviceBuffer, bool]:
+        """Memory for one more image, and whether queued work may still read what was in it."""
+        if self._spare:
+            return self._spare.pop(), True
+        if len(self._held) >= self.capacity:
+            return self._held.popitem(last=False)[1], True
+        return self._device.buffer(EMBEDDING_BYTES), False
+
+    def put(self, image: int, buffer: DeviceBuffer) -> None:
+        """Hold what was written into `buffer` as `image`."""
+        self._held[image] = buffer
+
+    def give(self, buffer: DeviceBuffer) -> None:
+        """Take memory back that was not filled."""
+        self._spare.append(buffer)
+
+    def address(self, image: int) -> int:
+        """Where `image` lies; it is now the most recently used.
+
+        Raises:
+            ContractError: it is not held any more, or never was.
+        """
+        buffer = self._held.get(image)
+        if buffer is None:
+            held = ", ".join(map(str, self._held)) or "none"
+            raise ContractError(f"image {image} is not held (held: {held}); set it again, or open the runner with more images")
+        self._held.move_to_end(image)
+        return buffer.address
+
+    def drop(self, image: int) -> None:
+        """Forget `image`, if it is held; its memory serves the next one."""
+        buffer = self._held.pop(image, None)
+        if buffer is not None:
+            self._spare.append(buffer)
+
+    def clear(self) -> None:
+        """Forget all; the device frees the memory."""
+        self._held.clear()
+        self._spare.clear()

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trt_sam.contract import TensorSpec, size_of
 from trt_sam.errors import ContractError
 from trt_sam.runner.engine import Limits
 from trt_sam.runner.unpack import SCRATCH_PER_BYTE
 
-__all__ = ["Bucket", "Buckets", "Layout", "extent", "scratch_extent", "shape_of"]
+__all__ = ["Bucket", "Buckets", "Layout", "extent", "rows_view", "scratch_extent", "shape_of", "sizes_of", "view"]
+
+Array = npt.NDArray[Any]
 
 _ALIGNMENT = 256
 """What TensorRT asks of tensor addresses."""
@@ -118,6 +122,27 @@ def scratch_extent(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a tensor where the dynamic dimensions have these sizes."""
     return tuple(size_of(dim, sizes) for dim in spec.dims)
+
+
+def view(block: Array, layout: Layout, name: str, dtype: str, rows: int | None = None) -> Array:
+    """A numpy view of a tensor in a page-locked block, of its first `rows` rows if given."""
+    return rows_view(
+        block, layout.offsets[name], (*(() if rows is None else (rows,)), *layout.shapes[name][rows is not None :]), dtype
+    )
+
+
+def rows_view(block: Array, at: int, shape: Sequence[int], dtype: str) -> Array:
+    """A numpy view of the bytes from `at` on."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return block[at : at + nbytes].view(dtype).reshape(tuple(shape))
+
+
+def sizes_of(bucket: Bucket, height_width: tuple[int, int] | None) -> Mapping[str, int]:
+    """Sizes of the dynamic dimensions."""
+    sizes = {"num_prompts": bucket.num_prompts, "num_points": bucket.num_points}
+    if height_width is not None:
+        sizes |= {"height": height_width[0], "width": height_width[1]}
+    return sizes
 
 
 def _sizes(limits: tuple[int, int], asked: Sequence[int] | None) -> list[int]:

@@ -24,9 +24,9 @@ from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError, InputError
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.images import Images
-from trt_sam.runner.prompts import CallMaker, NoSlotError
+from trt_sam.runner.lease import Lease, NoSlotError
+from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
-from trt_sam.runner.submission import Lease
 
 __all__ = ["Lifecycle"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from trt_sam.errors import ContractError
-from trt_sam.runner.plan import Decoded
-from trt_sam.runner.prompts import CallMaker, NoSlotError, host_array
+from trt_sam.runner.call import Decoded
+from trt_sam.runner.lease import NoSlotError
+from trt_sam.runner.prompts import CallMaker, host_array
 from trt_sam.runner.submission import Submission
 
 __all__ = ["decode_many"]

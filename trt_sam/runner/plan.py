@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,70 +21,26 @@ from trt_sam.contract import (
 from trt_sam.cuda.dlpack import DeviceArray
 from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
+from trt_sam.runner.call import EVERY_OUTPUT, PACKED, Call, Decoded
 from trt_sam.runner.engine import Engine
-from trt_sam.runner.layout import Bucket, Layout
-from trt_sam.runner.slot import Program, Slot, rows_view, sizes_of, view
+from trt_sam.runner.layout import Bucket, Layout, rows_view, sizes_of, view
+from trt_sam.runner.slot import Program, Slot
 from trt_sam.runner.unpack import Unpacker
 
-__all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "Plan"]
+__all__ = ["Plan"]
 
 Array = npt.NDArray[Any]
 
 _THRESHOLD = 0.0
 """A pixel belongs to the mask where its logit is above this, as in SAM."""
-PACKED = "packed"
-"""Of `bits`: as the graph's `mask_bits` are."""
-EVERY_OUTPUT = "every output"
-"""Of `masks`: what `run` asks for."""
 _SMALL_GAP = 8192
 """Bytes: a copy of its own costs more than so many that nobody asked for. The bits of an absent prompt are as many."""
 _CLICKS = frozenset((float(LABEL_ABSENT), float(LABEL_BACKGROUND), float(LABEL_FOREGROUND)))
 _TOKENS = _CLICKS | {float(LABEL_NOT_A_POINT), float(LABEL_BOX_START), float(LABEL_BOX_END)}
 
 
-@dataclass(frozen=True)
-class Call:
-    """What makes calls alike: sizes, and what is asked."""
-
-    num_prompts: int
-    num_points: int
-    """Points that the caller gives, without what the plan appends."""
-    tail: str
-    """"corners" of a box, the "not a point" after clicks, or "" where the caller's tokens are all."""
-    masks: str
-    """"best", "all", "device" or EVERY_OUTPUT."""
-    bits: bool | str = False
-    """Bool masks instead of logits, or PACKED."""
-    with_mask: bool = False
-    """Whether an earlier mask comes with the prompts."""
-    height_width: tuple[int, int] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_points + {"corners": 2, "point": 1, "": 0}[self.tail]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Results of a call: numpy views of page-locked memory, or `DeviceArray`s. Valid until the slot's next use."""
-
-    masks: Any
-    """[num_prompts, num_masks, height, width]: logits in the graph's dtype, or bool; the low-resolution ones, 256 x 256, where
-    the graph gives no others. Packed bits are uint8 [num_prompts, num_masks, height, ceil(width / 8)]."""
-    iou_predictions: Any
-    """float32 [num_prompts, num_masks]."""
-    low_res_masks: Any
-    """Logits [num_prompts, num_masks, 256, 256] in the graph's dtype; None where bits alone were copied from the GPU."""
-
-    def copy(self) -> Decoded:
-        """The same in memory of its own."""
-        low_res = None if self.low_res_masks is None else self.low_res_masks.copy()
-        same = self.masks is self.low_res_masks
-        return Decoded(low_res if same else self.masks.copy(), self.iou_predictions.copy(), low_res)
-
-
 class Plan:
-    """See the module. `fill` writes the inputs, `Slot.launch` queues, `Slot.wait` waits, `finish` gives the results."""
+    """See the module. `fill` writes the inputs, `launch` queues, `Slot.wait` waits, `finish` gives the results."""
 
     def __init__(self, slot: Slot, engine: Engine, bucket: Bucket, call: Call) -> None:
         self.call = call
@@ -142,12 +97,33 @@ class Plan:
         if not np.isfinite(self.mask_input, out=self._mask_finite).all():
             raise ContractError("mask_input holds NaN or infinity; every value must be finite")
 
+    def launch(self, image: int | None, address: int) -> None:
+        """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results.
+
+        After an error the slot must `forget`.
+
+        Args:
+            image: number of the image whose embedding lies at `address`; None: the slot has it already.
+            address: in device memory.
+        """
+        slot = self._slot
+        slot.pending = True
+        if image != slot.image:
+            slot.bring(image, address)
+        slot.stream.upload(slot.device_in.address, self.upload)
+        self.program.enqueue(slot.stream.handle)
+        for target, source in self.downloads:
+            slot.stream.download(target, source)
+        slot.event.record(slot.stream)
+
     def rehearse(self) -> None:
         """Queue the inference on absent prompts; its results stay on the GPU."""
         slot = self._slot
         slot.current = None
+        slot.pending = True
         self._pad()
-        slot.rehearse(self)
+        slot.stream.upload(slot.device_in.address, self.upload)
+        self.program.enqueue(slot.stream.handle)
 
     def finish(self) -> Decoded:
         """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""

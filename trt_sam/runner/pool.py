@@ -15,9 +15,9 @@ from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import device_index, is_on_device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError, InputError
+from trt_sam.runner.call import Decoded
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.images import Handover
-from trt_sam.runner.plan import Decoded
 
 __all__ = ["RunnerPool"]
 

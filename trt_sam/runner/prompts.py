@@ -12,13 +12,14 @@ import numpy.typing as npt
 from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.cuda.dlpack import is_on_device, on_host
 from trt_sam.errors import ContractError, InferenceError
+from trt_sam.runner.call import EVERY_OUTPUT, PACKED, Call
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.layout import Bucket, Buckets
-from trt_sam.runner.plan import EVERY_OUTPUT, PACKED, Call, Plan
+from trt_sam.runner.plan import Plan
 from trt_sam.runner.slot import Slot
 from trt_sam.runtime.interface import checked_inputs
 
-__all__ = ["CallMaker", "Feed", "NoSlotError", "Prompts", "host_array"]
+__all__ = ["CallMaker", "Feed", "Prompts", "host_array"]
 
 Array = npt.NDArray[Any]
 Kind = tuple[Any, ...]
@@ -66,6 +67,7 @@ class CallMaker:
     def __init__(self, engines: Sequence[tuple[Engine, Buckets]]) -> None:
         self._engines = sorted(engines, key=lambda pair: len(pair[0].inputs))
         self._known: dict[Kind, Known] = {}
+        self._plans: dict[Slot, dict[Kind, Plan]] = {}
 
     def prompts(
         self,
@@ -126,12 +128,13 @@ class CallMaker:
 
     def plan(self, slot: Slot, kind: Kind, known: Known) -> Plan:
         """The slot's plan for a kind of call, made at the first one: in the device's context."""
-        plan = slot.plans.get(kind)
+        plans = self._plans.get(slot) or self._plans.setdefault(slot, {})
+        plan = plans.get(kind)
         if plan is None:
             engine, bucket, call = known
-            if len(slot.plans) >= _MOST_PLANS:
-                slot.plans.clear()
-            plan = slot.plans[kind] = Plan(slot, engine, bucket, call)
+            if len(plans) >= _MOST_PLANS:
+                plans.clear()
+            plan = plans[kind] = Plan(slot, engine, bucket, call)
         return plan
 
     def warm_up_kinds(
@@ -168,8 +171,9 @@ class CallMaker:
         return max(limits["num_prompts"][1] for limits in taking or profiles)
 
     def clear(self) -> None:
-        """Drop the engines."""
+        """Drop the engines and the plans, which hold memory of their slots."""
         self._engines.clear()
+        self._plans.clear()
         self._known.clear()
 
     def _find(self, kind: Kind, engine: Engine | None = None) -> Known:
@@ -206,10 +210,6 @@ class CallMaker:
         # Returned, not looked up again: another thread's call may clear the table at any moment.
         self._known[kind] = known = (engine, buckets.fitting(sizes), call)
         return known
-
-
-class NoSlotError(InferenceError):
-    """All slots are in use, and the caller would not wait (longer)."""
 
 
 def host_array(given: Any, name: str) -> Array:

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda.device import Device, page_locked
 from trt_sam.cuda.graphs import Graph, capture, is_captured, order
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.engine import Engine, ExecutionContext
 from trt_sam.runner.layout import Bucket, Layout, extent, scratch_extent
-from trt_sam.runner.residents import EMBEDDING_BYTES
-
-if TYPE_CHECKING:
-    from trt_sam.runner.plan import Plan
 
 __all__ = ["Program", "Slot"]
 
@@ -84,9 +80,8 @@ class Slot:
         """Streams of others that were given work which may read the outputs: the next call waits for it."""
         self.image: int | None = None
         """Number of the image whose embedding is in the slot."""
-        self.current: Plan | None = None
-        """The plan whose padding is in the input block."""
-        self.plans: dict[tuple[object, ...], Plan] = {}
+        self.current: object = None
+        """Whose padding is in the input block: a plan, or None."""
         self._programs: dict[tuple[int, Bucket], Program] = {}
         sizes = [{name: high for name, (_, high) in engine.limits.items()} for engine in engines]
         inputs = max(extent([s for s in e.inputs if s.name != EMBEDDING], n) for e, n in zip(engines, sizes, strict=True))
@@ -143,27 +138,10 @@ class Slot:
                 order(reader, self.stream.handle)
             self.readers.discard(reader)
 
-    def launch(self, plan: Plan, image: int | None, address: int) -> None:
-        """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results.
-
-        After an error the slot must `forget`.
-        """
-        stream = self.stream
-        self.pending = True
-        if image != self.image:
-            stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
-            self.image = image
-        stream.upload(self.device_in.address, plan.upload)
-        plan.program.enqueue(stream.handle)
-        for target, source in plan.downloads:
-            stream.download(target, source)
-        self.event.record(stream)
-
-    def rehearse(self, plan: Plan) -> None:
-        """Queue what a call queues between its embedding and its results."""
-        self.pending = True
-        self.stream.upload(self.device_in.address, plan.upload)
-        plan.program.enqueue(self.stream.handle)
+    def bring(self, image: int | None, address: int) -> None:
+        """Queue the copy of an image's embedding, from `address` in device memory; None: of one that has no number."""
+        self.stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
+        self.image = image
 
     def wait(self) -> None:
         """Wait for what is queued; raises what went wrong in it."""
@@ -187,7 +165,6 @@ class Slot:
             for program in self._programs.values():
                 program.close()
             self._programs.clear()
-            self.plans.clear()
             self.current = None
             # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.
             self.host_in = self.host_out = self.scratch = np.empty(0, np.uint8)
@@ -231,24 +208,3 @@ class Slot:
         for spec in engine.outputs:
             context.set_address(spec.name, self.device_out.address + layout.offsets[spec.name])
         return context
-
-
-def view(block: Array, layout: Layout, name: str, dtype: str, rows: int | None = None) -> Array:
-    """A numpy view of a tensor in a page-locked block, of its first `rows` rows if given."""
-    return rows_view(
-        block, layout.offsets[name], (*(() if rows is None else (rows,)), *layout.shapes[name][rows is not None :]), dtype
-    )
-
-
-def rows_view(block: Array, at: int, shape: Sequence[int], dtype: str) -> Array:
-    """A numpy view of the bytes from `at` on."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return block[at : at + nbytes].view(dtype).reshape(tuple(shape))
-
-
-def sizes_of(bucket: Bucket, height_width: tuple[int, int] | None) -> Mapping[str, int]:
-    """Sizes of the dynamic dimensions."""
-    sizes = {"num_prompts": bucket.num_prompts, "num_points": bucket.num_points}
-    if height_width is not None:
-        sizes |= {"height": height_width[0], "width": height_width[1]}
-    return sizes

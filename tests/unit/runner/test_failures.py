@@ -10,11 +10,10 @@ import pytest
 from tests.fixtures.hostcuda import UNKNOWN, HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, make, opened, tokens
-from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import DeviceArray
 from trt_sam.errors import InferenceError
-from trt_sam.runner.residents import EMBEDDING_BYTES
 
 pytestmark = pytest.mark.hostcuda
 

@@ -11,12 +11,11 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, check_decoded, clicks, expected, make, opened, tokens
-from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.residents import EMBEDDING_BYTES
 
 pytestmark = pytest.mark.hostcuda
 

@@ -91,7 +91,7 @@ def test_plans_that_were_forgotten_are_closed_too(host_cuda: HostCuda, monkeypat
         given = clicks(count, count, 1)
         kept.append(runner.submit(*given))
         check_decoded(kept[-1].result(), tokens(toy_embedding(1), *given))
-        assert len(runner._slots[0].plans) <= 2
+        assert len(runner._calls._plans[runner._slots[0]]) <= 2
         assert len(runner._calls._known) <= 2
     contexts = [call._plan.program.context for call in kept]
     runner.close()

@@ -15,8 +15,8 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, engine_of, expected, make, opened, tokens
 from trt_sam.cuda.device import Device
 from trt_sam.errors import ContractError, InferenceError, InputError
+from trt_sam.runner.call import Decoded
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.plan import Decoded
 from trt_sam.runner.pool import RunnerPool
 
 pytestmark = pytest.mark.hostcuda

@@ -14,8 +14,8 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import GRAPHS, MASK, PLAIN, check_decoded, clicks, engine_of, expected, make, opened, tokens
 from trt_sam.cuda.device import Device
 from trt_sam.errors import ContractError, InferenceError
+from trt_sam.runner.call import Decoded
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.plan import Decoded
 
 pytestmark = pytest.mark.hostcuda
 

@@ -20,14 +20,13 @@ import trt_sam
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import clicks, expected, make, tokens
-from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda import dlpack as _dlpack
 from trt_sam.cuda.device import Device, page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
 from trt_sam.runner import slot as _slot
-from trt_sam.runner.residents import EMBEDDING_BYTES
 from trt_sam.runner.slot import Slot
 
 pytestmark = pytest.mark.hostcuda
@@ -42,7 +41,6 @@ SOURCES = (
     "runner/lifecycle.py",
     "runner/plan.py",
     "runner/prompts.py",
-    "runner/residents.py",
     "runner/slot.py",
     "runner/submission.py",
     "runner/unpack.py",

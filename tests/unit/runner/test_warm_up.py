@@ -49,7 +49,7 @@ def test_a_graph_that_cannot_be_recorded_is_run(
     with opened(host_cuda, options) as (runner, _):
         runner.warm_up([(1, 2), (4, 2)], image_size=image_size)
         assert host_cuda.count("hostcuda_enqueue") == 2
-        plan = next(iter(runner._slots[0].plans.values()))
+        plan = next(iter(runner._calls._plans[runner._slots[0]].values()))
         assert plan.call.height_width == run_at
         with pytest.raises(ContractError, match="height"):
             runner.warm_up(image_size=(65, 64))

@@ -11,7 +11,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import opened
-from trt_sam.runner.residents import EMBEDDING_BYTES
+from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.runtime.predictor import Predictor
 
 pytestmark = pytest.mark.hostcuda
