@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,13 @@ from trt_sam.errors import CheckpointError
 from trt_sam.model import naming
 from trt_sam.model.hardened import harden
 from trt_sam.model.sam import SamDecoder
+from trt_sam.model.state import check_fit, some, state_sha256
 from trt_sam.model.weights import download, looks_like_hub_id, read_folder, read_pth
 
 if TYPE_CHECKING:
     from trt_sam.model.image_encoder import ImageEncoder
 
-__all__ = ["DATA_FOLDER", "STANDINS", "Checkpoint", "load_checkpoint", "state_sha256"]
+__all__ = ["DATA_FOLDER", "STANDINS", "Checkpoint", "load_checkpoint"]
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 STANDINS = ("standin", "standin-hard")
@@ -104,16 +104,6 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     return _from_pth(path, text)
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names (sorted), shapes and float32 bytes of a state."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
-
-
 def _from_pth(path: Path, source: str) -> Checkpoint:
     state = read_pth(path)
     decoder, encoder = _split({name: value for name, value in state.items() if name not in _META_CONSTANTS})
@@ -188,33 +178,6 @@ def _build_decoder(state: Mapping[str, Tensor], place: str, *, hf: bool) -> SamD
 def _in_hf_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed, unknown = naming.meta_to_hf(state)
     return renamed | {name: state[name] for name in unknown}
-
-
-def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raise CheckpointError, beginning with `what`, unless names, shapes and float dtypes of `state` are the expected."""
-    faults = []
-    for title, names in (
-        ("missing", [name for name in expected if name not in state]),
-        ("unexpected", [name for name in state if name not in expected]),
-    ):
-        if names:
-            faults.append(f"{title} {some(names)}")
-    wrong = [
-        f"{name} is {str(value.dtype).removeprefix('torch.')} {list(value.shape)}, must be {list(expected[name].shape)}"
-        for name, value in state.items()
-        if name in expected and (value.shape != expected[name].shape or not value.is_floating_point())
-    ]
-    if wrong:
-        faults.append(f"wrong shape or type: {some(wrong)}")
-    if faults:
-        raise CheckpointError(f"{what}: {'; '.join(faults)}; give an unmodified SAM or a variant with the same decoder")
-
-
-def some(names: Iterable[str]) -> str:
-    """At most five of them, then a count."""
-    names = list(names)
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -15,7 +15,7 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE
 from trt_sam.errors import CheckpointError, InputError
 from trt_sam.imaging.photos import frame_shape
 from trt_sam.model import naming
-from trt_sam.model.checkpoint import check_fit, some, state_sha256
+from trt_sam.model.state import check_fit, some, state_sha256
 from trt_sam.model.tiny_vit import TinyViT, fold_for_inference
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess", "settings_of"]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trt_sam.errors import CheckpointError
 from trt_sam.model import checkpoint as checkpoint_module
-from trt_sam.model.checkpoint import load_checkpoint, state_sha256
+from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.model.naming import HF_TIED_COPY, HF_TIED_SOURCE, hf_to_meta, meta_to_hf
+from trt_sam.model.state import state_sha256
 
 # Written down by hand from Meta's and transformers' code, as a check of the table.
 KNOWN_NAMES = {

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from trt_sam.emulation import Float16Emulation
 from trt_sam.errors import GraphError
+from trt_sam.graph.float16 import Float16Emulation
 
 
 def squaring_graph(dtype: int) -> onnx.ModelProto:
