@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trt_sam._json import strict
 from trt_sam._lazy import require
 from trt_sam.accuracy.metrics import decibels, flip_rate, mask_iou, relative_error, selection_scores
-from trt_sam.accuracy.sides import EmulationRunner, Side
+from trt_sam.accuracy.sides import Side
 from trt_sam.imaging.resize import postprocess_masks
+from trt_sam.runtime.emulated_runner import EmulationRunner
 
 __all__ = ["TOLERANCES", "ComparisonReport", "MaskAgreement", "OutputComparison", "compare_sides"]
 
@@ -95,7 +97,7 @@ class ComparisonReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as strict JSON data: infinity and NaN are the strings "inf", "-inf" and "nan"."""
-        data: dict[str, Any] = _strict(dataclasses.asdict(self))
+        data: dict[str, Any] = strict(dataclasses.asdict(self))
         return data
 
 
@@ -289,11 +291,3 @@ def _notes(reference: Side, other: Side) -> Iterator[str]:
                 f"{side.source} was not run in FP16: its FP32 emulation rounds every FP16 tensor, the largest |x| before that "
                 f"was {side.runner.largest:.0f} of 65504"
             )
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

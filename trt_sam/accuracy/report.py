@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from trt_sam._json import strict
 from trt_sam.accuracy.measurement import SIZES, Measurement
 from trt_sam.accuracy.summary import CLEAR_MARGIN, Summary, known_mean, summarize
 
@@ -77,7 +77,7 @@ class AccuracyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as strict JSON data: infinity and NaN are strings."""
-        data: dict[str, Any] = _strict(dataclasses.asdict(self))
+        data: dict[str, Any] = strict(dataclasses.asdict(self))
         return data
 
 
@@ -190,11 +190,3 @@ def _percent(share: float) -> str:
 
 def _known(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

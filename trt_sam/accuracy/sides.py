@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import TensorSpec
 from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.engine.manifest import MANIFEST_NAME, Manifest, open_manifest
 from trt_sam.errors import InferenceError, InputError, ManifestError
 from trt_sam.recipe import QUANTIZED_PRECISIONS
-from trt_sam.runtime.interface import Runner, checked_embedding, checked_inputs
+from trt_sam.runtime.both_decoders import BothDecoders
+from trt_sam.runtime.emulated_runner import EmulationRunner
+from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["BothDecoders", "EmulationRunner", "Side", "open_side", "torch_side"]
+__all__ = ["Side", "open_side", "torch_side"]
 
 Array = npt.NDArray[Any]
 _DECODERS = ("decode", "decode_mask")
@@ -128,103 +126,3 @@ def _cannot_execute(manifest: Manifest, graphs: Sequence[Path], device: int) -> 
         f"engine set {manifest.folder} cannot execute here: this machine has {missing}; "
         f"compare the graph it was built from instead: {' or '.join(map(str, graphs))}"
     )
-
-
-class BothDecoders:
-    """The runner of a set with two decoders, for comparing: prompts with an earlier mask run in the one, others in the other.
-
-    Left to itself the runner takes one graph for all prompts of a feed, the one with the mask where any brings one, so that the
-    other would hardly be compared. The interface is `interface.Runner`.
-    """
-
-    def __init__(self, runner: Runner) -> None:
-        """Run prompts with `runner`, and close it with this one."""
-        self._runner = runner
-        self.inputs: tuple[TensorSpec, ...] = runner.inputs
-        self.outputs: tuple[TensorSpec, ...] = runner.outputs
-        self.limits: Mapping[str, tuple[int, int]] = runner.limits
-
-    @property
-    def image_id(self) -> int:
-        """As the runner's."""
-        return self._runner.image_id
-
-    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
-        """As the runner's."""
-        self._runner.set_image(embedding)
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one feed with `has_mask_input`, twice where only some prompts have a mask; raises as the runner does."""
-        masked = np.asarray(feed.get("has_mask_input", np.zeros(0))) != 0
-        outputs = self._runner.run(feed)
-        if masked.all() or not masked.any():
-            return outputs
-        without = self._runner.run({**feed, "has_mask_input": np.zeros(len(masked), np.float32)})
-        return {name: np.where(_rows(masked, array), array, without[name]) for name, array in outputs.items()}
-
-    def close(self) -> None:
-        """Close the runner; safe to call again."""
-        self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-
-def _rows(flags: Array, like: Array) -> Array:
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
-class EmulationRunner:
-    """Runs a float16 graph in `emulation.Float16Emulation`; the interface is `interface.Runner`."""
-
-    def __init__(self, path: str | os.PathLike[str], graph: OnnxRunner) -> None:
-        """Emulate the graph at `path`, which `graph` has opened and checked; `graph` is closed."""
-        from trt_sam.graph.float16 import Float16Emulation
-
-        require("onnx", "to emulate FP16")
-        self.inputs: tuple[TensorSpec, ...] = graph.inputs
-        self.outputs: tuple[TensorSpec, ...] = graph.outputs
-        self.limits: Mapping[str, tuple[int, int]] = graph.limits
-        graph.close()
-        self._emulation: Float16Emulation | None = Float16Emulation(path, threads=len(os.sched_getaffinity(0)))
-        self._image: npt.NDArray[np.float32] | None = None
-        self.image_id = 0
-
-    @property
-    def largest(self) -> float:
-        """Largest |x| so far of any tensor that is float16 in the graph (65504 is float16's limit); NaN where there was one."""
-        seen = list(self._emulation.largest.values()) if self._emulation is not None else []
-        return float(np.max(seen)) if seen else 0.0
-
-    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep a copy of `embedding` float32 [1, 256, 64, 64]; raises ContractError where it is not that."""
-        self._image = checked_embedding(embedding)
-        self.image_id += 1
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one feed (see `interface.Runner.run`); every output by name, float32, owned by the caller.
-
-        Raises:
-            ContractError: the feed does not fit, or there is no image.
-            InferenceError: the runner is closed.
-        """
-        if self._emulation is None:
-            raise InferenceError("the emulation is closed; open a new one")
-        arrays = checked_inputs(feed, self.inputs, self.limits, has_image=self._image is not None)
-        if self._image is not None:
-            arrays.setdefault("image_embeddings", self._image)
-        outputs = self._emulation.run(arrays)
-        return {spec.name: outputs[spec.name] for spec in self.outputs}
-
-    def close(self) -> None:
-        """Free the session; safe to call again."""
-        self._emulation = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from trt_sam import __version__
 from trt_sam._files import sha256_of, write_atomically
 from trt_sam.commands.calibrate import open_feeds, warn_of_coarse
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.engine.manifest import Manifest, open_manifest
 from trt_sam.errors import InputError, ManifestError
 from trt_sam.imaging.photos import list_images, read_image
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import EngineRecipe
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import GraphOptions
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class _Work:
 def _variant(name: str, path: Path, checkpoint: Checkpoint) -> Variant:
     """A graph as a variant, opened once now to see that it can be, and that it is of this checkpoint."""
     from trt_sam.accuracy.measurement import Variant
-    from trt_sam.accuracy.sides import EmulationRunner
+    from trt_sam.runtime.emulated_runner import EmulationRunner
     from trt_sam.runtime.onnx_runner import OnnxRunner
 
     with OnnxRunner(path) as runner:

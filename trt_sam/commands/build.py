@@ -32,13 +32,13 @@ from trt_sam.commands._options import (
 )
 from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
 from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.implicit import check_method
 from trt_sam.engine.manifest import MANIFEST_NAME, Manifest
 from trt_sam.errors import InputError
 from trt_sam.graph.metadata import check_decoder, read_graph
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from trt_sam.commands._options import (
     write_json,
 )
 from trt_sam.commands._outputs import check_output_file
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from trt_sam.commands._options import add_json_argument, write_json
 from trt_sam.commands.build import add_capability_argument, capabilities_from
 from trt_sam.contract import TensorSpec
 from trt_sam.engine.builder import build_engine
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.engine.flavour import load_flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
 from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError
 from trt_sam.graph.arithmetic import Arithmetic, count_graph
 from trt_sam.graph.metadata import read_graph
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import BACKENDS, EngineRecipe, ShapeProfile
 
 HELP = "tensors, types, metadata, arithmetic and kernels of a graph or engine"

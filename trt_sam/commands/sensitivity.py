@@ -23,8 +23,8 @@ from trt_sam._lazy import require
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.errors import InputError
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import CALIBRATORS, TIERS, GraphOptions, QuantizationOptions
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ import re
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
-__all__ = ["Progress", "TerminalBar", "in_words", "make_logger", "make_monitor"]
+from trt_sam.progress import Progress
 
-Progress = Callable[[float, str], None]
-"""Called with the fraction that is done (0 to 1, never falling) and the innermost phase; may come from any thread."""
+__all__ = ["in_words", "make_logger", "make_monitor"]
 
 _NOISE = (
     "cudaError 35",
@@ -28,9 +27,6 @@ _SOURCE = re.compile(r"\s*\bIn [\w:~<>]+ at \S+?:\d+\)?|\[\w+\.\w+:\d+: \w+\] ")
 _API = re.compile(
     r"^(?:[\w:]+: )?(?:\[[^\]]*\] )?(?:Error Code \d+: )?(?:API Usage Error|Internal Error|Myelin|Cuda Runtime)? ?\(?"
 )
-
-
-_LOGGERS: list[Any] = []
 
 
 _loggers: list[Any] = []
@@ -67,8 +63,7 @@ def make_logger(trt: ModuleType) -> Any:
                 where.append(words)
 
     logger = Logger()
-    # TensorRT keeps a pointer to the first logger that it saw, for the life of the process, and does not keep it alive.
-    _LOGGERS.append(logger)
+    _loggers.append(logger)
     return logger
 
 
@@ -136,28 +131,3 @@ class _Fractions:
         _, steps, done = self._open[phase]
         children = [self._fraction(name) for name, (parent, _, _) in self._open.items() if parent == phase]
         return min(1.0, (done + min(1.0, sum(children))) / steps)
-
-
-class TerminalBar:
-    """A progress bar on one line of `stream`; a context manager that clears the line at the end. Call it as a `Progress`."""
-
-    def __init__(self, stream: TextIO, width: int = 30) -> None:
-        self._stream = stream
-        self._width = width
-        self._shown = ""
-
-    def __call__(self, fraction: float, phase: str) -> None:
-        full = int(fraction * self._width)
-        line = f"[{'#' * full}{'.' * (self._width - full)}] {fraction:4.0%} {phase[:40]:40}"
-        if line != self._shown:
-            self._shown = line
-            self._stream.write("\r" + line)
-            self._stream.flush()
-
-    def __enter__(self) -> TerminalBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._stream.write("\r" + " " * len(self._shown) + "\r")
-            self._stream.flush()

@@ -23,12 +23,12 @@ from typing import Any
 from trt_sam import __version__
 from trt_sam._files import existing_file
 from trt_sam.engine.builder import BuildResult, build_engine
-from trt_sam.engine.callbacks import Progress
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import MakeCalibrator, check_method
 from trt_sam.engine.manifest import CACHE_SUFFIX, MANIFEST_NAME, FileEntry, GraphEntry, Manifest, open_manifest, write_manifest
 from trt_sam.errors import BuildError, InputError, ManifestError
 from trt_sam.graph.metadata import GraphInfo, check_decoder, read_graph
+from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, GraphOptions
 
 __all__ = ["ENGINE_NAMES", "GRAPH_NAMES", "BuiltSet", "GraphSource", "build_set", "copy_graph"]

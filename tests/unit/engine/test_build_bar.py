@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from trt_sam.engine.callbacks import TerminalBar
+from trt_sam.progress import TerminalBar
 
 
 def test_the_bar_shows_progress_and_leaves_the_line_empty() -> None:

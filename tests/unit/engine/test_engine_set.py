@@ -19,7 +19,7 @@ from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine, runs_of
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
 from tests.fixtures.toy_runner import clicks, tokens
-from trt_sam.accuracy.sides import BothDecoders, open_side
+from trt_sam.accuracy.sides import open_side
 from trt_sam.bench.sides import open_engine
 from trt_sam.engine.builder import BuildResult
 from trt_sam.engine.engine_set import GraphSource, build_set
@@ -28,6 +28,7 @@ from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import BuildError, ContractError, InferenceError, RecipeError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, load_recipe
 from trt_sam.runner.decoder_runner import DecoderRunner
+from trt_sam.runtime.both_decoders import BothDecoders
 from trt_sam.runtime.predictor import Predictor
 
 Array = np.ndarray[Any, Any]

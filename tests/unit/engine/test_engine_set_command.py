@@ -21,10 +21,10 @@ import trt_sam.graph.export
 from tests.engine_sets import RTX, tiny_build, write_tiny_graph
 from trt_sam.cli import main
 from trt_sam.contract import EMBEDDING_SHAPE
-from trt_sam.engine.callbacks import TerminalBar
 from trt_sam.engine.engine_set import build_set
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.manifest import open_manifest
+from trt_sam.progress import TerminalBar
 from trt_sam.recipe import EngineRecipe, GraphOptions, QuantizationOptions
 
 
