@@ -24,15 +24,15 @@ LAYERS = (
     ("trt_sam.engine", "trt_sam.runtime", "trt_sam.quantize"),
     ("trt_sam.graph",),
     ("trt_sam.model",),
-    ("trt_sam.imaging", "trt_sam.machine", "trt_sam.cuda"),
+    ("trt_sam.imaging", "trt_sam.machine", "trt_sam.cuda", "trt_sam.download"),
     ("trt_sam.recipe", "trt_sam.progress"),
     ("trt_sam.contract",),
-    ("trt_sam._files", "trt_sam._json", "trt_sam._lazy"),
+    ("trt_sam._cache", "trt_sam._files", "trt_sam._json", "trt_sam._lazy"),
     ("trt_sam.errors",),
 )
 """Top first. Those of one layer do not know each other; the two public addresses of moved modules are below nobody."""
 ADDRESSES = ("trt_sam.embeddings", "trt_sam.runner_pool")
-FOR_ALL = ("_files", "_json", "_lazy")
+FOR_ALL = ("_cache", "_files", "_json", "_lazy")
 MOST_MODULES = 16
 
 Imports = Mapping[str, set[str]]

@@ -21,7 +21,7 @@ class SideSpec:
 
     name: str
     factory: str
-    """"package.module:function" in the worker; it gets `settings` and returns a `_bench_sides.BenchSide`."""
+    """"package.module:function" in the worker; it gets `settings` and returns a `bench.sides.BenchSide`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able arguments of the factory."""
     path: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class SideReport:
     name: str
     not_measured: str
     about: Mapping[str, str]
-    """See `_bench_sides.BenchSide`; "call" says what each time includes."""
+    """See `bench.sides.BenchSide`; "call" says what each time includes."""
     open_ms: float | None
     """Import, load and build, before the first call."""
     results: tuple[PromptsResult, ...]
