@@ -27,7 +27,8 @@ LAYERS = (
     ("trt_sam.imaging", "trt_sam.machine", "trt_sam.cuda", "trt_sam.download"),
     ("trt_sam.recipe", "trt_sam.progress"),
     ("trt_sam.contract",),
-    ("trt_sam._cache", "trt_sam._files", "trt_sam._json", "trt_sam._lazy"),
+    ("trt_sam._cache",),
+    ("trt_sam._files", "trt_sam._json", "trt_sam._lazy"),
     ("trt_sam.errors",),
 )
 """Top first. Those of one layer do not know each other; the two public addresses of moved modules are below nobody."""
