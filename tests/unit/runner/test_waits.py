@@ -27,6 +27,7 @@ from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
 from trt_sam.runner import slot as _slot
+from trt_sam.runner.images import Handover
 from trt_sam.runner.slot import Slot
 
 pytestmark = pytest.mark.hostcuda
@@ -175,6 +176,16 @@ def use(cuda: HostCuda) -> list[str]:
                 foreign.stream._handle.synchronize()
             foreign.host = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "foreign image, version 2")
+            # One that was taken on another thread, for a stream that is not the runner's.
+            with device.active():
+                foreign, between = Foreign(device, 7), Stream(device)
+                handed = Handover(foreign, device, between)
+            runner.set_image(handed)
+            handed.close()
+            with device.active():
+                foreign.stream._handle.synchronize()
+            foreign.host = None  # type: ignore[assignment]
+            same(runner.decode(*first, masks="all"), 7, first, "an image handed over")
             # A call whose result nobody takes; the next one writes other inputs.
             runner.submit(*first)
             same(runner.decode(*second, masks="all"), 7, second, "after a dropped call")
