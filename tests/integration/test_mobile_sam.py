@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trt_sam.torch_runner import TorchRunner
 
 from tests.fixtures.real import (
     GOLDEN_PHOTOS,
@@ -19,18 +20,17 @@ from tests.fixtures.real import (
     photo,
     replay,
 )
+from trt_sam.accuracy.sides import open_side
 from trt_sam.cli import main
-from trt_sam.compare_sides import open_side
 from trt_sam.embeddings import load_embedding
 from trt_sam.errors import CheckpointError
-from trt_sam.export import export_decoder
-from trt_sam.interface import Runner
+from trt_sam.graph.export import export_decoder
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.model.image_encoder import ImageEncoder, preprocess
 from trt_sam.model.tiny_vit import TinyViT, fold_for_inference
-from trt_sam.predictor import Predictor
 from trt_sam.recipe import GraphOptions
-from trt_sam.torch_runner import TorchRunner
+from trt_sam.runtime.interface import Runner
+from trt_sam.runtime.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -59,7 +59,7 @@ def graphs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16")}
     with pytest.MonkeyPatch.context() as patch:
         # What these tests then do on photographs takes less time than the exporter's own comparison on random feeds.
-        patch.setattr("trt_sam.export.PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.export.PARITY_SHAPES", ((1, 2),))
         for precision, target in (("fp32", "cpu"), ("fp16", "gpu")):
             options = GraphOptions(precision=precision, target=target, mask_input=True)
             export_decoder(checkpoint.decoder, paths[precision], options)
