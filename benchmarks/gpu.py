@@ -30,7 +30,7 @@ from trt_sam.bench.benchmark import Plan, SideSpec, run_benchmark  # noqa: E402
 from trt_sam.bench.report import markdown, plot_svg  # noqa: E402
 from trt_sam.engine.flavour import available_flavours, choose_flavour  # noqa: E402
 from trt_sam.errors import BuildError, InputError, TrtSamError  # noqa: E402
-from trt_sam.machine.report import examine_driver  # noqa: E402
+from trt_sam.machine.driver import examine_driver  # noqa: E402
 
 _PROFILES = ("[1, 1, 4]", "[5, 64, 256]")
 """Of num_prompts: one tuned for one prompt, one for many."""

@@ -76,7 +76,7 @@ def segment(folder: Path, graph: Path, name: str, kind: str) -> Path:
 
 def open_runner(engine: Path, graph: Path) -> tuple[Runner, str]:
     """The engine where there is a GPU, else the CPU graph in ONNX Runtime."""
-    from trt_sam.engine.flavour import gpu_compute_capability
+    from trt_sam.machine.driver import gpu_compute_capability
     from trt_sam.runtime.onnx_runner import OnnxRunner
 
     capability = gpu_compute_capability()

@@ -13,9 +13,12 @@ from trt_sam.errors import TrtSamError
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DecoderRunner": "trt_sam.runner",
     "EngineRecipe": "trt_sam.recipe",
     "OnnxRunner": "trt_sam.runtime.onnx_runner",
     "Predictor": "trt_sam.runtime.predictor",
+    "RunnerPool": "trt_sam.runner",
+    "build_set": "trt_sam.engine.engine_set",
     "export_decoder": "trt_sam.graph.export",
     "load_checkpoint": "trt_sam.model.checkpoint",
     "load_recipe": "trt_sam.recipe",

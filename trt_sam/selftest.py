@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from trt_sam.accuracy.compare import compare_sides
 from trt_sam.accuracy.sides import Side, open_side, torch_side
 from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
-from trt_sam.engine.flavour import Flavour, available_flavours, gpu_compute_capability
+from trt_sam.engine.flavour import Flavour, available_flavours
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError, TrtSamError
 from trt_sam.feeds.feeds import common_feeds, scene_images
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.machine.report import MachineReport, examine
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures.gpu import build, embedding, open_runner
-from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene
+from trt_sam.machine.driver import gpu_compute_capability
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trt_sam.engine.flavour import available_flavours, gpu_compute_capability
+from trt_sam.engine.flavour import available_flavours
+from trt_sam.machine.driver import gpu_compute_capability
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

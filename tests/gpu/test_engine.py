@@ -14,8 +14,9 @@ import pytest
 from tests.fixtures.gpu import build, clicks, embedding, feed_of, in_torch, mean_iou, needs_gpu, open_runner
 from trt_sam.accuracy.metrics import best_masks
 from trt_sam.cli import main
-from trt_sam.engine.flavour import available_flavours, gpu_compute_capability
+from trt_sam.engine.flavour import available_flavours
 from trt_sam.errors import ManifestError
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.recipe import GraphOptions
 
 pytestmark = needs_gpu

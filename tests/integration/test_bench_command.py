@@ -15,7 +15,7 @@ from trt_sam import cli
 from trt_sam.bench.feed import make_feed
 from trt_sam.bench.profile import profile_graph
 from trt_sam.engine.engine_set import MANIFEST_NAME
-from trt_sam.engine.flavour import gpu_compute_capability
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

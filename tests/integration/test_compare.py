@@ -17,12 +17,12 @@ from trt_sam.accuracy.metrics import best_masks
 from trt_sam.accuracy.sides import Side
 from trt_sam.cli import main
 from trt_sam.contract import check_feed, input_specs, output_specs
-from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import common_feeds, make_feeds, random_images
 from trt_sam.graph.export import export_decoder
 from trt_sam.imaging.embeddings import Embedding, save_embedding
 from trt_sam.imaging.resize import postprocess_masks
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
 

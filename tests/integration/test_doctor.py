@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trt_sam.machine.report import Driver, Gpu, Package, abilities, examine_driver
+from trt_sam.machine.driver import Driver, Gpu, examine_driver
+from trt_sam.machine.report import Package, abilities
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,8 @@ import trt_sam.selftest
 from trt_sam.cli import main
 from trt_sam.engine.flavour import available_flavours
 from trt_sam.errors import BuildError
-from trt_sam.machine.report import Driver, MachineReport
+from trt_sam.machine.driver import Driver
+from trt_sam.machine.report import MachineReport
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.engine.flavour import gpu_compute_capability
 from trt_sam.engine.manifest import MANIFEST_NAME, Manifest, open_manifest
 from trt_sam.errors import InferenceError, InputError, ManifestError
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.recipe import QUANTIZED_PRECISIONS
 from trt_sam.runtime.both_decoders import BothDecoders
 from trt_sam.runtime.emulated_runner import EmulationRunner

@@ -21,7 +21,8 @@ from trt_sam.bench.plan import SCHEMA, BenchmarkReport, Plan, PromptsResult, Sid
 from trt_sam.bench.side_run import Run
 from trt_sam.bench.stats import Ratio, ratio_of_medians
 from trt_sam.errors import InputError
-from trt_sam.machine.load import clocks, describe_machine, pci_bus_id
+from trt_sam.machine.driver import pci_bus_id
+from trt_sam.machine.load import clocks, describe_machine
 
 __all__ = ["SCHEMA", "BenchmarkReport", "Plan", "PromptsResult", "SideReport", "SideSpec", "run_benchmark"]
 

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 from trt_sam._files import existing_file, write_atomically
 from trt_sam.engine.callbacks import in_words, make_logger, make_monitor
-from trt_sam.engine.flavour import Flavour, gpu_compute_capability
+from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import MakeCalibrator, add_calibrator, check_method
 from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_layers
 from trt_sam.engine.profiles import add_profiles
 from trt_sam.errors import BuildError
+from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe
 

@@ -6,7 +6,6 @@ written down, because they differ: STRONGLY_TYPED is 1 in TensorRT 10 and 0 in 1
 
 from __future__ import annotations
 
-import ctypes
 import re
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,8 +13,9 @@ from typing import Any
 
 from trt_sam._lazy import require
 from trt_sam.errors import BuildError, InputError, ManifestError, MissingDependencyError
+from trt_sam.machine.driver import gpu_compute_capability
 
-__all__ = ["BACKENDS", "Flavour", "available_flavours", "choose_flavour", "gpu_compute_capability", "load_flavour"]
+__all__ = ["BACKENDS", "Flavour", "available_flavours", "choose_flavour", "load_flavour"]
 
 BACKENDS = ("rtx", "tensorrt")
 
@@ -185,22 +185,3 @@ def choose_flavour(backend: str | None) -> Flavour:
             if flavour.backend == "tensorrt":
                 return flavour
     return load_flavour("rtx")
-
-
-def gpu_compute_capability(device: int = 0) -> str | None:
-    """The compute capability of GPU number `device` ("8.9"), asked of the driver; None without a driver or such a GPU."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    # cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR is 75, _MINOR is 76.
-    asked = (
-        cuda.cuInit(0),  # the others answer "not initialized" where this one fails
-        cuda.cuDeviceGet(ctypes.byref(handle), device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, handle),
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle),
-    )
-    if any(asked):
-        return None
-    return f"{major.value}.{minor.value}"

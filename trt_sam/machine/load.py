@@ -6,7 +6,6 @@ Nothing here fails; what is not known is left out.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from trt_sam import __version__
 
-__all__ = ["clocks", "describe_machine", "pci_bus_id"]
+__all__ = ["clocks", "describe_machine"]
 
 _DISTRIBUTIONS = (
     "numpy",
@@ -34,24 +33,6 @@ _DISTRIBUTIONS = (
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _GPU_STATIC = ("name", "pci.bus_id", "driver_version", "persistence_mode", "clocks.max.sm", "clocks.max.mem", "power.limit")
 _GPU_CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
-
-
-def pci_bus_id(device: int) -> str | None:
-    """What nvidia-smi calls GPU number `device`, "0000:65:00.0"; None without a driver or such a GPU.
-
-    CUDA counts the GPUs that CUDA_VISIBLE_DEVICES leaves, the fastest first; nvidia-smi counts all, by their place on the bus.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    handle, text = ctypes.c_int(), ctypes.create_string_buffer(32)
-    asked = (
-        cuda.cuInit(0),  # makes no context, so that it takes no memory of the GPU
-        cuda.cuDeviceGet(ctypes.byref(handle), device),
-        cuda.cuDeviceGetPCIBusId(text, len(text), handle),
-    )
-    return None if any(asked) else text.value.decode()
 
 
 def describe_machine(gpu: str | None = None) -> dict[str, Any]:

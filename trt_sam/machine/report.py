@@ -6,7 +6,6 @@ Each package is imported in a process of its own, so that one that raises, exits
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -17,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trt_sam import __version__
+from trt_sam.machine.driver import Driver, Gpu, examine_driver
 
-__all__ = ["Ability", "Driver", "Gpu", "MachineReport", "Package", "examine"]
+__all__ = ["Ability", "MachineReport", "Package", "examine"]
 
 _TIMEOUT_S = 120
 _MARK = "trt-sam-doctor:"
@@ -38,29 +38,6 @@ _PACKAGES = {
     "cuda.bindings.driver": ("cuda", "cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
 }
 """Module to import: the extra and the distribution that bring it, and what else to ask, an expression over the module `m`."""
-
-_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 75, 76
-"""cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU as the driver names it."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Driver:
-    """NVIDIA's driver."""
-
-    cuda: str
-    """The newest CUDA that it runs, "13.0"; empty where there is none."""
-    gpus: tuple[Gpu, ...]
-    error: str = ""
-    """Why there is no usable GPU; empty where there is one."""
 
 
 @dataclass(frozen=True)
@@ -121,49 +98,6 @@ def examine() -> MachineReport:
         packages=packages,
         abilities=abilities(driver, packages),
     )
-
-
-def examine_driver() -> Driver:
-    """Ask libcuda itself; makes no context, so it takes no GPU memory."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError:
-        return Driver("", (), f"no NVIDIA driver ({library} was not found)")
-    version, count = ctypes.c_int(), ctypes.c_int()
-    try:
-        cuda.cuDriverGetVersion(ctypes.byref(version))
-        name = f"{version.value // 1000}.{version.value % 1000 // 10}" if version.value else ""
-        if code := cuda.cuInit(0):
-            return Driver(name, (), f"the driver finds no usable GPU (cuInit gave {_error_name(cuda, code)})")
-        if code := cuda.cuDeviceGetCount(ctypes.byref(count)):
-            return Driver(name, (), f"the driver does not count its GPUs ({_error_name(cuda, code)})")
-        gpus = tuple(_examine_gpu(cuda, index) for index in range(count.value))
-    except (AttributeError, OSError, ValueError) as error:  # a libcuda that lacks a symbol
-        return Driver("", (), f"the driver cannot be asked ({error})")
-    return Driver(name, gpus, "" if gpus else "the driver has no GPU")
-
-
-def _examine_gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
-    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    codes = (
-        cuda.cuDeviceGet(ctypes.byref(handle), index),
-        cuda.cuDeviceGetName(name, len(name), handle),
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), _ATTRIBUTE_MAJOR, handle),
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _ATTRIBUTE_MINOR, handle),
-        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle),
-    )
-    if failed := next((code for code in codes if code), 0):
-        raise ValueError(f"GPU {index}: {_error_name(cuda, failed)}")
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
-
-
-def _error_name(cuda: ctypes.CDLL, code: int) -> str:
-    text = ctypes.c_char_p()
-    if hasattr(cuda, "cuGetErrorName") and cuda.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value:
-        return text.value.decode(errors="replace")
-    return f"CUDA error {code}"
 
 
 def _examine_package(module: str) -> Package:

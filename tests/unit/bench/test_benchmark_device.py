@@ -18,7 +18,7 @@ from trt_sam.bench.sides import EngineSide, open_engine
 from trt_sam.cuda.device import Device, outstanding
 from trt_sam.engine import manifest
 from trt_sam.errors import ContractError, InferenceError
-from trt_sam.machine.load import pci_bus_id
+from trt_sam.machine.driver import pci_bus_id
 from trt_sam.recipe import GraphOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.engine import Engine

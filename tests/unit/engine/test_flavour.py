@@ -10,8 +10,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from trt_sam import _lazy
-from trt_sam.engine.flavour import Flavour, available_flavours, choose_flavour, gpu_compute_capability, load_flavour
+from trt_sam.engine.flavour import Flavour, available_flavours, choose_flavour, load_flavour
 from trt_sam.errors import BuildError, InputError, ManifestError, MissingDependencyError
+from trt_sam.machine.driver import gpu_compute_capability
 
 ROOT = Path(__file__).resolve().parents[3]
 BINDINGS = Path(sys.prefix) / "trt-bindings"
