@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from trt_sam.runner.layout import Bucket, Layout, rows_view, sizes_of, view
 from trt_sam.runner.slot import Program, Slot
 from trt_sam.runner.unpack import Unpacker
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "chosen_mask"]
 
 Array = npt.NDArray[Any]
 
@@ -244,14 +244,22 @@ class Plan:
         self.downloads = [(self._slot.host_out[start:end], base + start) for start, end in spans]
 
     def _fetch_best(self) -> None:
-        """SAM's rule: mask 0 from three tokens on, else the best of the others; absent points do not count."""
+        """Copy the mask that SAM's rule selects, for each prompt."""
         slot, iou = self._slot, self._views["iou_predictions"]
         count = iou.shape[1]
         for row, (scores, labels) in enumerate(zip(iou.tolist(), self._tokens.tolist(), strict=True)):
-            tokens = len(labels) - labels.count(LABEL_ABSENT)
-            best = 0 if tokens > 2 else max(range(1, count), key=scores.__getitem__)
+            best = chosen_mask(scores, labels)
             self._best_iou[row, 0] = scores[best]
             for targets, sources in self._rows:
                 slot.stream.download(targets[row], sources[row * count + best])
         slot.pending = True
         slot.wait()
+
+
+def chosen_mask(scores: Sequence[float], labels: Sequence[float]) -> int:
+    """SAM's rule for one prompt: mask 0 from three tokens on, else the best of the others; absent points do not count.
+
+    On lists, because arrays cost more than the rule. Its twins: `accuracy.metrics.best_masks`, `graph.export.select_best`.
+    """
+    tokens = len(labels) - labels.count(LABEL_ABSENT)
+    return 0 if tokens > 2 else max(range(1, len(scores)), key=scores.__getitem__)
