@@ -14,12 +14,13 @@ from typing import Any
 from trt_sam._lazy import require
 from trt_sam.errors import BuildError, InputError, ManifestError, MissingDependencyError
 from trt_sam.machine.driver import gpu_compute_capability
+from trt_sam.recipe import BACKENDS
 
-__all__ = ["BACKENDS", "Flavour", "available_flavours", "choose_flavour", "load_flavour"]
-
-BACKENDS = ("rtx", "tensorrt")
+__all__ = ["NAMES", "Flavour", "available_flavours", "choose_flavour", "distribution", "load_flavour", "title"]
 
 _MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+NAMES = tuple(_MODULES.values())
+"""Of the flavours, as manifests keep them."""
 _PIP = {"rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt"}
 _TITLES = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
@@ -52,7 +53,7 @@ class Flavour:
     @property
     def title(self) -> str:
         """Name and version for people: "TensorRT-RTX 1.7.1.116"."""
-        return f"{_TITLES[self.backend]} {self.version}"
+        return title(self.name, self.version)
 
     @property
     def has_weak_typing(self) -> bool:
@@ -136,6 +137,20 @@ class Flavour:
         raise ManifestError(
             f"{self.title} cannot run this engine here: {'; '.join(reasons) or 'no usable GPU or driver was found'}"
         )
+
+
+def title(name: str, version: str) -> str:
+    """A flavour that need not be installed, for people: "TensorRT-RTX 1.7.1.116"."""
+    return f"{_TITLES[_backend(name)]} {version}"
+
+
+def distribution(name: str) -> str:
+    """What pip calls the flavour."""
+    return _PIP[_backend(name)]
+
+
+def _backend(name: str) -> str:
+    return next(backend for backend, module in _MODULES.items() if module == name)
 
 
 def load_flavour(backend: str) -> Flavour:

@@ -12,17 +12,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trt_sam._files import write_atomically
 from trt_sam.contract import TensorSpec
 from trt_sam.engine import manifest_json as parsing
+from trt_sam.engine.flavour import NAMES, Flavour, distribution, title
 from trt_sam.engine.layers import KernelSummary
 from trt_sam.errors import InputError, ManifestError
+from trt_sam.machine.driver import RTX_GPUS, rtx_runs_on
 from trt_sam.recipe import EngineRecipe, GraphOptions
-
-if TYPE_CHECKING:
-    from trt_sam.engine.flavour import Flavour
 
 __all__ = [
     "CACHE_SUFFIX",
@@ -43,10 +42,6 @@ SCHEMA = 1
 """Raised when an older reader would misunderstand; new keys alone do not raise it, readers skip what they do not know."""
 ROLES = ("decode", "decode_mask", "prepare", "encode")
 """What a graph does: masks from prompts; the same with an earlier mask; the prompt-free part of it; image to embedding."""
-
-_PIP = {"tensorrt_rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt"}
-_TITLES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
-_BACKENDS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -144,15 +139,15 @@ class Manifest:
         Raises:
             ManifestError: another flavour, version or GPU; the message says what to install or build.
         """
-        built = f"{_TITLES[self.flavour]} {self.flavour_version}"
+        built = title(self.flavour, self.flavour_version)
         again = f"build again with trt-sam build --backend {flavour.backend} --output {self.folder}"
         if flavour.name != self.flavour:
             raise ManifestError(f"engine set {self.folder} was built by {built} and cannot run on {flavour.title}; {again}")
         if flavour.version != self.flavour_version and not self._takes_version(flavour.version):
-            pip = f"pip install {_PIP[self.flavour]}=={self.flavour_version}"
+            pip = f"pip install {distribution(self.flavour)}=={self.flavour_version}"
             raise ManifestError(f"engine set {self.folder} was built by {built}, this is {flavour.version}; {pip}, or {again}")
         if compute_capability is not None and not self._takes_gpu(compute_capability):
-            gpus = ", ".join(self.compute_capabilities) or "the GPUs that TensorRT-RTX supports (8.0, 8.6, 8.9, 12.0 and later)"
+            gpus = ", ".join(self.compute_capabilities) or f"the GPUs that TensorRT-RTX supports ({RTX_GPUS})"
             choose = f" --compute-capability {compute_capability}" if compute_capability in flavour.compute_capabilities else ""
             backend = flavour.backend if choose or not flavour.compute_capabilities else "tensorrt"
             raise ManifestError(
@@ -179,11 +174,9 @@ class Manifest:
     def _takes_gpu(self, compute_capability: str) -> bool:
         if compute_capability in self.compute_capabilities:
             return True
-        here = parsing.version_numbers(compute_capability)
         if self.flavour == "tensorrt_rtx":
-            # NVIDIA's page on ahead-of-time engines: 8.0, 8.6, 8.9, 12.0 and later; Hopper and data-centre Blackwell are not.
-            return not self.compute_capabilities and (here in ((8, 0), (8, 6), (8, 9)) or here >= (12, 0))
-        return self.recipe.hardware_compatible and here >= (8, 0)
+            return not self.compute_capabilities and rtx_runs_on(compute_capability)
+        return self.recipe.hardware_compatible and parsing.version_numbers(compute_capability) >= (8, 0)
 
 
 def write_manifest(manifest: Manifest) -> Path:
@@ -241,7 +234,7 @@ def _parse(folder: Path, text: str) -> Manifest:
             folder=folder,
             graphs=graphs,
             recipe=parsing.recipe(parsing.table(data, "recipe")),
-            flavour=parsing.choice(tensorrt, "flavour", tuple(_BACKENDS)),
+            flavour=parsing.choice(tensorrt, "flavour", NAMES),
             flavour_version=parsing.text(tensorrt, "version"),
             target=parsing.choice(data, "target", ("cpu", "gpu")),
             compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),

@@ -6,11 +6,15 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Driver", "Gpu", "examine_driver", "gpu_compute_capability", "pci_bus_id"]
+__all__ = ["RTX_GPUS", "Driver", "Gpu", "examine_driver", "gpu_compute_capability", "pci_bus_id", "rtx_runs_on"]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 75, 76
 """cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+
+
+RTX_GPUS = "8.0, 8.6, 8.9, 12.0 and later"
+"""Compute capabilities that engines of TensorRT for RTX run on, by NVIDIA's page on ahead-of-time engines."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ def gpu_compute_capability(device: int = 0) -> str | None:
     if any(asked):
         return None
     return f"{major.value}.{minor.value}"
+
+
+def rtx_runs_on(compute_capability: str) -> bool:
+    """Whether engines of TensorRT for RTX run on a GPU (`RTX_GPUS`): not on Hopper, nor on Blackwell of data centres."""
+    major, minor = (int(part) for part in compute_capability.split("."))
+    return (major, minor) in ((8, 0), (8, 6), (8, 9)) or major >= 12
 
 
 def pci_bus_id(device: int) -> str | None:

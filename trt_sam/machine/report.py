@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trt_sam import __version__
-from trt_sam.machine.driver import Driver, Gpu, examine_driver
+from trt_sam.machine.driver import Driver, examine_driver, rtx_runs_on
 
 __all__ = ["Ability", "MachineReport", "Package", "examine"]
 
@@ -155,10 +155,17 @@ def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, .
         return Ability(name, not needs, needs, pip)
 
     flavours = [module for module in ("tensorrt_rtx", "tensorrt") if by_name[module].status == "ok"]
-    # RTX engines do not run on every GPU: NVIDIA lists 8.0, 8.6, 8.9, 12.0 and later.
-    usable = [flavour for flavour in flavours if flavour == "tensorrt" or any(_rtx_runs_on(g) for g in driver.gpus)]
+    usable = [
+        flavour for flavour in flavours if flavour == "tensorrt" or any(rtx_runs_on(g.compute_capability) for g in driver.gpus)
+    ]
     unfit = ("TensorRT for RTX does not run on this GPU",) if gpu and flavours and not usable else ()
-    runtime = usable[0] if usable else "tensorrt" if gpu and not any(_rtx_runs_on(g) for g in driver.gpus) else "tensorrt_rtx"
+    runtime = (
+        usable[0]
+        if usable
+        else "tensorrt"
+        if gpu and not any(rtx_runs_on(g.compute_capability) for g in driver.gpus)
+        else "tensorrt_rtx"
+    )
     torch_export = ("torch", "onnx", "onnxscript", "onnxruntime")
     return (
         able("export a checkpoint to ONNX", torch_export),
@@ -170,8 +177,3 @@ def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, .
         able("run engines", ("pycuda.driver", runtime), other=no_gpu + unfit),
         able("capture CUDA graphs", ("pycuda.driver", "cuda.bindings.driver", runtime), other=no_gpu + unfit),
     )
-
-
-def _rtx_runs_on(gpu: Gpu) -> bool:
-    major, minor = (int(part) for part in gpu.compute_capability.split("."))
-    return (major, minor) in ((8, 0), (8, 6), (8, 9)) or major >= 12
