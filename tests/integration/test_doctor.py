@@ -24,7 +24,7 @@ def test_broken_packages_are_lines_of_the_report_and_the_rest_is_found(tmp_path:
         "polygraphy": "raise RuntimeError('planted: bad install')",
         "tensorrt": "import os; os.abort()",
         "onnxscript": "import sys; print('chatter'); sys.exit(0)",
-        "transformers": "import no_such_module_of_anyone",
+        "huggingface_hub": "import no_such_module_of_anyone",
     }
     for name, code in planted.items():
         (tmp_path / name).mkdir()
@@ -36,7 +36,7 @@ def test_broken_packages_are_lines_of_the_report_and_the_rest_is_found(tmp_path:
     packages = {package["module"]: package for package in report["packages"]}
     assert {name: packages[name]["status"] for name in planted} == dict.fromkeys(planted, "broken")
     assert "signal" in packages["tensorrt"]["error"] or "Aborted" in packages["tensorrt"]["error"]
-    assert "no_such_module_of_anyone" in packages["transformers"]["error"]
+    assert "no_such_module_of_anyone" in packages["huggingface_hub"]["error"]
     assert packages["polygraphy"]["pip"] == "pip install --force-reinstall polygraphy"
     assert packages["onnxruntime"]["status"] == "ok"
     assert "CPUExecutionProvider" in packages["onnxruntime"]["details"]["providers"]
@@ -90,7 +90,7 @@ def test_doctor_imports_nothing_heavy_itself_and_asks_a_driver_for_its_gpus() ->
 ALL_OK = tuple(
     Package(name, "ok", "1", "", "")
     for name in (
-        *("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "safetensors", "PIL", "polygraphy"),
+        *("torch", "onnx", "onnxscript", "onnxruntime", "huggingface_hub", "safetensors", "PIL", "polygraphy"),
         *("tensorrt_rtx", "tensorrt", "pycuda.driver", "cuda.bindings.driver"),
     )
 )

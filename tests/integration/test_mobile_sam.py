@@ -15,19 +15,20 @@ from tests.fixtures.real import (
     Masks,
     golden_embedding,
     golden_masks,
-    mobile_sam_file,
     mobile_sam_oracle,
     photo,
+    photo_file,
     replay,
 )
+from tests.real_weights import checkpoint_file
 from trt_sam.accuracy.sides import open_side
 from trt_sam.cli import main
 from trt_sam.embeddings import load_embedding
 from trt_sam.errors import CheckpointError
 from trt_sam.graph.export import export_decoder
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
+from trt_sam.model.encoders.tiny_vit import TinyViT, fold_for_inference
 from trt_sam.model.image_encoder import ImageEncoder, preprocess
-from trt_sam.model.tiny_vit import TinyViT, fold_for_inference
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.predictor import Predictor
@@ -45,7 +46,7 @@ LIVE_TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return load_checkpoint(mobile_sam_file())
+    return load_checkpoint(checkpoint_file("mobile_sam"))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_encoder_against_mobile_sams_own(embeddings: Embeddings, name: str) -> N
 
 def test_folding_changes_roundings_only(checkpoint: Checkpoint) -> None:
     """A window's worth of picture through the model as it was trained and as it runs; no weight is left as it was loaded."""
-    state = torch.load(mobile_sam_file(), weights_only=True)
+    state = torch.load(checkpoint_file("mobile_sam"), weights_only=True)
     state = {name.removeprefix("image_encoder."): value for name, value in state.items() if "image_encoder." in name}
     model = TinyViT().eval().requires_grad_(False)
     assert set(state) - set(model.state_dict()) == {f"{n}.{p}" for n in ("norm_head", "head") for p in ("weight", "bias")}
@@ -169,12 +170,18 @@ def test_folding_changes_roundings_only(checkpoint: Checkpoint) -> None:
 
 
 def test_an_encoder_that_lacks_keys_is_told_in_one_line(tmp_path: Path) -> None:
-    state = torch.load(mobile_sam_file(), weights_only=True)
+    state = torch.load(checkpoint_file("mobile_sam"), weights_only=True)
     for change, message in (
-        ({"image_encoder.layers.2.blocks.3.attn.qkv.weight": None}, r"missing layers\.2\.blocks\.3\.attn\.qkv\.weight; give"),
+        (
+            {"image_encoder.layers.2.blocks.3.attn.qkv.weight": None},
+            r"missing image_encoder\.layers\.2\.blocks\.3\.attn\.qkv\.weight; give",
+        ),
         ({"image_encoder.neck.2.weight": torch.zeros(3)}, r"neck\.2\.weight is float32 \[3\], must be \[256, 256, 3, 3\]"),
-        ({"image_encoder.neck.4.weight": torch.zeros(3)}, r"unexpected neck\.4\.weight"),
-        ({"image_encoder.neck.3.bias": torch.full((256,), torch.nan)}, r"holds NaN or infinity in neck\.3\.bias"),
+        ({"image_encoder.neck.4.weight": torch.zeros(3)}, r"unexpected image_encoder\.neck\.4\.weight"),
+        (
+            {"image_encoder.neck.3.bias": torch.full((256,), torch.nan)},
+            r"holds NaN or infinity in image_encoder\.neck\.3\.bias",
+        ),
     ):
         torch.save({name: value for name, value in (state | change).items() if value is not None}, tmp_path / "bad.pt")
         loaded = load_checkpoint(tmp_path / "bad.pt")  # the decoder is whole
@@ -185,14 +192,22 @@ def test_an_encoder_that_lacks_keys_is_told_in_one_line(tmp_path: Path) -> None:
     unused = ("image_encoder.head.", "image_encoder.norm_head.")
     needed = {name: v for name, v in state.items() if not name.startswith(unused) and not name.endswith("_batches_tracked")}
     torch.save(needed, tmp_path / "lean.pt")
-    lean, whole = load_checkpoint(tmp_path / "lean.pt").image_encoder(), load_checkpoint(mobile_sam_file()).image_encoder()
+    lean, whole = (
+        load_checkpoint(tmp_path / "lean.pt").image_encoder(),
+        load_checkpoint(checkpoint_file("mobile_sam")).image_encoder(),
+    )
     assert lean.sha256 == whole.sha256
 
 
 def test_embed_command(embeddings: Embeddings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.fixtures.real import photo_file
-
-    arguments = ["embed", str(photo_file(FAST_PHOTO)), "--checkpoint", str(mobile_sam_file()), "--output", str(tmp_path)]
+    arguments = [
+        "embed",
+        str(photo_file(FAST_PHOTO)),
+        "--checkpoint",
+        str(checkpoint_file("mobile_sam")),
+        "--output",
+        str(tmp_path),
+    ]
     assert main(arguments) == 0
     assert "encoder mobile_sam" in capsys.readouterr().out
     written = load_embedding(tmp_path / "rocket.npz")

@@ -123,7 +123,7 @@ def _default_images(reference: Side, other: Side, count: int) -> tuple[list[Imag
 
 
 def _standin_encoder(reference: Side, other: Side) -> Embed | None:
-    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers", "PIL")):
+    if any(importlib.util.find_spec(package) is None for package in ("torch", "safetensors", "PIL")):
         return None
     from trt_sam.model.checkpoint import STANDINS, load_checkpoint
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "try everything on this machine, one verdict"
 
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "safetensors", "PIL", "polygraphy")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "polygraphy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

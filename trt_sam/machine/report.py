@@ -28,7 +28,7 @@ _PACKAGES = {
     "onnx": ("export", "onnx", "{}"),
     "onnxscript": ("export", "onnxscript", "{}"),
     "onnxruntime": ("onnxruntime", "onnxruntime", "{'providers': m.get_available_providers()}"),
-    "transformers": ("hub", "transformers", "{}"),
+    "huggingface_hub": ("hub", "huggingface-hub", "{}"),
     "safetensors": ("hub", "safetensors", "{}"),
     "PIL": ("image", "pillow", "{}"),
     "polygraphy": ("compare", "polygraphy", "{}"),
@@ -169,7 +169,7 @@ def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, .
     torch_export = ("torch", "onnx", "onnxscript", "onnxruntime")
     return (
         able("export a checkpoint to ONNX", torch_export),
-        able("embed photos", ("torch", "transformers", "safetensors", "PIL")),
+        able("embed photos", ("torch", "safetensors", "PIL")),
         able("run a graph on the CPU", ("onnxruntime",)),
         able("compare", ("polygraphy", "onnxruntime", "onnx", "torch")),
         able("build engines ahead of time (TensorRT for RTX, no GPU needed)", ("tensorrt_rtx", "onnx")),

@@ -1,4 +1,4 @@
-"""The decoder in PyTorch: SAM's prompt encoder and mask decoder, and the loaders of their checkpoints."""
+"""SAM in PyTorch: prompt encoder, mask decoder, image encoders (ViT and TinyViT), and the loaders of their checkpoints."""
 
 from trt_sam.model.mask_decoder import MLP, MaskDecoder
 from trt_sam.model.prompt_encoder import PromptEncoder

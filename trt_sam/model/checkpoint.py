@@ -55,7 +55,6 @@ class Checkpoint:
 
         Raises:
             CheckpointError: there is none, or none of a kind that can be run here, or its weights do not fit.
-            MissingDependencyError: it is a ViT, and transformers is not installed.
         """
         return self._open_encoder()
 
@@ -162,7 +161,7 @@ def _build_decoder(state: Mapping[str, Tensor], place: str, *, hf: bool) -> SamD
         decoder = SamDecoder()
     expected = decoder.state_dict()
     # Faults are told in the names that the file has.
-    shown, needed = (_in_hf_names(state), _in_hf_names(expected)) if hf else (state, expected)
+    shown, needed = (naming.in_hf_names(state), naming.in_hf_names(expected)) if hf else (state, expected)
     check_fit(shown, needed, f"checkpoint {place} does not fit SAM's decoder")
     # Copies, because what was read may be mapped to a file that can change.
     copies = {name: value.to(torch.float32, copy=True).contiguous() for name, value in state.items()}
@@ -173,11 +172,6 @@ def _build_decoder(state: Mapping[str, Tensor], place: str, *, hf: bool) -> SamD
     decoder.refresh_position_encoding()
     decoder.requires_grad_(False)
     return decoder.eval()
-
-
-def _in_hf_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed, unknown = naming.meta_to_hf(state)
-    return renamed | {name: state[name] for name in unknown}
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:

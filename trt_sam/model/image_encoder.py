@@ -1,4 +1,4 @@
-"""The image encoder of a checkpoint, photo to embedding, once per photo: MobileSAM's is ours, the ViTs are transformers'."""
+"""The image encoder of a checkpoint: photo to embedding, once per photo."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE
 from trt_sam.errors import CheckpointError, InputError
 from trt_sam.imaging.photos import frame_shape
 from trt_sam.model import naming
+from trt_sam.model.encoders import TinyViT, Vit, fold_for_inference, settings_of_config, settings_of_state
 from trt_sam.model.state import check_fit, some, state_sha256
-from trt_sam.model.tiny_vit import TinyViT, fold_for_inference
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess", "settings_of"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "ImageEncoder", "build_image_encoder", "preprocess"]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-
-_GRID = FRAME_SIZE // 16
 
 
 class ImageEncoder:
@@ -79,7 +77,6 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
 
     Raises:
         CheckpointError: there is no encoder, or none of a kind that can be run here, or the weights do not fit.
-        MissingDependencyError: the encoder is a ViT, and transformers is not installed.
     """
     if kind == "mobile_sam":
         return _build_tiny_vit(state, source)
@@ -95,11 +92,10 @@ def build_image_encoder(state: Mapping[str, Tensor], kind: str, config: dict[str
 def _build_tiny_vit(state: Mapping[str, Tensor], source: str) -> ImageEncoder:
     with torch.device("meta"):  # no random weights that would be thrown away
         model = TinyViT()
-    named = {name.removeprefix(naming.ENCODER_PREFIX): value for name, value in state.items()}
-    weights = {name: value for name, value in named.items() if not _is_left_over(name)}
-    expected = {name: value for name, value in model.state_dict().items() if not _is_left_over(name)}
-    check_fit(weights, expected, f"the image encoder of checkpoint {source} is not MobileSAM's TinyViT")
-    weights = _in_float32(weights, source)
+    given = {name: value for name, value in state.items() if not _is_left_over(name)}
+    expected = {name: value for name, value in _with_prefix(model.state_dict()).items() if not _is_left_over(name)}
+    check_fit(given, expected, f"the image encoder of checkpoint {source} is not MobileSAM's TinyViT")
+    weights = _without_prefix(_in_float32(given, source))
     # The counters stay behind, on no device; nothing reads them in eval mode.
     model.load_state_dict(weights, strict=False, assign=True)
     model.requires_grad_(False)
@@ -108,32 +104,34 @@ def _build_tiny_vit(state: Mapping[str, Tensor], source: str) -> ImageEncoder:
 
 def _is_left_over(name: str) -> bool:
     """Whether an entry of MobileSAM's state is left from training: TinyViT's classifier, and the counters of its BatchNorms."""
-    return name.startswith(("norm_head.", "head.")) or name.endswith(".num_batches_tracked")
+    classifier = tuple(f"{naming.ENCODER_PREFIX}{part}." for part in ("norm_head", "head"))
+    return name.startswith(classifier) or name.endswith(".num_batches_tracked")
 
 
 def _build_vit(state: Mapping[str, Tensor], kind: str, config: dict[str, Any] | None, source: str) -> ImageEncoder:
-    transformers = require("transformers", "to run the image encoder")
-    modeling = require("transformers.models.sam.modeling_sam", "to run the image encoder")
-    renamed, unknown = naming.meta_to_hf(state)
-    weights = {name.removeprefix(naming.HF_ENCODER_PREFIX): value for name, value in renamed.items()}
-    weights |= {name: state[name] for name in unknown}
-    settings = config if config is not None else settings_of(state, source)
-    try:
-        with torch.device("meta"):
-            model: nn.Module = modeling.SamVisionEncoder(transformers.SamVisionConfig.from_dict(settings))
-    except Exception as error:  # whatever an odd config.json provokes in transformers
-        reason = str(error).partition("\n")[0][:150]
-        raise CheckpointError(f"checkpoint {source}: transformers cannot build its vision_config ({reason})") from error
-    check_fit(weights, model.state_dict(), f"the image encoder of checkpoint {source} does not fit its settings")
-    weights = _in_float32(weights, source)
-    model.load_state_dict(weights, assign=True)
-    model.requires_grad_(False).eval()
+    settings = settings_of_state(state, source) if config is None else settings_of_config(config, source)
+    with torch.device("meta"):
+        model = Vit(settings)
+    expected = _with_prefix(model.state_dict())
+    what = f"the image encoder of checkpoint {source} does not fit its settings"
+    # Faults are told in the names that the file has.
+    if config is None:
+        check_fit(state, expected, what)
+    else:
+        check_fit(naming.in_hf_names(state), naming.in_hf_names(expected), what)
+    weights = _in_float32(state, source)
+    model.load_state_dict(_without_prefix(weights), assign=True)
+    model.requires_grad_(False)
+    hashed = {name.removeprefix(naming.HF_ENCODER_PREFIX): value for name, value in naming.in_hf_names(weights).items()}
+    return ImageEncoder(model.eval(), kind, state_sha256(hashed))
 
-    def embed(pixels: Tensor) -> Tensor:
-        embedding: Tensor = model(pixels).last_hidden_state
-        return embedding
 
-    return ImageEncoder(embed, kind, state_sha256(weights))
+def _with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{naming.ENCODER_PREFIX}{name}": value for name, value in state.items()}
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(naming.ENCODER_PREFIX): value for name, value in state.items()}
 
 
 def _in_float32(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -142,33 +140,3 @@ def _in_float32(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
         what = f"the image encoder of checkpoint {source}"
         raise CheckpointError(f"{what} holds NaN or infinity in {some(broken)}; download it again")
     return {name: value.to(torch.float32) for name, value in weights.items()}
-
-
-def settings_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Read a `SamVisionConfig` off the shapes of a Meta ViT: its relative positions tell head width and window size."""
-    prefix = naming.ENCODER_PREFIX
-    try:
-        layers = len({name.split(".")[2] for name in state if name.startswith(f"{prefix}blocks.")})
-        projection = state[f"{prefix}patch_embed.proj.weight"]
-        spans = [state[f"{prefix}blocks.{i}.attn.rel_pos_h"].shape for i in range(layers)]
-        mlp_dim = state[f"{prefix}blocks.0.mlp.lin1.weight"].shape[0]
-        heads = projection.shape[0] // spans[0][1]
-        windows = {(span[0] + 1) // 2 for span in spans} - {_GRID}
-        (window,) = windows or {14}
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        raise CheckpointError(
-            f"the image encoder of checkpoint {source} is not Meta's ViT (patch_embed.proj, blocks.N.attn.rel_pos_h, one "
-            "window size); give an unmodified vit_b, vit_l or vit_h"
-        ) from None
-    return {
-        "hidden_size": projection.shape[0],
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "mlp_dim": mlp_dim,
-        "window_size": window,
-        "global_attn_indexes": [i for i, span in enumerate(spans) if (span[0] + 1) // 2 == _GRID],
-        "use_abs_pos": f"{prefix}pos_embed" in state,
-        "use_rel_pos": True,
-        "image_size": FRAME_SIZE,
-        "patch_size": projection.shape[2],
-    }

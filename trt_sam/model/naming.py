@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-__all__ = ["ENCODER_PREFIX", "HF_ENCODER_PREFIX", "HF_TIED_COPY", "HF_TIED_SOURCE", "hf_to_meta", "meta_to_hf"]
+__all__ = ["ENCODER_PREFIX", "HF_ENCODER_PREFIX", "HF_TIED_COPY", "HF_TIED_SOURCE", "hf_to_meta", "in_hf_names", "meta_to_hf"]
 
 T = TypeVar("T")
 
@@ -93,6 +93,12 @@ def hf_to_meta(state: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
 def meta_to_hf(state: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
     """Rename the entries of a Meta state; returns those that have a `SamModel` name, and the names that have none."""
     return _rename(state, _TO_HF)
+
+
+def in_hf_names(state: Mapping[str, T]) -> dict[str, T]:
+    """A Meta state in the names of `SamModel`; a name that has none there stays as it is."""
+    renamed, unknown = meta_to_hf(state)
+    return renamed | {name: state[name] for name in unknown}
 
 
 def _rename(state: Mapping[str, T], rules: tuple[tuple[re.Pattern[str], str], ...]) -> tuple[dict[str, T], list[str]]:

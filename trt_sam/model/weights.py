@@ -104,9 +104,8 @@ def download(hub_id: str) -> Path:
 
     Raises:
         CheckpointError: no such model, no access, or no network and nothing cached.
-        MissingDependencyError: transformers (which brings huggingface_hub) is not installed.
+        MissingDependencyError: huggingface_hub is not installed.
     """
-    require("transformers", "to load from the Hugging Face hub")
     hub: Any = require("huggingface_hub", "to load from the Hugging Face hub")
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))

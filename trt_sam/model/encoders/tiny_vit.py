@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trt_sam.model.encoders.windows import from_windows, to_windows
 from trt_sam.model.prompt_encoder import LayerNorm2d
 
 __all__ = ["ConvNorm", "TinyViT", "fold_for_inference"]
@@ -236,15 +237,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, height, width, C] in and out."""
-        batch, height, width, channels = x.shape
-        size = self.window
-        rows, columns = -(-height // size), -(-width // size)
-        x = functional.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
-        x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
-        qkv = self.qkv(self.norm(x)).reshape(batch * rows * columns, size * size, self.heads, 3, channels // self.heads)
+        height, width, channels = x.shape[1:]
+        windows = to_windows(x, self.window)
+        qkv = self.qkv(self.norm(windows)).reshape(-1, self.window**2, self.heads, 3, channels // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         bias = self._biases() if self.bias is None else self.bias
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-        y = self.proj(y.transpose(1, 2).reshape(batch, rows, columns, size, size, channels))
-        y = y.transpose(2, 3).reshape(batch, rows * size, columns * size, channels)
-        return y[:, :height, :width]
+        return from_windows(self.proj(y.transpose(1, 2).reshape(windows.shape)), height, width)
