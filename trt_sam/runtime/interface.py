@@ -6,7 +6,7 @@ comparison use nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -16,9 +16,13 @@ import numpy.typing as npt
 from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
 from trt_sam.errors import ContractError
 
-__all__ = ["Runner", "as_given", "checked_embedding", "checked_inputs"]
+__all__ = ["PROMPTS_PER_PASS", "Runner", "as_given", "checked_embedding", "checked_inputs", "passes"]
 
 Array = npt.NDArray[Any]
+
+PROMPTS_PER_PASS = 8
+"""How many prompts a runner on the CPU computes at once; more take turns, so that their intermediate tensors (about 36 MB a
+prompt) take at most some 300 MB, and are no slower for it."""
 
 
 class Runner(Protocol):
@@ -97,6 +101,11 @@ def checked_inputs(
             raise ContractError("there is no image: give image_embeddings in the feed, or call set_image before run")
         inputs = tuple(spec for spec in inputs if spec.name != "image_embeddings")
     return check_feed(adapted, inputs, limits)
+
+
+def passes(num_prompts: int, most: int) -> Iterator[slice]:
+    """The rows of a feed of `num_prompts`, at most `most` at a time, in order."""
+    return (slice(start, min(start + most, num_prompts)) for start in range(0, num_prompts, most))
 
 
 def as_given(output: Array, *, copy: bool = False) -> Array:

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import TensorSpec, input_specs, output_specs, size_of
+from trt_sam.contract import FRAME_SIZE, NUM_MASKS, TensorSpec, input_specs, output_specs, size_of
 from trt_sam.errors import GraphError, InferenceError, InputError, RecipeError
 from trt_sam.recipe import GraphOptions
-from trt_sam.runtime.interface import as_given, checked_embedding, checked_inputs
+from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
 
 __all__ = ["OnnxRunner", "disabled_optimizers", "session_options"]
 
@@ -35,6 +35,9 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(uint8)": "uint8",
 }
+_PROMPTS_PER_PASS_ON_A_GPU = 64
+_FULL_SIZE_BYTES = 256 << 20
+"""What the masks of one pass may take in a full-resolution graph, in the frame and at the image's size together."""
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
@@ -46,7 +49,7 @@ class OnnxRunner:
         path: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         emulate_quantization: bool = False,
     ) -> None:
         """Open a graph that `trt-sam export` wrote.
@@ -54,7 +57,7 @@ class OnnxRunner:
         Args:
             path: the `.onnx` file.
             threads: CPU threads of one call; None takes the cores that this process may use.
-            providers: ONNX Runtime's execution providers, best first; None is the CPU.
+            providers: ONNX Runtime's execution providers, best first, each a name or a name with its options; None is the CPU.
             emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
                 integer products of this CPU, which saturate on some: slower, and the same everywhere.
 
@@ -67,7 +70,8 @@ class OnnxRunner:
         path = existing_file(path, "graph")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
-        chosen = list(providers or ["CPUExecutionProvider"])
+        wanted = list(providers or ["CPUExecutionProvider"])
+        chosen = [_provider_name(each) for each in wanted]
         available = ort.get_available_providers()
         # ONNX Runtime would go on without a missing one, on the CPU and much slower.
         for name in chosen:
@@ -76,7 +80,7 @@ class OnnxRunner:
         settings = session_options(threads, emulate_quantization=emulate_quantization)
         try:
             session = ort.InferenceSession(
-                os.fspath(path), settings, providers=chosen, disabled_optimizers=disabled_optimizers(chosen)
+                os.fspath(path), settings, providers=wanted, disabled_optimizers=disabled_optimizers(chosen)
             )
         except Exception as error:  # onnxruntime has a class per status, all directly under Exception
             raise GraphError(f"{path} is not an ONNX graph that can be loaded ({_reason(error)}); export it again") from None
@@ -129,6 +133,8 @@ class OnnxRunner:
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
 
+        Many prompts are computed `most_prompts` at a time: beside the results, memory does not grow with their number.
+
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed (the runner stays open), or the runner is closed.
@@ -144,19 +150,41 @@ class OnnxRunner:
         if "orig_im_size" in arrays:
             sizes["height"], sizes["width"] = map(int, arrays["orig_im_size"])
         try:
-            binding = self._session.io_binding()
-            if "image_embeddings" not in arrays:
-                binding.bind_ortvalue_input("image_embeddings", self._image)
-            for name, array in arrays.items():
-                binding.bind_cpu_input(name, array)
+            # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
             outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
-            for name, array in outputs.items():
-                # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
-                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            self._session.run_with_iobinding(binding)
+            for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
+                self._execute(_rows_of(arrays, self._inputs, rows), _rows_of(outputs, self._outputs, rows))
         except (Exception, MemoryError) as error:
             raise InferenceError(f"{self._path} failed in ONNX Runtime ({_reason(error)}); the runner is still open") from error
         return {name: as_given(array) for name, array in outputs.items()}
+
+    def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
+        """How many prompts are computed at once, whatever their `num_tokens` and mask, for masks of `image_size`.
+
+        A call takes more, which then take turns; a caller that splits them itself keeps the results small as well.
+        """
+        height, width = image_size or (0, 0)
+        return self._prompts_per_pass({"height": height, "width": width})
+
+    def _prompts_per_pass(self, sizes: Mapping[str, int]) -> int:
+        if "num_prompts" not in self._limits:
+            return next(int(spec.dims[0]) for spec in self._inputs if spec.name == "point_coords")
+        most = PROMPTS_PER_PASS if self._device == "cpu" else _PROMPTS_PER_PASS_ON_A_GPU
+        if not self.options.full_resolution:
+            return most
+        pixels = sizes["height"] * sizes["width"] + FRAME_SIZE**2
+        return max(1, min(most, _FULL_SIZE_BYTES // (NUM_MASKS * 4 * pixels)))
+
+    def _execute(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """One pass of the session: `inputs` (the image that is set, where they have none) into `outputs`, both contiguous."""
+        binding = self._session.io_binding()
+        if "image_embeddings" not in inputs:
+            binding.bind_ortvalue_input("image_embeddings", self._image)
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
         """Free the session and the image; safe to call again."""
@@ -173,6 +201,19 @@ class OnnxRunner:
             raise InferenceError(f"the runner of {self._path} is closed; open a new one")
 
 
+def _provider_name(provider: Any) -> str:
+    name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise InputError(f"provider {provider!r} is neither a name nor (name, {{option: value}}); give one of both")
+    return name
+
+
+def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], rows: slice) -> dict[str, Array]:
+    """Views of the prompts in `rows`; what has no axis of prompts is whole."""
+    by_prompt = {spec.name for spec in specs if spec.dims[0] == "num_prompts"}
+    return {name: array[rows] if name in by_prompt else array for name, array in arrays.items()}
+
+
 def session_options(threads: int | None = None, *, emulate_quantization: bool = False) -> Any:
     """The `onnxruntime.SessionOptions` that `OnnxRunner` uses; its arguments are explained there."""
     settings = require("onnxruntime", "to run an ONNX graph").SessionOptions()
@@ -181,6 +222,9 @@ def session_options(threads: int | None = None, *, emulate_quantization: bool = 
     # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
     # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A pattern is one more block of memory beside the arena for each size of call that ever came. Seen: 8 prompts with masks
+    # peak at 609 MB with it and 386 MB without, at the same processor time.
+    settings.enable_mem_pattern = False
     settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
     return settings
 

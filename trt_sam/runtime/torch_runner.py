@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trt_sam.contract import TensorSpec, input_specs, output_specs
+from trt_sam.contract import TensorSpec, input_specs, output_specs, size_of
 from trt_sam.errors import InferenceError
 from trt_sam.model import SamDecoder
-from trt_sam.runtime.interface import checked_embedding, checked_inputs
+from trt_sam.runtime.interface import PROMPTS_PER_PASS, checked_embedding, checked_inputs, passes
 
 __all__ = ["TorchRunner"]
 
@@ -45,6 +45,8 @@ class TorchRunner:
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32, owned by the caller.
 
+        Many prompts are computed `most_prompts` at a time: beside the results, memory does not grow with their number.
+
         Raises:
             ContractError: the feed does not fit, or there is no image.
             InferenceError: PyTorch failed, or the runner is closed.
@@ -54,12 +56,23 @@ class TorchRunner:
         arrays = checked_inputs(feed, self.inputs, self.limits, has_image=self._image is not None)
         if self._image is not None:
             arrays.setdefault("image_embeddings", self._image)
+        sizes = {"num_prompts": len(arrays["point_coords"])}
+        outputs = {spec.name: np.empty([size_of(dim, sizes) for dim in spec.dims], spec.dtype) for spec in self.outputs}
         try:
-            with torch.inference_mode():
-                results = self._decoder(*(torch.from_numpy(arrays[spec.name]) for spec in self.inputs))
-        except RuntimeError as error:
+            for rows in passes(sizes["num_prompts"], PROMPTS_PER_PASS):
+                # The image is shared by all prompts.
+                parts = (arrays[s.name] if s.name == "image_embeddings" else arrays[s.name][rows] for s in self.inputs)
+                with torch.inference_mode():
+                    results = self._decoder(*map(torch.from_numpy, parts))
+                for spec, tensor in zip(self.outputs, results, strict=True):
+                    outputs[spec.name][rows] = tensor.numpy()
+        except (RuntimeError, MemoryError) as error:
             raise InferenceError(f"the decoder failed in PyTorch ({str(error).partition(chr(10))[0]})") from error
-        return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, results, strict=True)}
+        return outputs
+
+    def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
+        """How many prompts are computed at once, whatever their `num_tokens` and mask; a call takes more, which take turns."""
+        return PROMPTS_PER_PASS
 
     def close(self) -> None:
         """Let go of the decoder and the image; safe to call again."""

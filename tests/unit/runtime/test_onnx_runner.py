@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -282,3 +285,70 @@ def test_pytorch_errors_are_ours() -> None:
     masks = {"mask_input": np.zeros((2, 1, 256, 256), np.float32), "has_mask_input": np.zeros(2, np.float32)}
     with pytest.raises(InferenceError, match=r"failed in PyTorch \(out of memory\)$"):
         runner.run(prompts() | masks | {"image_embeddings": make_embedding()})
+
+
+def test_many_prompts_are_what_few_are(graphs: dict[str, Path]) -> None:
+    many = prompts(19, 3) | {
+        "mask_input": np.random.default_rng(1).normal(0, 4, (19, 1, 256, 256)).astype(np.float32),
+        "has_mask_input": (np.arange(19) % 2).astype(np.float32),
+    }
+    with OnnxRunner(graphs["mask"], threads=1) as runner, TorchRunner(make_decoder()) as torch_runner:
+        for each in (runner, torch_runner):
+            each.set_image(make_embedding())
+            assert each.most_prompts(3) < 19
+            together = each.run(many)
+            for rows in (slice(0, 5), slice(5, 19)):
+                assert_close({n: a[rows] for n, a in together.items()}, each.run({n: a[rows] for n, a in many.items()}), 1e-5)
+    with OnnxRunner(graphs["full"], threads=1) as full:
+        full.set_image(make_embedding())
+        assert full.most_prompts(2, image_size=(6000, 8000)) == 1
+        few = full.run(prompts(9) | {"orig_im_size": np.array([30, 45])})
+        assert few["masks"].shape == (9, 4, 30, 45)
+        assert_close({"low_res_masks": few["low_res_masks"]}, {"low_res_masks": runner_masks(graphs, prompts(9))}, 1e-5)
+
+
+def runner_masks(graphs: dict[str, Path], feed: Feed) -> np.ndarray:
+    with OnnxRunner(graphs["plain"], threads=1) as runner:
+        return runner.run(feed | {"image_embeddings": make_embedding()})["low_res_masks"]
+
+
+MEMORY = """
+import sys
+import numpy as np
+from trt_sam import OnnxRunner, Predictor
+rng = np.random.default_rng(0)
+with OnnxRunner(sys.argv[1], threads=2) as runner:
+    predictor = Predictor(runner)
+    predictor.set_image_embedding(rng.normal(0, 0.5, (1, 256, 64, 64)).astype(np.float32), (480, 640))
+    corners = rng.uniform(0, 240, (int(sys.argv[2]), 4)) + [0, 0, 240, 240]
+    masks, _, low_res = predictor.predict_batch(boxes=corners, multimask_output=False)
+# Not ru_maxrss, which counts what the parent held before it started this.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print((masks.nbytes + low_res.nbytes) >> 20, int(peak) >> 10)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(graphs: dict[str, Path]) -> None:
+    """Sixty-four boxes took 2.3 GB when they were computed all at once."""
+    results, peak = [], []
+    for count in (8, 64):
+        command = [sys.executable, "-c", MEMORY, str(graphs["mask"]), str(count)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        results.append(int(printed[0]))
+        peak.append(int(printed[1]))
+    assert peak[1] - peak[0] < results[1] - results[0] + 40, (results, peak)
+    assert peak[1] < 600
+
+
+@pytest.mark.parametrize("providers", [["CPUExecutionProvider"], [("CPUExecutionProvider", {})], ("CPUExecutionProvider",)])
+def test_providers_are_taken_as_onnx_runtime_takes_them(providers: Any, graphs: dict[str, Path]) -> None:
+    with OnnxRunner(graphs["plain"], threads=1, providers=providers) as runner:
+        assert runner.run(prompts(1) | {"image_embeddings": make_embedding()})["iou_predictions"].shape == (1, 4)
+
+
+@pytest.mark.parametrize("provider", [("CPUExecutionProvider",), ("CPUExecutionProvider", {}, 1), (1, {}), 5, ("X", [])])
+def test_what_is_no_provider(provider: Any, graphs: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="is neither a name nor"):
+        OnnxRunner(graphs["plain"], providers=[provider])
+    with pytest.raises(InputError, match="provider MyProvider is not in this onnxruntime"):
+        OnnxRunner(graphs["plain"], providers=[("MyProvider", {})])
