@@ -25,6 +25,7 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_
 from trt_sam.errors import ExportError
 from trt_sam.graph.full_resolution import append_full_resolution
 from trt_sam.graph.mask_bits import append_mask_bits
+from trt_sam.graph.metadata import options_entry
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
@@ -190,7 +191,7 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
     model.producer_name, model.producer_version = "trt_sam", trt_sam.__version__
     metadata = {
         "trt_sam.version": trt_sam.__version__,
-        "trt_sam.options": json.dumps(dataclasses.asdict(options)),
+        **options_entry(options),
         "trt_sam.checkpoint_sha256": checkpoint_sha256,
     }
     onnx.helper.set_model_props(model, metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -16,7 +17,10 @@ from trt_sam.contract import TensorSpec, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
 from trt_sam.recipe import GraphOptions
 
-__all__ = ["GraphInfo", "check_decoder", "read_graph"]
+__all__ = ["GraphInfo", "check_decoder", "options_entry", "read_graph", "recorded_options"]
+
+_OPTIONS_KEY = "trt_sam.options"
+"""Names the metadata entry in which `trt-sam export` records what it made."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         metadata=metadata,
         nodes=dict(Counter(node.op_type for node in model.graph.node).most_common()),
-        options=_options(metadata, str(path)),
+        options=recorded_options(metadata, str(path)),
         checkpoint_sha256=metadata.get("trt_sam.checkpoint_sha256", ""),
     )
 
@@ -104,18 +108,29 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
     return options
 
 
-def _options(metadata: Mapping[str, str], path: str) -> GraphOptions | None:
-    text = metadata.get("trt_sam.options")
+def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions | None:
+    """The options in a graph's metadata; None for a graph of another origin. `graph` names it in an error.
+
+    Raises:
+        GraphError: they are not JSON, or have a field or value that is unknown here.
+    """
+    text = metadata.get(_OPTIONS_KEY)
     if text is None:
         return None
+    version = metadata.get("trt_sam.version", "unknown")
     try:
         return GraphOptions(**json.loads(text))
     except (ValueError, TypeError, RecipeError) as error:
-        version = metadata.get("trt_sam.version", "unknown")
+        why = "are not JSON" if isinstance(error, ValueError) else "hold options unknown here"
         raise GraphError(
-            f"{path} was written by trt-sam {version} with options that this version does not know ({error}); "
+            f"{graph} was written by trt-sam {version} and its trt_sam.options {why} ({error}); "
             "export it again with trt-sam export"
         ) from error
+
+
+def options_entry(options: GraphOptions) -> dict[str, str]:
+    """The metadata entry that `recorded_options` reads."""
+    return {_OPTIONS_KEY: json.dumps(dataclasses.asdict(options))}
 
 
 def _spec(onnx: Any, value: Any) -> TensorSpec:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trt_sam.errors import GraphError, RecipeError
+from trt_sam.graph.metadata import recorded_options
 from trt_sam.recipe import TIERS
 
 if TYPE_CHECKING:
@@ -139,16 +139,12 @@ def _product(
 
 
 def _check_origin(model: onnx.ModelProto) -> None:
-    text = {entry.key: entry.value for entry in model.metadata_props}.get("trt_sam.options")
-    try:
-        options = json.loads(text) if text is not None else None
-    except ValueError as error:
-        raise GraphError(f"the graph's trt_sam.options are not JSON ({error}); export it again with trt-sam export") from error
-    if not isinstance(options, dict):
+    options = recorded_options({entry.key: entry.value for entry in model.metadata_props}, "the graph")
+    if options is None:
         raise GraphError("the graph is no decoder of trt-sam export (it has no trt_sam.options); export one with --target gpu")
-    if options.get("target") != "gpu":
+    if options.target != "gpu":
         raise GraphError(
-            f"the graph is for target {options.get('target')!r}, where nothing can be quantized; export it with --target gpu"
+            f"the graph is for target {options.target!r}, where nothing can be quantized; export it with --target gpu"
         )
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise GraphError("the graph is quantized already; start from the float32 or float16 graph that it came from")

@@ -14,7 +14,7 @@ scale per operand the sums are scaled in float32 before they are written, and th
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 from trt_sam.errors import CalibrationError, GraphError, RecipeError
+from trt_sam.graph.metadata import options_entry, recorded_options
 from trt_sam.quantize.constants import replace_nodes
 from trt_sam.quantize.products import Product
 
@@ -167,6 +168,8 @@ def _positive(values: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def _declare(model: onnx.ModelProto, precision: str) -> None:
-    for entry in model.metadata_props:
-        if entry.key == "trt_sam.options" and (options := json.loads(entry.value))["precision"] == "fp16":
-            entry.value = json.dumps({**options, "precision": precision})
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    options = recorded_options(metadata, "the graph")
+    if options is not None and options.precision == "fp16":
+        metadata |= options_entry(dataclasses.replace(options, precision=precision))
+        require("onnx", "to quantize").helper.set_model_props(model, metadata)

@@ -6,7 +6,6 @@ the CPU provider has ever been run by the authors; the embedding is placed on th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ import numpy.typing as npt
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE, NUM_MASKS, TensorSpec, input_specs, output_specs, size_of
-from trt_sam.errors import GraphError, InferenceError, InputError, RecipeError
+from trt_sam.errors import GraphError, InferenceError, InputError
+from trt_sam.graph.metadata import recorded_options
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
 
@@ -251,7 +251,8 @@ def _checked_options(
     """The options in a graph's metadata, once its tensors are found to be those of such a graph."""
     names = [spec.name for spec in inputs]
     held = f"inputs {', '.join(names[:6]) or 'none'}; outputs {', '.join(s.name for s in outputs[:4]) or 'none'}"
-    if "trt_sam.options" not in metadata:
+    options = recorded_options(metadata, path)
+    if options is None:
         if {"image_embeddings", "point_coords", "point_labels"} <= set(names):
             raise GraphError(
                 f"{path} is a SAM decoder of another exporter, such as Meta's ({held}); it does not know label -2 and TensorRT "
@@ -259,13 +260,6 @@ def _checked_options(
             )
         raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
     version = metadata.get("trt_sam.version", "unknown")
-    try:
-        fields = json.loads(metadata["trt_sam.options"])
-        options = GraphOptions(**fields)
-    except (ValueError, TypeError, RecipeError) as error:
-        raise GraphError(
-            f"{path} was written by trt_sam {version} with options unknown here ({error}); export it again"
-        ) from None
     expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
     dtype = "float32" if options.precision == "fp32" else "float16"
     expected += output_specs(
