@@ -17,7 +17,7 @@ import onnx
 
 from calibrators.histogram import BINS, Histogram, count_bins
 from trt_sam._lazy import require
-from trt_sam.errors import CalibrationError, InferenceError
+from trt_sam.errors import CalibrationError, InferenceError, first_line
 
 __all__ = ["ChannelStats", "Progress", "collect_channels", "collect_histograms"]
 
@@ -184,20 +184,16 @@ def _session(model: bytes) -> Any:
     try:
         return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-        raise InferenceError(f"ONNX Runtime cannot load the graph to calibrate ({_first_line(error)})") from error
+        raise InferenceError(f"ONNX Runtime cannot load the graph to calibrate ({first_line(error)})") from error
 
 
 def _run(session: Any, tensors: Sequence[str], feed: dict[str, Array]) -> list[Array]:
     try:
         results: list[Array] = session.run(list(tensors), feed)
     except Exception as error:
-        raise InferenceError(f"the graph to calibrate failed in ONNX Runtime ({_first_line(error)})") from error
+        raise InferenceError(f"the graph to calibrate failed in ONNX Runtime ({first_line(error)})") from error
     return results
 
 
 def _not_finite(name: str) -> CalibrationError:
     return CalibrationError(f"tensor {name} is NaN or infinite on a feed; check the checkpoint and the embeddings")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

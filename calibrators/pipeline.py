@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,11 @@ import trt_sam
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.report import CalibrationReport
-from calibrators.trials import TRIAL_IMAGES, Trials, trial_feeds
+from calibrators.trials import HELD_OUT, TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.graph.export import export_decoder
+from trt_sam.progress import Progress
 from trt_sam.quantize.share import insert_qdq, quantization_share
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -33,18 +34,12 @@ from trt_sam.runtime.onnx_runner import OnnxRunner
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["HELD_OUT", "quantize_decoder"]
-
-HELD_OUT = 0.25
-"""Share of the images that "auto" judges by and does not calibrate with, at most TRIAL_IMAGES."""
+__all__ = ["quantize_decoder"]
 
 _PRECISIONS = ("int8", "fp8")
 _WEIGHTS = {"export": 4, "channels": 3, "ranges": 3, "counts": 3, "trials": 12, "check": 2}
 """About how long the stages take, for the progress bar."""
 _CHECKED_IMAGES, _CHECKED_PROMPTS = 4, 4
-
-Progress = Callable[[float, str], None]
-"""Called with the fraction that is done, never falling, and the stage."""
 
 
 def quantize_decoder(

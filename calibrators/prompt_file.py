@@ -21,7 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from trt_sam._files import existing_file
-from trt_sam.errors import InputError
+from trt_sam.errors import InputError, first_line
 
 __all__ = ["FilePrompt", "PromptFile", "parse_prompts", "read_prompts"]
 
@@ -77,7 +77,7 @@ def parse_prompts(data: bytes) -> PromptFile:
         content = json.loads(data)
     # ValueError: not JSON, not Unicode, or a number of more digits than Python takes.
     except (ValueError, RecursionError) as error:
-        raise InputError(f"it is not JSON ({_first_line(error)})") from None
+        raise InputError(f"it is not JSON ({first_line(error)})") from None
     images = content.get("images") if isinstance(content, dict) else None
     if isinstance(images, list):
         return _parse_coco(images, content.get("annotations"))
@@ -185,7 +185,3 @@ def _shown(value: Any) -> str:
     except (ValueError, RecursionError):
         text = "a value too large to show"
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:150]

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,28 +17,16 @@ from calibrators.prompts import Prompt, from_file
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image
-from trt_sam.imaging.embeddings import Embedding, embedding_files, load_embedding, save_embedding
-from trt_sam.imaging.photos import read_image
+from trt_sam.imaging.embeddings import Embedding, embedding_files, load_embedding
 from trt_sam.runtime.interface import checked_embedding
 
 __all__ = [
-    "Encoder",
     "SourceImage",
     "digest_of",
     "from_files",
     "from_folder",
     "from_memory",
-    "write_embeddings",
 ]
-
-
-class Encoder(Protocol):
-    """An image encoder that knows its weights' hash, such as `Checkpoint.image_encoder()` gives."""
-
-    sha256: str
-
-    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Embed uint8 [height, width, 3] RGB to float32 [1, 256, 64, 64]."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +77,6 @@ def from_files(files: Sequence[Path], prompts: PromptFile | None, encoder_sha256
         _check_varies(embedding.image_embeddings, f"embedding file {path}")
         own = None if prompts is None else _own_prompts(path, embedding, prompts)
         yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own, embedding.file_name)
-
-
-def write_embeddings(
-    photos: Sequence[Path], encoder: Encoder, folder: Path, *, progress: Callable[[str, int, int], None] | None = None
-) -> None:
-    """Embed `photos` into files of `folder`, for `from_folder`; `progress` is told "photos", done and in all.
-
-    Raises:
-        InputError: a photo cannot be read, or a file cannot be written.
-    """
-    for number, photo in enumerate(photos, start=1):
-        rgb = read_image(photo)
-        embedding = Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), photo.name, encoder.sha256)
-        # Numbered, because photos of different folders may share a name.
-        save_embedding(folder / f"{number:06d}_{photo.stem}.npz", embedding)
-        if progress is not None:
-            progress("photos", number, len(photos))
 
 
 def digest_of(embedding: npt.NDArray[Any]) -> bytes:

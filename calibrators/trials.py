@@ -19,15 +19,17 @@ import onnx
 from trt_sam._lazy import require
 from trt_sam.accuracy.metrics import mask_iou, selection_scores
 from trt_sam.accuracy.summary import CLEAR_MARGIN
-from trt_sam.errors import CalibrationError, InferenceError
+from trt_sam.errors import CalibrationError, InferenceError, first_line
 from trt_sam.runtime.onnx_runner import session_options
 
-__all__ = ["TRIAL_IMAGES", "Score", "Trials", "trial_feeds"]
+__all__ = ["HELD_OUT", "TRIAL_IMAGES", "Score", "Trials", "trial_feeds"]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 _OUTPUTS = ("low_res_masks", "iou_predictions")
+HELD_OUT = 0.25
+"""Share of the images that "auto" judges by and does not calibrate with, at most TRIAL_IMAGES."""
 TRIAL_IMAGES = 8
 """To hold out more than are tried would waste them, and let their order decide which are."""
 _PROMPTS_AT_ONCE = 4
@@ -155,7 +157,7 @@ def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[Array,
         settings = session_options(emulate_quantization=True)
         session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-        raise InferenceError(f"ONNX Runtime cannot load the graph to try ({_first_line(error)})") from error
+        raise InferenceError(f"ONNX Runtime cannot load the graph to try ({first_line(error)})") from error
     for feed in feeds:
         parts = []
         for start in range(0, len(feed["point_labels"]), _PROMPTS_AT_ONCE):
@@ -163,7 +165,7 @@ def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[Array,
             try:
                 parts.append(session.run(list(_OUTPUTS), given))
             except Exception as error:
-                raise InferenceError(f"the graph to try failed in ONNX Runtime ({_first_line(error)})") from error
+                raise InferenceError(f"the graph to try failed in ONNX Runtime ({first_line(error)})") from error
         masks, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         if scores.shape[1] == 1:
             raise CalibrationError("the graph gives the selected mask only; try quantization on one without --best-mask")
@@ -186,7 +188,3 @@ def _sliced(name: str, array: Array, rows: slice) -> Array:
 def _image_mark(feed: Feed) -> bytes:
     """Tells images apart without keeping them: a thin sample of the embedding."""
     return np.ascontiguousarray(feed["image_embeddings"].reshape(-1)[::997]).tobytes()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,13 @@ import onnx
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.thresholds import threshold
-from calibrators.trials import TRIAL_IMAGES
+from calibrators.trials import HELD_OUT, TRIAL_IMAGES
 from trt_sam.errors import InputError
+from trt_sam.progress import Progress
 from trt_sam.quantize.share import quantization_share
 from trt_sam.recipe import CALIBRATORS, TIERS, QuantizationOptions
 
 __all__ = ["VariantFile", "VariantName", "parse_variant", "write_variants"]
-
-_HELD_OUT = 0.25
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def write_variants(
             calibrators = dict.fromkeys(calibration.histograms, name.calibrator)
             yield _write(name, calibration, calibrators, half, folder, {})
     for name in (each for each in names if each.calibrator == "auto"):
-        used, held_out = feeds.split(_HELD_OUT, most=TRIAL_IMAGES)
+        used, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES)
         calibration = Calibration(plain, used, name.quantization, name.precision, progress=tell)
         choice = calibration.choose(held_out)
         yield _write(name, calibration, calibration.calibrators(choice), half, folder, {"choice": choice.to_dict()})

@@ -29,6 +29,7 @@ __all__ = [
     "MissingDependencyError",
     "RecipeError",
     "TrtSamError",
+    "first_line",
 ]
 
 
@@ -78,3 +79,8 @@ class CalibrationError(TrtSamError):
 
 class InferenceError(TrtSamError):
     """Execution failed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, at most 200 characters; the name of its class where there is none."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

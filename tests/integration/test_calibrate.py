@@ -24,15 +24,15 @@ from calibrators.auto import Choice, GroupChoice
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from calibrators.report import CalibrationReport
-from calibrators.sources import from_folder, write_embeddings
-from calibrators.trials import Score, Trials
+from calibrators.sources import from_folder
+from calibrators.trials import HELD_OUT, Score, Trials
 from trt_sam.accuracy.metrics import mask_iou, selection_scores
 from trt_sam.commands import calibrate
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.feeds.feeds import Image, scene_images
 from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene
 from trt_sam.graph.export import export_decoder
-from trt_sam.imaging.embeddings import load_embedding, save_embedding
+from trt_sam.imaging.embeddings import embed_photo, load_embedding, save_embedding
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.quantize.share import insert_qdq, product_groups
 from trt_sam.recipe import GraphOptions, QuantizationOptions
@@ -182,7 +182,8 @@ def activation_scales(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
 def test_embeddings_of_another_encoder_are_refused_and_nothing_is_written(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "embeddings"
     folder.mkdir()
-    write_embeddings(sorted(photos.iterdir()), standin().image_encoder(), folder)
+    for photo in sorted(photos.iterdir()):
+        save_embedding(folder / f"{photo.stem}.npz", embed_photo(photo, standin().image_encoder()))
     assert [each.prompts for each in from_folder(folder, None, standin().image_encoder().sha256)] == [None, None]
     for path in folder.iterdir():
         save_embedding(path, dataclasses.replace(load_embedding(path), encoder_sha256="ef" * 32))
@@ -236,7 +237,7 @@ def test_fp8_of_every_tier_with_masks_at_full_resolution(tmp_path: Path) -> None
 def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) -> None:
     feeds = calibration_feeds(images(), FeedOptions(prompts_per_image=2))
     report = quantize(tmp_path / "auto.onnx", feeds, calibrator="auto", tiers=("A",))
-    rest, held_out = feeds.split(pipeline.HELD_OUT)
+    rest, held_out = feeds.split(HELD_OUT)
     assert report.feeds["fingerprint"] == rest.fingerprint != held_out.fingerprint
     assert report.choice is not None
     assert {each.group for each in report.choice.groups} == {*(row.group for row in report.tensors), *report.left_out}

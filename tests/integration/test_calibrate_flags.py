@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trt_sam.commands import calibrate
+from trt_sam.commands._calibration import calibration_recipe
 from trt_sam.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -44,7 +45,7 @@ def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
     def chosen(*flags: str) -> tuple[str, str]:
         parser = argparse.ArgumentParser()
         calibrate.add_arguments(parser)
-        recipe = calibrate.calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
+        recipe = calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
         assert recipe.graph.target == "gpu"
         return recipe.graph.precision, recipe.quantization.calibrator
 

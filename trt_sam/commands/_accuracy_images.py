@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_sam.errors import InputError
-from trt_sam.imaging.embeddings import Embedding, embedding_files, save_embedding
+from trt_sam.imaging.embeddings import embed_photo, embed_pixels, embedding_files, save_embedding
 from trt_sam.imaging.photos import list_images, read_image
+from trt_sam.progress import Progress
 
 if TYPE_CHECKING:
     from trt_sam.accuracy.examples import PromptedImage
@@ -24,8 +25,6 @@ __all__ = ["Images", "add_image_arguments", "open_images"]
 
 _CALIBRATION_SCENES = 1_000_000
 """Scenes for calibration begin this far after those for evaluation."""
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,9 @@ def open_images(
     if args.photos is not None:
         encoder = checkpoint.image_encoder()
         judged, used = _split(list_images([args.photos]), lambda paths: map(_pixels_digest, paths), args, wanted)
-        for number, (path, image) in enumerate(zip(used, photos(used, encoder.embed), strict=True), start=1):
-            saved = Embedding(image.embedding, image.original_size, path.name, encoder.sha256)
+        for number, path in enumerate(used, start=1):
             # Numbered: cat.jpg and cat.png are two photos.
-            save_embedding(folder / f"{number:06d}.npz", saved)
+            save_embedding(folder / f"{number:06d}.npz", embed_photo(path, encoder))
             tell(number)
         where = f"{len(judged)} of the photos in {args.photos.name}"
         return Images(ready, lambda: photos(judged, encoder.embed), where, encoder.sha256)
@@ -122,9 +120,8 @@ def open_images(
     encoder = checkpoint.image_encoder()
     for number in range(wanted):
         seed = EVALUATION_SEED + _CALIBRATION_SCENES + number
-        rgb = make_scene(seed).image
-        saved = Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), f"scene {seed}", encoder.sha256)
-        save_embedding(folder / f"{number:06d}.npz", saved)
+        embedding = embed_pixels(make_scene(seed).image, f"scene {seed}", encoder)
+        save_embedding(folder / f"{number:06d}.npz", embedding)
         tell(number + 1)
     count = args.images
     return Images(ready, lambda: scenes(encoder.embed, count), f"{count} synthetic scenes", encoder.sha256)

@@ -16,10 +16,13 @@ from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load
 __all__ = [
     "CHECKPOINT_HELP",
     "add_cache_argument",
+    "add_capability_argument",
     "add_checkpoint_argument",
     "add_graph_arguments",
     "add_json_argument",
+    "capabilities_from",
     "checkpoint_of",
+    "gpu_number",
     "recipe_from",
     "write_json",
 ]
@@ -77,6 +80,26 @@ def checkpoint_of(args: argparse.Namespace, recipe: EngineRecipe) -> str:
     if not source:
         raise InputError("no checkpoint: give --checkpoint mobile_sam, standin, a .pth, a Hugging Face folder or id")
     return str(source)
+
+
+def add_capability_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--compute-capability`."""
+    parser.add_argument(
+        "--compute-capability", metavar="LIST", help='GPUs to build for, as "8.9,12.0" (RTX; default: all it supports from 8.0)'
+    )
+
+
+def capabilities_from(text: str) -> tuple[str, ...]:
+    """Split "8.9,12.0"; the recipe checks each."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def gpu_number(device: str) -> int:
+    """The N of "cuda:N"; raises InputError for anything else."""
+    kind, colon, number = device.partition(":")
+    if kind != "cuda" or not colon or not number.isdecimal():
+        raise InputError(f"--device is {device!r}, must be cuda:N with N from 0")
+    return int(number)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

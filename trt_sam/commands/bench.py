@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require
 from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
-from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
-from trt_sam.commands.compare import gpu_number
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, gpu_number, write_json
 from trt_sam.errors import InputError
 from trt_sam.machine.driver import gpu_compute_capability
 

@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam._lazy import require
+from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe, calibration_request
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
     add_cache_argument,
+    add_capability_argument,
     add_graph_arguments,
     add_json_argument,
+    capabilities_from,
     checkpoint_of,
     recipe_from,
     write_json,
 )
-from trt_sam.commands._quantized import calibration_feeds_of, finished_set, quantized_graph
-from trt_sam.commands.calibrate import add_calibration_arguments, calibration_recipe
+from trt_sam.commands._quantized import EMBEDDINGS, STEPS, finished_set, quantized_graph
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.implicit import check_method
@@ -65,18 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timing-cache", metavar="F", type=Path, help="kernel timings to keep (TensorRT 10 and 11)")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
     add_json_argument(parser)
-
-
-def add_capability_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `--compute-capability`."""
-    parser.add_argument(
-        "--compute-capability", metavar="LIST", help='GPUs to build for, as "8.9,12.0" (RTX; default: all it supports from 8.0)'
-    )
-
-
-def capabilities_from(text: str) -> tuple[str, ...]:
-    """Split "8.9,12.0"; the recipe checks each."""
-    return tuple(part.strip() for part in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,9 +150,11 @@ def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
 def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> list[Path]:
     """The quantized graphs, each calibrated on prompts of its own."""
     checkpoint = _load(args, recipe, "to calibrate")
+    steps = args.output / STEPS
     paths = []
     for each in _graph_recipes(recipe):
-        path, was_there = quantized_graph(args, checkpoint, each, bar)
+        request = calibration_request(args, each, cache=steps / EMBEDDINGS)
+        path, was_there = quantized_graph(request, checkpoint, each, steps, bar)
         if was_there:
             print(f"trt-sam: calibrated before from the same data: {path}", file=sys.stderr)
         paths.append(path)
@@ -226,7 +218,8 @@ def _implicit(
 
     sources = []
     for each in _graph_recipes(recipe):
-        feeds = stack.enter_context(calibration_feeds_of(args, checkpoint, each, bar))
+        request = calibration_request(args, each, cache=args.output / STEPS / EMBEDDINGS)
+        feeds = stack.enter_context(request.open(checkpoint, bar))
         calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
         plain = dataclasses.replace(each.graph, precision="fp32")
         sources.append(_exported(checkpoint, plain, make_calibrator=calibrator, calibration=feeds.fingerprint))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_sam._lazy import require
-from trt_sam.commands._options import add_cache_argument, add_json_argument, write_json
+from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
 from trt_sam.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,14 +77,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         print("\n".join(table(report)))
     return 0 if report.passed else 1
-
-
-def gpu_number(device: str) -> int:
-    """The N of "cuda:N"; raises InputError for anything else."""
-    kind, colon, number = device.partition(":")
-    if kind != "cuda" or not colon or not number.isdecimal():
-        raise InputError(f"--device is {device!r}, must be cuda:N with N from 0")
-    return int(number)
 
 
 def table(report: ComparisonReport) -> list[str]:

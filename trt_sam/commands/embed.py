@@ -21,7 +21,7 @@ from trt_sam._lazy import require
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_folder
 from trt_sam.errors import InputError
-from trt_sam.imaging.embeddings import Embedding, save_embedding
+from trt_sam.imaging.embeddings import embed_pixels, save_embedding
 from trt_sam.imaging.photos import list_images, read_image
 
 HELP = "photos to embedding files"
@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     for number, (photo, target) in enumerate(zip(photos, targets, strict=True), start=1):
         _progress(f"[{number}/{len(photos)}] {photo.name}")
         rgb = read_image(photo)
-        size = (rgb.shape[0], rgb.shape[1])
         begun = time.perf_counter()
-        embedding = encoder.embed(rgb)
+        embedding = embed_pixels(rgb, photo.name, encoder)
         seconds = time.perf_counter() - begun
-        save_embedding(target, Embedding(embedding, size, photo.name, encoder.sha256))
-        row = {"photo": str(photo), "file": str(target), "original_size": list(size), "encoder_seconds": round(seconds, 4)}
+        save_embedding(target, embedding)
+        size = list(embedding.original_size)
+        row = {"photo": str(photo), "file": str(target), "original_size": size, "encoder_seconds": round(seconds, 4)}
         rows.append(row)
     _progress("")
     if args.json:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import existing_file
-from trt_sam.commands._options import add_json_argument, write_json
-from trt_sam.commands.build import add_capability_argument, capabilities_from
+from trt_sam.commands._options import add_capability_argument, add_json_argument, capabilities_from, write_json
 from trt_sam.contract import TensorSpec
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import load_flavour

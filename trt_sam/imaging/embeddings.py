@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ from trt_sam._files import atomic_path, existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.errors import InputError
+from trt_sam.imaging.photos import read_image
 
-__all__ = ["Embedding", "embedding_files", "load_embedding", "save_embedding"]
+__all__ = ["Embedding", "Encoder", "embed_photo", "embed_pixels", "embedding_files", "load_embedding", "save_embedding"]
 
 _SUFFIXES = (".npz", ".npy", ".safetensors")
 
@@ -43,6 +44,25 @@ class Embedding:
     """Of the photo; where the embedding file does not say, that file's own name without its ending."""
     encoder_sha256: str = ""
     """Hash of the encoder's weights (`ImageEncoder.sha256`); empty where unknown."""
+
+
+class Encoder(Protocol):
+    """An image encoder that knows its weights' hash, such as `Checkpoint.image_encoder()` gives."""
+
+    sha256: str
+
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed uint8 [height, width, 3] RGB to float32 [1, 256, 64, 64]."""
+
+
+def embed_photo(photo: Path, encoder: Encoder) -> Embedding:
+    """Read a photo and embed it; raises InputError where it cannot be read."""
+    return embed_pixels(read_image(photo), photo.name, encoder)
+
+
+def embed_pixels(rgb: npt.NDArray[np.uint8], file_name: str, encoder: Encoder) -> Embedding:
+    """Embed uint8 [height, width, 3] RGB under the name of its photo."""
+    return Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), file_name, encoder.sha256)
 
 
 def save_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:

@@ -10,7 +10,7 @@ import pytest
 from calibrators.calibration import Calibration
 from calibrators.histogram import Histogram, histogram_of
 from calibrators.report import CalibrationReport
-from trt_sam.commands.calibrate import warn_of_coarse
+from trt_sam.commands._calibration import warn_of_coarse
 from trt_sam.quantize.share import Product
 from trt_sam.recipe import GraphOptions
 

@@ -179,9 +179,13 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
             super().__init__(["mask" if mask_input else "plain"])
             self.fingerprint = f"of {self[0]}"
 
-    @contextlib.contextmanager
-    def feeds_of(args: object, checkpoint: object, recipe: EngineRecipe, bar: TerminalBar | None) -> Iterator[Feeds]:
-        yield Feeds(recipe.graph.mask_input)
+    class Request:
+        def __init__(self, args: object, recipe: EngineRecipe, *, cache: Path) -> None:
+            self._mask_input = recipe.graph.mask_input
+
+        @contextlib.contextmanager
+        def open(self, checkpoint: object, bar: TerminalBar | None) -> Iterator[Feeds]:
+            yield Feeds(self._mask_input)
 
     def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
         assert options.precision == "fp32"
@@ -196,13 +200,13 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
     trt.BuilderFlag = SimpleNamespace(INT8=1)  # type: ignore[attr-defined]
     flavour = Flavour("tensorrt", "10.16.1.11", trt)
     assert flavour.has_implicit_int8
-    monkeypatch.setattr(command, "calibration_feeds_of", feeds_of)
+    monkeypatch.setattr(command, "calibration_request", Request)
     monkeypatch.setattr(trt_sam.graph.export, "export_decoder", export)
     recipe = EngineRecipe(
         decode_mask=True, graph=GraphOptions(precision="int8"), quantization=QuantizationOptions(method="implicit")
     )
     with contextlib.ExitStack() as stack:
-        sources = command._implicit(SimpleNamespace(), recipe, flavour, None, stack)  # type: ignore[arg-type]
+        sources = command._implicit(SimpleNamespace(output=tmp_path), recipe, flavour, None, stack)  # type: ignore[arg-type]
         built = build_set(sources, recipe, tmp_path, flavour=flavour, engine_builder=builder)
     assert made == [("decoder.onnx", ["plain"]), ("decoder_mask.onnx", ["mask"])]
     assert [graph.calibration for graph in built.manifest.graphs] == ["of plain", "of mask"]

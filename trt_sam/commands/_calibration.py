@@ -1,0 +1,84 @@
+"""What `calibrate` and `build` share: the flags of a calibration, and what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_sam.commands._options import recipe_from
+from trt_sam.errors import InputError
+from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
+
+if TYPE_CHECKING:
+    from calibrators.report import CalibrationReport
+    from calibrators.request import CalibrationRequest
+
+__all__ = ["add_calibration_arguments", "calibration_recipe", "calibration_request", "warn_of_coarse"]
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Declare what calibration takes: its data, and how ranges are chosen."""
+    data = parser.add_mutually_exclusive_group(required=required)
+    data.add_argument("--embeddings", metavar="DIR", type=Path, help="folder of trt-sam embed")
+    data.add_argument("--photos", metavar="DIR", type=Path, help="folder of images, embedded on the way")
+    parser.add_argument("--prompts", metavar="FILE.json", type=Path, help="your own prompts, or COCO annotations")
+    parser.add_argument("--prompts-per-image", metavar="N", type=int, help="drawn prompts of each image (default 16)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of drawn prompts (default 0)")
+    parser.add_argument("--calibrator", choices=CALIBRATORS, help="how ranges are chosen (default: entropy; max for fp8)")
+    parser.add_argument(
+        "--tiers", metavar="LIST", help=f"products to quantize, of {','.join(TIERS)} (default A: the image side)"
+    )
+
+
+def calibration_recipe(args: argparse.Namespace) -> EngineRecipe:
+    """The recipe that the flags describe, its precision int8 or fp8: int8 where neither a flag nor the recipe says which.
+
+    Raises:
+        RecipeError: an impossible value.
+        InputError: another precision was asked for.
+    """
+    recipe = recipe_from(args, precision="int8", target="gpu")
+    if recipe.graph.precision not in ("int8", "fp8"):
+        if args.precision is not None:
+            raise InputError(
+                f"--precision is {args.precision}, calibrate writes int8 or fp8; trt-sam export writes {args.precision}"
+            )
+        recipe = dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, precision="int8"))
+    changes: dict[str, Any] = {
+        name: value for name in ("calibrator", "prompts_per_image", "seed") if (value := getattr(args, name)) is not None
+    }
+    if args.tiers is not None:
+        changes["tiers"] = tuple(part.strip() for part in args.tiers.split(","))
+    if recipe.graph.precision == "fp8" and args.recipe is None:
+        # FP8 has finer steps for small values, so clipping large ones gains nothing.
+        changes.setdefault("calibrator", "max")
+    return dataclasses.replace(recipe, quantization=dataclasses.replace(recipe.quantization, **changes))
+
+
+def calibration_request(args: argparse.Namespace, recipe: EngineRecipe, *, cache: Path | None = None) -> CalibrationRequest:
+    """The data that the flags of `add_calibration_arguments` name, with prompts as `recipe` wants them.
+
+    Args:
+        args: with those flags, one of `photos` and `embeddings` given.
+        recipe: as `calibration_recipe` gives it.
+        cache: keeps the embeddings of photos.
+    """
+    from calibrators.feeds import FeedOptions
+    from calibrators.request import CalibrationRequest
+
+    options = FeedOptions(
+        prompts_per_image=recipe.quantization.prompts_per_image,
+        seed=recipe.quantization.seed,
+        mask_input=recipe.graph.mask_input,
+    )
+    are_photos = args.photos is not None
+    return CalibrationRequest(args.photos if are_photos else args.embeddings, are_photos, options, args.prompts, cache)
+
+
+def warn_of_coarse(report: CalibrationReport) -> None:
+    """A line on stderr for each tensor that far values leave too few steps."""
+    for line in report.coarse:
+        print(f"trt-sam: warning: {line}", file=sys.stderr)
