@@ -1,17 +1,24 @@
-"""The folder for what can be fetched or computed again: checkpoints, embeddings, exported graphs."""
+"""The folder for what can be fetched or computed again: checkpoints, embeddings, exported graphs; and hashes of large files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from trt_sam._files import sha256_of, write_atomically
 from trt_sam._lazy import require
+from trt_sam.errors import InputError
 
-__all__ = ["CACHE_VARIABLE", "cache_folder", "cache_set_to"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "cache_set_to", "known_sha256", "remember_sha256"]
 
 CACHE_VARIABLE = "TRT_SAM_CACHE"
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -26,6 +33,41 @@ def cache_folder() -> Path:
         return Path(named).expanduser().absolute()
     platformdirs = require("platformdirs", f"to find the cache folder (or set {CACHE_VARIABLE})")
     return Path(platformdirs.user_cache_path("trt_sam", appauthor=False))
+
+
+def known_sha256(path: Path) -> str:
+    """The SHA-256 of a file, read once for each state of it (path, size and time of change): ViT-H's 2.5 GB take seconds.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        stamp = json.loads(_stamp_path(path).read_text(encoding="utf-8"))
+        if stamp["state"] == _state(path):
+            return str(stamp["sha256"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+        pass
+    sha256 = sha256_of(path)
+    remember_sha256(path, sha256)
+    return sha256
+
+
+def remember_sha256(path: Path, sha256: str) -> None:
+    """Let `known_sha256` give `sha256` until the file changes. A cache that cannot be written forgets it."""
+    try:
+        write_atomically(_stamp_path(path), json.dumps({"path": str(path), "state": _state(path), "sha256": sha256}))
+    except InputError as error:
+        _log.debug("%s", error)
+
+
+def _stamp_path(path: Path) -> Path:
+    return cache_folder() / "hashes" / f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]}.json"
+
+
+def _state(path: Path) -> list[int]:
+    """What changes when the file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 @contextlib.contextmanager

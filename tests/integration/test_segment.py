@@ -28,6 +28,11 @@ SIZE = (120, 160)
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an image and its embedding, and files that are not what they should be."""
@@ -99,7 +104,8 @@ def test_json_to_stdout_is_all_that_is_printed(
 def test_the_stand_in_from_photo_to_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The main job on the sample: image encoder, PyTorch decoder; the mask is the polygon that was clicked."""
     arguments = ["segment", str(ROOT / "samples/scene.png"), "--checkpoint", "standin", "--box", "565,163,980,583"]
-    assert main([*arguments, "--output", str(tmp_path / "mask.png"), "--overlay", str(tmp_path / "overlay.jpg")]) == 0
+    outputs = ["--output", str(tmp_path / "mask.png"), "--overlay", str(tmp_path / "overlay.jpg")]
+    assert main([*arguments, *outputs, "--no-cache"]) == 0
     assert "decoder in PyTorch (float32, CPU)" in capsys.readouterr().out
     with Image.open(tmp_path / "mask.png") as mask, Image.open(tmp_path / "overlay.jpg") as overlay:
         assert mask.size == overlay.size == (1024, 768)
@@ -127,14 +133,16 @@ BAD = {
 }
 
 
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """Run, expect exit code 2 and one line on stderr, and return that."""
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *, before: str = "") -> str:
+    """Run, expect exit code 2 and one line on stderr after the progress line `before`, and return the one."""
     assert main(["segment", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("trt-sam: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+    assert captured.err.startswith(before)
+    line = captured.err.removeprefix(before)
+    assert line.startswith("trt-sam: error: ")
+    assert line.count("\n") == 1
+    return line
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -188,10 +196,13 @@ def test_bad_embeddings_graphs_and_checkpoints(
         ([], "no checkpoint"),
         (["--onnx", graph], "no checkpoint"),
         (photo, "no checkpoint"),
+    ):
+        assert message in refused(capsys, [image, *flags, *rest])
+    for flags, message in (
         (["--checkpoint", str(inputs / "none.pth")], "checkpoint not found"),
         (["--checkpoint", "standin", "--onnx", graph], "was exported from another checkpoint than standin"),
     ):
-        assert message in refused(capsys, [image, *flags, *rest])
+        assert message in refused(capsys, [image, *flags, *rest], before=f"loading {flags[1]}\n")
     assert files(tmp_path) == []
 
 

@@ -24,7 +24,18 @@ _LIGHT = (
     "imaging/resize.py",
     "accuracy/metrics.py",
 )
-HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "onnxruntime", "onnx", "transformers", "polygraphy")
+HEAVY = (
+    "torch",
+    "pooch",
+    "requests",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "onnxruntime",
+    "onnx",
+    "transformers",
+    "polygraphy",
+)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -59,12 +70,18 @@ def test_every_command_shows_an_example() -> None:
         assert f"trt-sam {command}" in done.stdout.split("example", 1)[-1].split("Example", 1)[-1]
 
 
-@pytest.mark.parametrize(("words", "message"), [([], "COMMAND"), (["fly"], "invalid choice"), (["export"], "--output")])
+@pytest.mark.parametrize(("words", "message"), [(["fly"], "invalid choice"), (["export"], "--output")])
 def test_wrong_words_are_one_line_and_exit_code_2(words: list[str], message: str) -> None:
     done = subprocess.run([sys.executable, "-m", "trt_sam", *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_word_at_all_shows_the_help() -> None:
+    done = subprocess.run([sys.executable, "-m", "trt_sam"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "segment" in done.stdout
 
 
 def test_only_cuda_imports_pycuda_and_models_know_nothing_of_onnx() -> None:

@@ -1,218 +1,193 @@
 """Masks of one image for a click, several clicks, a box, or a box with clicks.
 
 Example:
-  trt-sam segment samples/scene.png --checkpoint standin --box 565,163,980,583 --output mask.png --overlay overlay.png
-  trt-sam segment photo.jpg --checkpoint sam_vit_b.pth --onnx decoder.onnx --box 80,40,600,420 --point 90,50,0 --output mask.png
+  trt-sam segment photo.jpg --checkpoint mobile_sam --point 500,375
+  trt-sam segment photo.jpg --checkpoint mobile_sam --box 80,40,600,420 --point 90,50,0 --output mask.png --overlay overlay.png
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
 
-Without --onnx the decoder runs in PyTorch, with it the graph runs in ONNX Runtime. With --embedding and --onnx neither a
-checkpoint nor torch is needed. The mask holds 0 and 255, at the image's size: of three, the one with the best predicted IoU.
-The embedded stand-in has only learned synthetic scenes: its masks of photographs say nothing about SAM's.
+writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name. The mask holds 0 and 255, at
+the image's size: of three candidates, the one with the best predicted IoU; --all-masks writes each.
+
+The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
+torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. The embedded stand-in has only learned
+synthetic scenes: its masks of photographs say nothing about SAM's.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
+import logging
+import sys
+import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import atomic_path
 from trt_sam._lazy import require
+from trt_sam.commands._decoder import OpenedDecoder, open_decoder
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
-from trt_sam.errors import InputError
-from trt_sam.imaging.embeddings import load_embedding
+from trt_sam.commands._prompt_flags import add_prompt_arguments, check_inside, prompt_of
+from trt_sam.errors import InputError, TrtSamError
 from trt_sam.imaging.overlay import Box, Click, draw_overlay
 from trt_sam.imaging.photos import read_image
-from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.predictor import Predictor
 
-if TYPE_CHECKING:
-    from trt_sam.model.checkpoint import Checkpoint
-
 HELP = "clicks and a box on an image to a mask"
+
+_CANDIDATES = 3
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `segment`."""
     parser.add_argument("image", metavar="IMAGE", type=Path)
     add_checkpoint_argument(parser)
-    parser.add_argument("--onnx", metavar="F.onnx", type=Path, help="run this exported decoder instead of PyTorch")
+    parser.add_argument("--onnx", metavar="F.onnx", type=Path, help="run this exported decoder")
     parser.add_argument("--embedding", metavar="F.npz", type=Path, help="the image's embedding file, instead of the encoder")
+    add_prompt_arguments(parser)
     parser.add_argument(
-        "--point", action="append", default=[], metavar="X,Y[,0|1]", help="a click in image pixels: 1 on it (default), 0 off it"
+        "--output", metavar="MASK.png", type=Path, help="the mask: 8 bits, 0 or 255 (default: IMAGE's name with .mask.png)"
     )
-    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="a box in image pixels")
-    parser.add_argument("--output", required=True, metavar="MASK.png", type=Path, help="the mask: 8 bits, 0 or 255")
-    parser.add_argument("--overlay", metavar="F", type=Path, help="also draw mask and prompt over the image (.png or .jpg)")
+    parser.add_argument(
+        "--overlay",
+        metavar="F",
+        type=Path,
+        help="mask and prompt over the image, .png or .jpg (default: IMAGE's name with .overlay.png, without --output)",
+    )
+    parser.add_argument("--all-masks", action="store_true", help="also write the candidates, as MASK-0.png and so on")
+    parser.add_argument("--no-cache", action="store_true", help="compute everything anew, and keep nothing")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one image; 0 when every file was written."""
-    clicks = [_parse_click(text) for text in args.point]
-    box = None if args.box is None else _parse_box(args.box)
-    if not clicks and box is None:
-        raise InputError("no prompt: give --point X,Y or --box X0,Y0,X1,Y1")
-    _check_outputs(args)
+    started = time.perf_counter()
+    clicks, box = prompt_of(args)
+    outputs = _outputs(args)
     if args.checkpoint is None and (args.onnx is None or args.embedding is None):
         raise InputError(
-            "no checkpoint: give --checkpoint standin, a .pth, a Hugging Face folder or id; or --onnx and --embedding"
+            "no checkpoint: give --checkpoint mobile_sam, standin, a .pth, a Hugging Face folder or id; "
+            "or --onnx and --embedding"
         )
     image = read_image(args.image)
-    _check_inside(clicks, box, height=image.shape[0], width=image.shape[1])
-    runner, checkpoint, executed = _open_runner(args)
-    with runner:
-        predictor = Predictor(runner, checkpoint.image_encoder() if checkpoint and args.embedding is None else None)
-        if args.embedding is None:
-            predictor.set_image(image)
-        else:
-            predictor.set_image_embedding(*_read_embedding(args.embedding, image))
+    check_inside(clicks, box, height=image.shape[0], width=image.shape[1])
+    with open_decoder(args, image) as decoder:
+        predictor = Predictor(decoder.runner)
+        predictor.set_image_embedding(decoder.embedding, (image.shape[0], image.shape[1]))
         masks, iou, _ = predictor.predict(
             np.array([c[:2] for c in clicks]) if clicks else None,
             np.array([c[2] for c in clicks]) if clicks else None,
             None if box is None else np.array(box),
         )
-    best = int(iou.argmax())
-    _write(args, image, masks[best], clicks, box, _report(args, masks, iou, best, clicks, box, executed))
-    if args.json != "-":
-        print(f"{args.output}: {masks[best].mean():.1%} of the image, predicted IoU {iou[best]:.2f}; decoder in {executed}")
+        best = int(iou.argmax())
+        _write(args, outputs, image, masks[best], masks, clicks, box, _report(args, outputs, masks, iou, best, decoder))
+        if args.json != "-":
+            _print(outputs, masks, iou, best, decoder, time.perf_counter() - started)
+        _keep_for_the_next_click(decoder)
     return 0
 
 
-def _parse_click(text: str) -> Click:
-    fields = text.split(",")
-    if len(fields) not in (2, 3):
-        raise InputError(f"--point is {text!r}, must be X,Y or X,Y,LABEL: two numbers in image pixels, then 1 or 0")
-    x, y = (_number(field, "--point", text) for field in fields[:2])
-    label = fields[2].strip() if len(fields) == 3 else "1"
-    if label not in ("0", "1"):
-        raise InputError(f"--point {text}: the label is {label!r}, must be 1 (on the object) or 0 (off it)")
-    return x, y, int(label)
+@dataclass(frozen=True)
+class _Outputs:
+    """The pictures to write."""
+
+    mask: Path
+    overlay: Path | None
+    candidates: tuple[Path, ...]
 
 
-def _parse_box(text: str) -> Box:
-    fields = text.split(",")
-    if len(fields) != 4:
-        raise InputError(f"--box is {text!r}, must be X0,Y0,X1,Y1: four numbers in image pixels")
-    x0, y0, x1, y1 = (_number(field, "--box", text) for field in fields)
-    if not (x0 < x1 and y0 < y1):
-        raise InputError(f"--box {text} is empty: X1 must be above X0, and Y1 above Y0")
-    return x0, y0, x1, y1
-
-
-def _number(field: str, flag: str, text: str) -> float:
-    try:
-        value = float(field)
-    except ValueError:
-        raise InputError(f"{flag} is {text!r}: {field.strip()!r} is not a number; give image pixels") from None
-    if not math.isfinite(value):
-        raise InputError(f"{flag} is {text!r}: {field.strip()} is not finite; give image pixels")
-    return value
-
-
-def _check_inside(clicks: list[Click], box: Box | None, *, height: int, width: int) -> None:
-    for x, y, _ in clicks:
-        if not (0 <= x < width and 0 <= y < height):
-            raise InputError(
-                f"--point {x:g},{y:g} is outside the image of {width}x{height}: 0 <= X < {width}, 0 <= Y < {height}"
-            )
-    if box is not None and (min(box) < 0 or box[2] > width or box[3] > height):
-        shown = ",".join(f"{value:g}" for value in box)
-        raise InputError(f"--box {shown} is outside the image of {width}x{height}: X from 0 to {width}, Y from 0 to {height}")
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Every fault of the outputs that can be seen before anything is computed."""
-    if args.output.suffix.lower() != ".png":
-        raise InputError(f"--output is {args.output}, must end in .png: a mask has to be stored without loss")
-    if args.overlay is not None and args.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise InputError(f"--overlay is {args.overlay}, must end in .png or .jpg")
-    named = {"IMAGE": args.image, "--output": args.output, "--overlay": args.overlay}
+def _outputs(args: argparse.Namespace) -> _Outputs:
+    """Names of the pictures, once every fault that can be seen before anything is computed was looked for."""
+    mask, overlay = args.output, args.overlay
+    if mask is None:
+        mask = args.image.with_name(f"{args.image.stem}.mask.png")
+        overlay = overlay or args.image.with_name(f"{args.image.stem}.overlay.png")
+    if mask.suffix.lower() != ".png":
+        raise InputError(f"--output is {mask}, must end in .png: a mask has to be stored without loss")
+    if overlay is not None and overlay.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"--overlay is {overlay}, must end in .png or .jpg")
+    candidates = [mask.with_name(f"{mask.stem}-{number}.png") for number in range(_CANDIDATES)] if args.all_masks else []
+    named = {"IMAGE": args.image, "--output": mask, "--overlay": overlay}
+    named |= {f"candidate {number}": path for number, path in enumerate(candidates)}
     named |= {"--json": Path(args.json) if args.json not in (None, "-") else None}
     seen: dict[Path, str] = {}
     for name, path in named.items():
         if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
             raise InputError(f"{name} and {other} are both {path}; name another file")
-
-
-def _open_runner(args: argparse.Namespace) -> tuple[Runner, Checkpoint | None, str]:
-    """The decoder, the checkpoint where one is needed, and words for what executes."""
-    checkpoint = None
-    if args.checkpoint is not None:
-        require("torch", "to read a checkpoint")
-        from trt_sam.model.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(args.checkpoint)
-    if args.onnx is None:
-        from trt_sam.runtime.torch_runner import TorchRunner
-
-        assert checkpoint is not None
-        return TorchRunner(checkpoint.decoder), checkpoint, "PyTorch (float32, CPU)"
-    from trt_sam.runtime.onnx_runner import OnnxRunner
-
-    runner = OnnxRunner(args.onnx)
-    if checkpoint is not None and runner.checkpoint_sha256 not in ("", checkpoint.sha256):
-        runner.close()
-        raise InputError(f"{args.onnx} was exported from another checkpoint than {args.checkpoint}; export it from this one")
-    return runner, checkpoint, f"ONNX Runtime ({runner.options.precision} graph, CPU)"
-
-
-def _read_embedding(path: Path, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
-    size = (image.shape[0], image.shape[1])
-    # A bare array does not know its photo: it is taken to be of this one.
-    embedding = load_embedding(path, original_size=None if path.suffix == ".npz" else size)
-    if embedding.original_size != size:
-        height, width = embedding.original_size
-        raise InputError(
-            f"{path} is the embedding of an image of {width}x{height}, this one is {size[1]}x{size[0]}; embed it again"
-        )
-    return embedding.image_embeddings, size
+    return _Outputs(mask, overlay, tuple(candidates))
 
 
 def _report(
     args: argparse.Namespace,
+    outputs: _Outputs,
     masks: npt.NDArray[np.bool_],
     iou: npt.NDArray[np.float32],
     best: int,
-    clicks: list[Click],
-    box: Box | None,
-    executed: str,
+    decoder: OpenedDecoder,
 ) -> dict[str, Any]:
+    clicks, box = prompt_of(args)
     return {
         "image": str(args.image),
         "original_size": list(masks.shape[1:]),
         "checkpoint": args.checkpoint,
         "onnx": None if args.onnx is None else str(args.onnx),
         "embedding": None if args.embedding is None else str(args.embedding),
-        "executed": executed,
+        "executed": decoder.executed,
+        "from_cache": list(decoder.from_cache),
         "points": [list(click) for click in clicks],
         "box": None if box is None else list(box),
         "iou_predictions": [round(float(value), 6) for value in iou],
         "mask": best,
         "area": int(masks[best].sum()),
-        "output": str(args.output),
-        "overlay": None if args.overlay is None else str(args.overlay),
+        "output": str(outputs.mask),
+        "overlay": None if outputs.overlay is None else str(outputs.overlay),
+        "candidates": [str(path) for path in outputs.candidates],
     }
+
+
+def _print(
+    outputs: _Outputs,
+    masks: npt.NDArray[np.bool_],
+    iou: npt.NDArray[np.float32],
+    best: int,
+    decoder: OpenedDecoder,
+    seconds: float,
+) -> None:
+    kept = f", {' and '.join(decoder.from_cache)} from the cache" if decoder.from_cache else ""
+    print(
+        f"{outputs.mask}: {masks[best].mean():.1%} of the image, predicted IoU {iou[best]:.2f}; "
+        f"decoder in {decoder.executed}{kept}, {seconds:.1f} s"
+    )
+    for number, path in enumerate(outputs.candidates):
+        chosen = ", the one above" if number == best else ""
+        print(f"{path}: {masks[number].mean():.1%} of the image, predicted IoU {iou[number]:.2f}{chosen}")
+    if outputs.overlay is not None:
+        print(f"{outputs.overlay}: mask and prompt over the image")
+    sys.stdout.flush()  # what follows takes a while
 
 
 def _write(
     args: argparse.Namespace,
+    outputs: _Outputs,
     image: npt.NDArray[np.uint8],
     mask: npt.NDArray[np.bool_],
+    candidates: npt.NDArray[np.bool_],
     clicks: list[Click],
     box: Box | None,
     report: dict[str, Any],
 ) -> None:
-    """Write mask, overlay and report: all of them, or on failure none."""
-    pictures = {args.output: mask.astype(np.uint8) * np.uint8(255)}
-    if args.overlay is not None:
-        pictures[args.overlay] = draw_overlay(image, mask, clicks, box)
+    """Write masks, overlay and report: all of them, or on failure none."""
+    pictures = {outputs.mask: _black_and_white(mask)}
+    pictures |= {path: _black_and_white(each) for path, each in zip(outputs.candidates, candidates, strict=False)}
+    if outputs.overlay is not None:
+        pictures[outputs.overlay] = draw_overlay(image, mask, clicks, box)
     with ExitStack() as stack:
         for path, picture in pictures.items():
             stack.enter_context(atomic_path(path)).write_bytes(_encoded(picture, path.suffix.lower()))
@@ -220,9 +195,23 @@ def _write(
             write_json(args.json, report)
 
 
+def _black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    return mask.astype(np.uint8) * np.uint8(255)
+
+
 def _encoded(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
     image_module = require("PIL.Image", "to write images")
     buffer = io.BytesIO()
-    settings: dict[str, Any] = {"format": "PNG"} if suffix == ".png" else {"format": "JPEG", "quality": 92, "subsampling": 0}
+    # Of zlib's levels 1 is several times as fast as the default on a photograph, for a few percent of size.
+    png = {"format": "PNG", "compress_level": 1 if picture.ndim == 3 else 6}
+    settings: dict[str, Any] = png if suffix == ".png" else {"format": "JPEG", "quality": 92, "subsampling": 0}
     image_module.fromarray(picture).save(buffer, **settings)
     return buffer.getvalue()
+
+
+def _keep_for_the_next_click(decoder: OpenedDecoder) -> None:
+    """Export the decoder into the cache where PyTorch ran it; the masks are written, so a failure is a warning."""
+    try:
+        decoder.keep_graph()
+    except TrtSamError as error:
+        _log.warning("the next click will load the checkpoint again: %s", " ".join(str(error).split()))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["CATALOGUE", "KnownCheckpoint", "SdistMember", "Source", "Url", "nearest_names"]
+__all__ = ["CATALOGUE", "DATA_FOLDER", "STANDINS", "KnownCheckpoint", "SdistMember", "Source", "Url", "nearest_names"]
+
+DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
+STANDINS = ("standin", "standin-hard")
+"""The checkpoint that comes with the package, and its twin with outlier channels."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ _KNOWN = (
 CATALOGUE = {known.name: known for known in _KNOWN}
 
 
-def nearest_names(text: str, more: Iterable[str] = ()) -> list[str]:
-    """Names of the catalogue and `more` that `text` may have meant, best first; file names count for theirs."""
-    meant = {known.file_name: known.name for known in _KNOWN} | {name: name for name in (*CATALOGUE, *more)}
+def nearest_names(text: str) -> list[str]:
+    """Names of the catalogue and stand-ins that `text` may have meant, best first; file names count for theirs."""
+    meant = {known.file_name: known.name for known in _KNOWN} | {name: name for name in (*CATALOGUE, *STANDINS)}
     close = difflib.get_close_matches(text.lower(), meant, n=3, cutoff=0.6)
     return list(dict.fromkeys(meant[spelling] for spelling in close))

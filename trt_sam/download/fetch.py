@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import shutil
@@ -12,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trt_sam._cache import CACHE_VARIABLE, cache_folder
-from trt_sam._files import sha256_of, write_atomically
+from trt_sam._cache import CACHE_VARIABLE, cache_folder, known_sha256, remember_sha256
+from trt_sam._files import sha256_of
 from trt_sam._lazy import require
 from trt_sam.download.catalogue import CATALOGUE, KnownCheckpoint, Source, nearest_names
 from trt_sam.download.http import SourceError
@@ -50,15 +49,13 @@ def fetch(name: str, *, check: bool = False) -> Path:
         MissingDependencyError: it has to be downloaded, and the extra "download" is not installed.
     """
     known, path = _known(name), cached_path(name)
-    if path.is_file() and not check and _stamp_of(path) == _read_stamp(path, known):
-        return path
     try:
-        if path.is_file() and _verified(path, known):
+        if path.is_file() and _verified(path, known, read=check):
             return path
         pooch = require("pooch", f"to download {name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, known):
-            if not (path.is_file() and _stamp_of(path) == _read_stamp(path, known)):
+            if not (path.is_file() and _verified(path, known)):
                 _download(known, path, pooch)
     except OSError as error:
         raise _unwritable(error, known, path) from error
@@ -110,7 +107,7 @@ def _download(known: KnownCheckpoint, path: Path, pooch: Any) -> None:
             os.umask(umask)
             got.chmod(0o666 & ~umask)
             os.replace(got, path)
-            _write_stamp(path, known)
+            remember_sha256(path, known.sha256)
             _log.info("%s is in %s, hash verified", known.name, path)
             return
     finally:
@@ -145,41 +142,16 @@ def _from_source(source: Source, known: KnownCheckpoint, folder: Path, pooch: An
         ) from error
 
 
-def _verified(path: Path, known: KnownCheckpoint) -> bool:
-    """Check the hash of a file that is there; one that is something else is deleted."""
-    got = sha256_of(path)
+def _verified(path: Path, known: KnownCheckpoint, *, read: bool = False) -> bool:
+    """Check the hash of a file that is there, with `read` even if it has not changed; one that is something else is deleted."""
+    got = sha256_of(path) if read else known_sha256(path)
     if got == known.sha256:
-        _write_stamp(path, known)
+        if read:
+            remember_sha256(path, got)
         return True
     _log.warning("%s has SHA-256 %s, must be %s; deleted", path, got, known.sha256)
     path.unlink()
     return False
-
-
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.verified")
-
-
-def _stamp_of(path: Path) -> list[int]:
-    """What changes when the file does."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _read_stamp(path: Path, known: KnownCheckpoint) -> list[int] | None:
-    """What `_stamp_of` gave when the hash was last checked; None where it was not, or was another."""
-    try:
-        stamp = json.loads(_stamp_path(path).read_text(encoding="utf-8"))
-        return list(stamp["status"]) if stamp["sha256"] == known.sha256 else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write_stamp(path: Path, known: KnownCheckpoint) -> None:
-    try:
-        write_atomically(_stamp_path(path), json.dumps({"sha256": known.sha256, "status": _stamp_of(path)}))
-    except InputError:  # a cache that cannot be written: the hash is checked each time
-        _log.debug("%s cannot be written", _stamp_path(path))
 
 
 def _unwritable(error: OSError, known: KnownCheckpoint, path: Path) -> InputError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trt_sam.download import CATALOGUE, fetch, nearest_names
+from trt_sam.download import CATALOGUE, DATA_FOLDER, STANDINS, fetch, nearest_names
 from trt_sam.errors import CheckpointError
 from trt_sam.model import naming
 from trt_sam.model.hardened import harden
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from trt_sam.model.image_encoder import ImageEncoder
 
 __all__ = ["DATA_FOLDER", "STANDINS", "Checkpoint", "load_checkpoint"]
-
-DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
-STANDINS = ("standin", "standin-hard")
 
 _VIT_KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h", (128, 4): "vit_standin"}
 _META_CONSTANTS = frozenset({"pixel_mean", "pixel_std"})
@@ -92,7 +89,7 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if not path.exists() and looks_like_hub_id(text):
         return _from_folder(download(text), text)
     if not path.exists():
-        near = nearest_names(text, STANDINS)
+        near = nearest_names(text)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         names = ", ".join((*CATALOGUE, STANDINS[0]))
         raise CheckpointError(

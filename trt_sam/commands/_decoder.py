@@ -1,0 +1,155 @@
+"""The decoder and the embedding for one click: from the cache where they are kept, else from the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._lazy import require
+from trt_sam.commands._click_cache import ClickCache
+from trt_sam.errors import GraphError, InputError
+from trt_sam.imaging.embeddings import Embedding, load_embedding
+from trt_sam.runtime.interface import Runner
+
+if TYPE_CHECKING:
+    from trt_sam.model.checkpoint import Checkpoint
+    from trt_sam.runtime.onnx_runner import OnnxRunner
+
+__all__ = ["OpenedDecoder", "open_decoder"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedDecoder:
+    """What a click needs."""
+
+    runner: Runner = field(repr=False)
+    embedding: npt.NDArray[np.float32] = field(repr=False)
+    """float32 [1, 256, 64, 64]."""
+    executed: str
+    """Words for what executes."""
+    from_cache: tuple[str, ...]
+    """Of "embedding" and "graph"."""
+    keep_graph: Callable[[], None] = field(repr=False)
+    """Puts the decoder's graph into the cache, if it is to be there and is not; raises TrtSamError where that fails."""
+
+
+@contextlib.contextmanager
+def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iterator[OpenedDecoder]:
+    """Open what `--checkpoint`, `--onnx` and `--embedding` name, for the photo `args.image` whose pixels are `image`.
+
+    Raises:
+        TrtSamError: one of them cannot be used, or they do not belong together.
+    """
+    source = _Source(args)
+    embedding = None if args.embedding is None else _read_embedding(args.embedding, image)
+    runner, executed = source.runner()
+    try:
+        if embedding is None:
+            embedding = source.embed(args.image, image)
+        yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.keep_graph)
+    finally:
+        runner.close()
+
+
+class _Source:
+    """Loads the checkpoint when something is not in the cache, and only once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._cache = None if args.checkpoint is None or args.no_cache else ClickCache.of(args.checkpoint)
+        self._checkpoint: Checkpoint | None = None
+        self._in_torch = False
+        self.from_cache: list[str] = []
+
+    def runner(self) -> tuple[Runner, str]:
+        from trt_sam.runtime.onnx_runner import OnnxRunner
+
+        if self._args.onnx is not None:
+            runner = OnnxRunner(self._args.onnx)
+            self._check_graph(runner)
+            return runner, f"ONNX Runtime ({runner.options.precision} graph, CPU)"
+        kept = None if self._cache is None or importlib.util.find_spec("onnxruntime") is None else self._cache.graph()
+        if kept is not None:
+            try:
+                runner = OnnxRunner(kept)
+            except GraphError as error:
+                _log.debug("%s", error)
+                kept.unlink(missing_ok=True)
+            else:
+                self.from_cache.append("graph")
+                return runner, "ONNX Runtime (fp32 graph, CPU)"
+        from trt_sam.runtime.torch_runner import TorchRunner
+
+        self._in_torch = True
+        return TorchRunner(self._load().decoder), "PyTorch (float32, CPU)"
+
+    def embed(self, photo: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        kept = None if self._cache is None else self._cache.embedding(photo)
+        height, width, _ = image.shape
+        if kept is not None and kept.original_size == (height, width):
+            self.from_cache.insert(0, "embedding")
+            return kept.image_embeddings
+        encoder = self._load().image_encoder()
+        _log.info("embedding %s (%d x %d) by %s's image encoder", photo, width, height, self._args.checkpoint)
+        started = time.perf_counter()
+        embedding = encoder.embed(image)
+        _log.info("embedded in %.1f s", time.perf_counter() - started)
+        if self._cache is not None:
+            self._cache.keep_embedding(photo, Embedding(embedding, (height, width), photo.name, encoder.sha256))
+        return embedding
+
+    def keep_graph(self) -> None:
+        if self._cache is None or not self._in_torch:
+            return
+        if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
+            _log.info("with onnx, onnxscript and onnxruntime (the extra export) the next click would be faster")
+            return
+        started = time.perf_counter()
+        _log.info("keeping the decoder as a graph in the cache, once per checkpoint, so that the next click needs no torch")
+        self._cache.keep_graph(self._load())
+        _log.info("kept in %.1f s", time.perf_counter() - started)
+
+    def _load(self) -> Checkpoint:
+        if self._checkpoint is None:
+            require("torch", "to read a checkpoint")
+            _log.info("loading %s", self._args.checkpoint)
+            from trt_sam.model.checkpoint import load_checkpoint
+
+            self._checkpoint = load_checkpoint(self._args.checkpoint)
+            if self._cache is not None:
+                self._cache.keep_decoder_sha256(self._checkpoint.sha256)
+        return self._checkpoint
+
+    def _check_graph(self, runner: OnnxRunner) -> None:
+        if self._args.checkpoint is None or runner.checkpoint_sha256 == "":
+            return
+        expected = None if self._cache is None else self._cache.decoder_sha256()
+        if runner.checkpoint_sha256 != (expected or self._load().sha256):
+            runner.close()
+            raise InputError(
+                f"{self._args.onnx} was exported from another checkpoint than {self._args.checkpoint}; export it from this one"
+            )
+
+
+def _read_embedding(path: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    size = (image.shape[0], image.shape[1])
+    # A bare array does not know its photo: it is taken to be of this one.
+    embedding = load_embedding(path, original_size=None if path.suffix == ".npz" else size)
+    if embedding.original_size != size:
+        height, width = embedding.original_size
+        raise InputError(
+            f"{path} is the embedding of an image of {width}x{height}, this one is {size[1]}x{size[0]}; embed it again"
+        )
+    return embedding.image_embeddings
