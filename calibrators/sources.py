@@ -74,7 +74,7 @@ def from_files(files: Sequence[Path], prompts: PromptFile | None, encoder_sha256
         size = None if path.suffix == ".npz" else _bare_size(path, prompts)
         embedding = load_embedding(path, original_size=size)
         first = _check_encoder(path, embedding, encoder_sha256, first)
-        _check_varies(embedding.image_embeddings, f"embedding file {path}")
+        _check_varies(embedding.image_embeddings, f"embedding file {path} (of {embedding.file_name})")
         own = None if prompts is None else _own_prompts(path, embedding, prompts)
         yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own, embedding.file_name)
 
@@ -95,9 +95,11 @@ def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple
         return ()
     known = prompts.sizes.get(key, embedding.original_size)
     if known != embedding.original_size:
+        height, width = embedding.original_size
+        turned = " (photos are read upright, as their EXIF orientation says)" if known == (width, height) else ""
         raise InputError(
-            f"the prompt file says that {key} is {known[1]}x{known[0]}, but {path} is of a photo of "
-            f"{embedding.original_size[1]}x{embedding.original_size[0]}; they must be the same photo"
+            f"the prompt file says that {key} is {known[1]}x{known[0]}, but the photo that was embedded is "
+            f"{width}x{height}{turned}; they must be the same"
         )
     return from_file(prompts.prompts[key], embedding.original_size, f"prompt file, image {key}")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +25,23 @@ __all__ = ["IMAGE_SUFFIXES", "frame_shape", "list_images", "read_image"]
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as an image when a folder is given; a file that is named is read whatever it is called."""
 
+_ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+"""Not MPO: what phones add to a JPEG are maps of depth and brightness."""
+_DEEP = re.compile(r";(12|16|32)[BLNSF]+$")
+"""Pillow's names of more than 8 bits a channel ("RGB;16B"); without the byte order, "BGR;16" is 5 or 6 bits."""
+_FAULTS = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError, MemoryError),
+    *(ArithmeticError, LookupError, struct.error, zlib.error),
+)
+"""What Pillow's decoders raise on damaged files."""
+
+_log = logging.getLogger(__name__)
+
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Read an image as uint8 [height, width, 3], RGB, turned as its EXIF orientation says; alpha is dropped.
+    """Read an image as uint8 [height, width, 3], RGB, turned as its EXIF orientation says; alpha is dropped, grey is repeated.
+
+    Of several frames the first is taken, which the log says.
 
     Raises:
         InputError: missing, empty, truncated, no image, more than 8 bits a channel, or too large to be meant.
@@ -37,9 +55,9 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
             # Pillow warns at half of its limit, and about odd metadata; neither changes the pixels.
             warnings.simplefilter("ignore")
             with image_module.open(path) as image:
-                # I, F and 16-bit modes would be clipped to white without a word.
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(f"image {path} has mode {image.mode}, must have 8 bits a channel; convert it first")
+                _refuse_deep(image, path)
+                if image.format in _ANIMATED and (frames := getattr(image, "n_frames", 1)) > 1:
+                    _log.info("%s holds %d frames; the first is taken", path, frames)
                 upright = image_ops.exif_transpose(image)
                 return np.array(upright.convert("RGB"), dtype=np.uint8)
     except image_module.DecompressionBombError:
@@ -47,8 +65,24 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         raise InputError(f"image {path} is larger than {limit:,} pixels, the most that is read; scale it down") from None
     except image_module.UnidentifiedImageError:
         raise InputError(f"{path} is not an image that Pillow can read; give a JPEG or PNG") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except _FAULTS as error:
         raise InputError(f"image {path} is damaged or truncated ({error}); get it again") from None
+
+
+def _refuse_deep(image: Any, path: Path) -> None:
+    """Raise InputError where Pillow would drop bits without a word: grey clips to white, 16-bit RGB loses its low bytes.
+
+    12-bit data in 16-bit words would come out nearly black, and no file says which of its values is white.
+    """
+    stored = image.mode
+    for tile in getattr(image, "tile", ()):
+        raw = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else ""
+        if isinstance(raw, str) and _DEEP.search(raw):
+            stored = raw
+    if stored.startswith(("I", "F")) or _DEEP.search(stored):
+        raise InputError(
+            f"image {path} has mode {stored}, must have 8 bits a channel; scale it first, its black to 0 and its white to 255"
+        )
 
 
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:

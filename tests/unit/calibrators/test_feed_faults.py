@@ -46,8 +46,9 @@ def test_one_truncated_file_among_many_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 256, 32, 32), np.float32), "must be float32"),
-        (np.ones(EMBEDDING_SHAPE, np.float64), "must be float32"),
+        (np.zeros((1, 256, 32, 32), np.float32), "must be floats"),
+        (np.ones(EMBEDDING_SHAPE, np.int32), "must be floats"),
+        (np.ones(EMBEDDING_SHAPE, np.float64), "1 everywhere"),
         (np.where(np.arange(4096).reshape(64, 64) == 5, np.nan, embedding(0)).astype(np.float32), "NaN or infinity"),
         (np.where(np.arange(4096).reshape(64, 64) == 5, -np.inf, embedding(0)).astype(np.float32), "NaN or infinity"),
         (np.full(EMBEDDING_SHAPE, 0.25, np.float32), "0.25 everywhere"),
@@ -102,7 +103,7 @@ def test_prompts_that_fit_no_photo_are_refused(tmp_path: Path, folder: Path) -> 
     refused({"images": {"photo0.jpg": [{"points": [[5, -3]], "labels": [1]}]}}, r"\(5, -3\) is outside the image of 640x480")
     sized = coco()
     sized["images"][0]["width"] = 641
-    refused(sized, "641x480, but .* is of a photo of 640x480")
+    refused(sized, "641x480, but the photo that was embedded is 640x480")
     with pytest.raises(InputError, match="prompt file not found"):
         calibration_feeds(folder, prompts=tmp_path / "absent.json")
     with pytest.raises(InputError, match="in memory"):

@@ -55,6 +55,80 @@ def test_sixteen_bits_are_refused_and_not_clipped(tmp_path: Path) -> None:
         read_image(tmp_path / "deep.png")
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bits_of_a_colour_are_refused_and_their_low_bytes_not_dropped(tmp_path: Path, channels: int) -> None:
+    """12-bit values in 16-bit words: dropping the low bytes leaves a picture that is nearly black."""
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8, channels), dtype=np.uint16).astype(">u2")
+    (tmp_path / "deep.png").write_bytes(png(16, {2: 4, 3: 2, 4: 6}[channels], values))
+    mode = {2: "LA;16B", 3: "RGB;16B", 4: "RGBA;16B"}[channels]
+    with pytest.raises(InputError, match=rf"deep\.png has mode {mode}, must have 8 bits a channel; scale it first"):
+        read_image(tmp_path / "deep.png")
+    # the advice works
+    scaled = np.rint(values / 4095 * 255).astype(np.uint8)
+    read = read_image(save(tmp_path / "scaled.png", scaled[..., 0] if channels == 2 else scaled))
+    np.testing.assert_array_equal(read[..., 0], scaled[..., 0])
+
+
+def test_a_file_that_says_which_value_is_white_is_scaled(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8, 3), dtype=np.uint16).astype(">u2")
+    (tmp_path / "twelve.ppm").write_bytes(b"P6 8 6 4095\n" + values.tobytes())
+    assert np.abs(read_image(tmp_path / "twelve.ppm") - values / 4095 * 255).max() <= 0.51
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    # By the plain rule (1 - ink) (1 - black); profiles of inks are not looked at.
+    Image.new("CMYK", (8, 8), (0, 255, 128, 51)).save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    read = read_image(tmp_path / "a.jpg").astype(int)
+    assert np.abs(read - [204, 0, 102]).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    caplog.set_level("INFO")
+    assert (read_image(tmp_path / f"a.{suffix}") == (200, 0, 0)).all()
+    assert "holds 3 frames; the first is taken" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "frame"), [((1, 1), (1024, 1024)), ((50, 20_000), (3, 1024)), ((20_000, 50), (1024, 3))])
+def test_odd_sizes_are_read(tmp_path: Path, size: tuple[int, int], frame: tuple[int, int]) -> None:
+    rgb = make_rgb(*size)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgb)), rgb)
+    assert frame_shape(*size) == frame
+
+
+def png(bits: int, colour_type: int, values: np.ndarray) -> bytes:
+    """A PNG of big-endian values [height, width, channels], as Pillow cannot write it."""
+    height, width = values.shape[:2]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, chunk in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))),
+        (b"IEND", b""),
+    ):
+        data += struct.pack(">I", len(chunk)) + kind + chunk + struct.pack(">I", zlib.crc32(kind + chunk))
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif", "bmp", "avif"])
+def test_damage_anywhere_is_one_line_or_harmless(tmp_path: Path, suffix: str) -> None:
+    whole = save(tmp_path / f"whole.{suffix}", make_rgb(40, 50)).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"damaged.{suffix}"
+    for _ in range(60):
+        data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for place in rng.integers(0, min(len(data), rng.choice([60, 400, 1 << 30])), 4):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            assert read_image(path).dtype == np.uint8
+        except InputError as error:
+            assert path.name in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+
+
 def test_bad_files_are_one_line_each(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.png", make_rgb(60, 60)).read_bytes()
     jpeg = save(tmp_path / "whole.jpg", make_rgb(60, 60)).read_bytes()
