@@ -68,7 +68,7 @@ class ImplicitCalibration:
     def __call__(
         self, flavour: Flavour, shapes: Mapping[str, tuple[int, ...]], tensors: Sequence[str], stop: threading.Event
     ) -> Any:
-        """The calibrator of one build; see `trt_sam.engine.implicit.MakeCalibrator`.
+        """The calibrator of one build; see `trt_sam.engine.job.MakeCalibrator`.
 
         Raises:
             InputError: the cache is of another version, or cache or scales of another graph.

@@ -47,6 +47,13 @@ def test_no_modules_import_each_other() -> None:
     assert circles(imports_of(ROOT)) == []
 
 
+def test_no_command_imports_another() -> None:
+    imports = {module: targets for module, targets in imports_of(ROOT).items() if module.startswith("trt_sam.commands.")}
+    commands = {module for module in imports if "._" not in module}
+    assert len(commands) >= 13
+    assert [f"{module} -> {target}" for module in imports for target in imports[module] & commands] == []
+
+
 def test_a_folder_is_one_concept() -> None:
     for folder in (ROOT / "trt_sam").rglob("*"):
         if folder.is_dir() and folder.name not in ("commands", "__pycache__", "data", "recipes"):

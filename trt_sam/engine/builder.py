@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from trt_sam._files import existing_file, write_atomically
 from trt_sam.engine.callbacks import in_words, make_logger, make_monitor
 from trt_sam.engine.flavour import Flavour
-from trt_sam.engine.implicit import MakeCalibrator, add_calibrator, check_method
+from trt_sam.engine.implicit import add_calibrator, check_method
+from trt_sam.engine.job import BuildJob, MakeCalibrator
 from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_layers
 from trt_sam.engine.profiles import add_profiles
 from trt_sam.errors import BuildError
@@ -84,40 +85,31 @@ def build_engine(
     capabilities = tuple(dict.fromkeys(recipe.compute_capabilities))
     for value in capabilities:
         flavour.compute_capability(value)
-    stop = threading.Event()
     cache = Path(timing_cache) if timing_cache is not None else None
-    return _on_own_thread(lambda: _build(path, recipe, capabilities, flavour, progress, cache, make_calibrator, stop), stop)
+    job = BuildJob(path, recipe, flavour, capabilities, progress, cache, make_calibrator, threading.Event())
+    return _on_own_thread(lambda: _build(job), job.stop)
 
 
-def _build(
-    path: Path,
-    recipe: EngineRecipe,
-    capabilities: tuple[str, ...],
-    flavour: Flavour,
-    progress: Progress | None,
-    timing_cache: Path | None,
-    make_calibrator: MakeCalibrator | None,
-    stop: threading.Event,
-) -> BuildResult:
-    trt = flavour.trt
+def _build(job: BuildJob) -> BuildResult:
+    flavour, trt = job.flavour, job.flavour.trt
     started = time.perf_counter()
     logger = make_logger(trt)
     builder = _make_builder(flavour, logger)
-    network = builder.create_network(flavour.network_flags if make_calibrator is None else 0)  # 0: weakly typed
+    network = builder.create_network(flavour.network_flags if job.make_calibrator is None else 0)  # 0: weakly typed
     parser = trt.OnnxParser(network, logger)
-    _parse(parser, network, path, flavour)
+    _parse(parser, network, job.path, flavour)
     config = builder.create_builder_config()
-    _configure(config, recipe, capabilities, flavour)
-    add_profiles(builder, config, network, recipe.profiles, path)
-    if timing_cache is not None:
-        known = timing_cache.read_bytes() if timing_cache.exists() else b""
+    _configure(config, job)
+    add_profiles(builder, config, network, job.recipe.profiles, job.path)
+    if job.timing_cache is not None:
+        known = job.timing_cache.read_bytes() if job.timing_cache.exists() else b""
         # One of another GPU or version is refused by set_timing_cache; the build then starts from an empty one.
         if not config.set_timing_cache(config.create_timing_cache(known), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
-    config.progress_monitor = monitor = make_monitor(trt, progress, stop)
+    config.progress_monitor = monitor = make_monitor(trt, job.progress, job.stop)
     calibrator = None
-    if make_calibrator is not None:
-        calibrator = add_calibrator(builder, config, network, recipe, path, flavour, make_calibrator, stop)
+    if job.make_calibrator is not None:
+        calibrator = add_calibrator(builder, config, network, job, job.make_calibrator)
     try:
         plan = builder.build_serialized_network(network, config)
     finally:
@@ -127,14 +119,14 @@ def _build(
         raise calibrator.failure
     if monitor.failure is not None:
         raise monitor.failure
-    if stop.is_set():
+    if job.stop.is_set():
         raise KeyboardInterrupt
     if plan is None:
-        raise BuildError(_failure(path, flavour, capabilities, logger.errors))
+        raise BuildError(_failure(job, logger.errors))
     engine = bytes(memoryview(plan))
-    if timing_cache is not None:
-        write_atomically(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
-    built_for = capabilities
+    if job.timing_cache is not None:
+        write_atomically(job.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    built_for = job.capabilities
     if flavour.needs_gpu_to_build and (here := gpu_compute_capability()) is not None:
         built_for = (here,)
     layers, warnings = _layers(logger)
@@ -174,8 +166,8 @@ def _parse(parser: Any, network: Any, path: Path, flavour: Flavour) -> None:
     raise BuildError(f"{flavour.title} cannot parse {path} at {where}: {words}; export the graph again with trt-sam export")
 
 
-def _configure(config: Any, recipe: EngineRecipe, capabilities: tuple[str, ...], flavour: Flavour) -> None:
-    trt = flavour.trt
+def _configure(config: Any, job: BuildJob) -> None:
+    recipe, capabilities, flavour, trt = job.recipe, job.capabilities, job.flavour, job.flavour.trt
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
@@ -208,15 +200,15 @@ def _layers(logger: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
         return (), (*warnings, f"the layer list was not understood, so kernels are not counted: {error}")
 
 
-def _failure(path: Path, flavour: Flavour, capabilities: tuple[str, ...], errors: list[str]) -> str:
+def _failure(job: BuildJob, errors: list[str]) -> str:
     reason = "; ".join(dict.fromkeys(errors)) or "it gave no reason"
     advice = "simplify the graph or try another precision or TensorRT"
     if "HW-specific datatypes" in reason:
         advice = "leave those compute capabilities out, or build another precision for them"
     elif "memory" in reason.lower():
         advice = "close what else uses the memory, or give the profiles a smaller max"
-    target = f" for compute capability {', '.join(capabilities)}" if capabilities else ""
-    return f"{flavour.title} cannot build {path}{target}: {reason}; {advice}"
+    target = f" for compute capability {', '.join(job.capabilities)}" if job.capabilities else ""
+    return f"{job.flavour.title} cannot build {job.path}{target}: {reason}; {advice}"
 
 
 def _on_own_thread(work: Callable[[], Result], stop: threading.Event) -> Result:

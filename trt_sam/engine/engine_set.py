@@ -10,6 +10,7 @@ leaves an older set as it was.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import shutil
@@ -24,7 +25,8 @@ from trt_sam import __version__
 from trt_sam._files import existing_file
 from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
-from trt_sam.engine.implicit import MakeCalibrator, check_method
+from trt_sam.engine.implicit import check_method
+from trt_sam.engine.job import MakeCalibrator
 from trt_sam.engine.manifest import CACHE_SUFFIX, MANIFEST_NAME, FileEntry, GraphEntry, Manifest, open_manifest, write_manifest
 from trt_sam.errors import BuildError, InputError, ManifestError
 from trt_sam.graph.metadata import GraphInfo, check_decoder, read_graph
@@ -107,9 +109,9 @@ def build_set(
         # An implicit engine is INT8 from a graph that is not.
         made = options[0] if sources[0].make_calibrator is None else replace(options[0], precision="int8")
         recipe = replace(recipe, graph=made)
+        build = functools.partial(engine_builder, recipe=recipe, flavour=flavour, timing_cache=timing_cache)
         builds = tuple(
-            _build(stage, place, source, recipe, flavour, _part(progress, place, len(sources)), timing_cache, engine_builder)
-            for place, source in enumerate(sources)
+            _build(stage, place, source, build, _part(progress, place, len(sources))) for place, source in enumerate(sources)
         )
         entries = tuple(
             GraphEntry(
@@ -164,25 +166,11 @@ def _checked(graphs: Sequence[GraphInfo]) -> list[GraphOptions]:
 
 
 def _build(
-    stage: Path,
-    place: int,
-    source: GraphSource,
-    recipe: EngineRecipe,
-    flavour: Flavour,
-    progress: Progress | None,
-    timing_cache: str | os.PathLike[str] | None,
-    engine_builder: EngineBuilder,
+    stage: Path, place: int, source: GraphSource, engine_builder: EngineBuilder, progress: Progress | None
 ) -> BuildResult:
     path = stage / GRAPH_NAMES[place]
     try:
-        build = engine_builder(
-            path,
-            recipe,
-            flavour=flavour,
-            progress=progress,
-            timing_cache=timing_cache,
-            make_calibrator=source.make_calibrator,
-        )
+        build = engine_builder(path, progress=progress, make_calibrator=source.make_calibrator)
     except BuildError as error:
         # The staging folder is gone when the user reads this.
         raise BuildError(str(error).replace(str(path), path.name)) from error

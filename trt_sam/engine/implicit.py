@@ -7,46 +7,16 @@ not depend on that. The calibrator comes from the caller (`calibrators.implicit`
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trt_sam.engine.flavour import Flavour
+from trt_sam.engine.job import BuildJob, Calibrator, MakeCalibrator
 from trt_sam.engine.profiles import input_shapes, make_profile
 from trt_sam.errors import BuildError
 from trt_sam.recipe import EngineRecipe, ShapeProfile
 
-__all__ = ["Calibrator", "MakeCalibrator", "add_calibrator", "check_method", "position_layers"]
-
-
-class Calibrator(Protocol):
-    """An object of one of TensorRT's IInt8*Calibrator classes that also has these."""
-
-    failure: BaseException | None
-    """What went wrong in a callback; TensorRT would print and ignore it."""
-    written: bytes | None
-    """The cache that TensorRT wrote, or None where it read one."""
-    warnings: list[str]
-
-    def close(self) -> None:
-        """Free the buffers on the GPU. May be called again."""
-
-
-class MakeCalibrator(Protocol):
-    """Makes the calibrator of one build; called on the building thread, once the network is parsed."""
-
-    def __call__(
-        self, flavour: Flavour, shapes: Mapping[str, tuple[int, ...]], tensors: Sequence[str], stop: threading.Event
-    ) -> Calibrator:
-        """Make it.
-
-        Args:
-            flavour: the TensorRT that builds.
-            shapes: what every batch must have, by input name; all inputs are float32.
-            tensors: names of all tensors of the network.
-            stop: set when the build is to end; the calibrator sets it on a failure.
-        """
+__all__ = ["add_calibrator", "check_method", "position_layers"]
 
 
 def check_method(recipe: EngineRecipe, make_calibrator: MakeCalibrator | None, flavour: Flavour) -> bool:
@@ -74,16 +44,7 @@ def check_method(recipe: EngineRecipe, make_calibrator: MakeCalibrator | None, f
     return implicit
 
 
-def add_calibrator(
-    builder: Any,
-    config: Any,
-    network: Any,
-    recipe: EngineRecipe,
-    path: Path,
-    flavour: Flavour,
-    make_calibrator: MakeCalibrator,
-    stop: threading.Event,
-) -> Calibrator:
+def add_calibrator(builder: Any, config: Any, network: Any, job: BuildJob, make_calibrator: MakeCalibrator) -> Calibrator:
     """Set `config` up for implicit INT8 with FP16 elsewhere; the caller closes what comes back, after the build.
 
     Batches have the first profile's least num_prompts, so that no row is made up, and its greatest num_points, so that every
@@ -93,16 +54,16 @@ def add_calibrator(
         BuildError: the graph has Q/DQ pairs, float16 tensors or an input that is not float32.
         TrtSamError: what `make_calibrator` raises.
     """
-    trt = flavour.trt
+    flavour, path, trt = job.flavour, job.path, job.flavour.trt
     _check_network(network, trt, path)
-    first = recipe.profiles[0]
+    first = job.recipe.profiles[0]
     prompts, points = first.num_prompts[0], first.num_points[2]
     shape = dataclasses.replace(first, num_prompts=(prompts,) * 3, num_points=(points,) * 3)
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.INT8)
     _keep_positions_float32(config, network, trt)
     _set_calibration_profile(builder, config, network, shape, path)
-    calibrator = make_calibrator(flavour, input_shapes(network, shape, path), _tensor_names(network), stop)
+    calibrator = make_calibrator(flavour, input_shapes(network, shape, path), _tensor_names(network), job.stop)
     config.int8_calibrator = calibrator
     return calibrator
 
