@@ -36,6 +36,7 @@ __all__ = [
     "input_specs",
     "output_specs",
     "size_of",
+    "too_many",
 ]
 
 FRAME_SIZE = 1024
@@ -174,6 +175,13 @@ def adapt_meta_feed(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> d
     return adapted
 
 
+def too_many(dim: str, size: int) -> str:
+    """What to do where a dimension is larger than an engine takes: the points of one prompt cannot be split."""
+    if dim == "num_points":
+        return f"build the engine for more: trt-sam build --max-points {size}, or num_points in the recipe's [[profiles]]"
+    return "split the call"
+
+
 def _check_dims(spec: TensorSpec, array: Array, dims: dict[str, int], limits: Mapping[str, tuple[int, int]]) -> None:
     expected = f"[{', '.join(map(str, spec.dims))}]"
     if array.ndim != len(spec.dims):
@@ -188,7 +196,7 @@ def _check_dims(spec: TensorSpec, array: Array, dims: dict[str, int], limits: Ma
         low, high = limits.get(dim, (1, np.iinfo(np.int32).max))
         if not low <= seen <= high:
             padding = "pad with label -2" if dim == "num_points" else f"give at least {low}"
-            advice = "split the call" if seen > high else padding
+            advice = too_many(dim, seen) if seen > high else padding
             raise ContractError(f"{spec.name} has {dim} = {seen}, this graph takes {low} to {high}; {advice}")
 
 

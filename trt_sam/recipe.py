@@ -123,7 +123,8 @@ class ShapeProfile:
     """One optimization profile: (min, opt, max) of each dynamic dimension; TensorRT tunes for opt."""
 
     num_prompts: Range = (1, 1, 16)
-    num_points: Range = (1, 2, 8)
+    num_points: Range = (1, 2, 32)
+    """Points of a prompt, where a box counts as two and clicks without a box as one more."""
     height: Range = (1, 1080, 4096)
     """Only for full-resolution graphs: rows of the original image."""
     width: Range = (1, 1920, 4096)

@@ -17,13 +17,15 @@ import pytest
 import torch
 
 import trt_sam.graph.export
+from tests.engine_sets import write_tiny_graph
 from trt_sam.cli import main
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.engine.manifest import open_manifest
+from trt_sam.errors import InputError
 from trt_sam.graph.export import export_decoder
 from trt_sam.model import SamDecoder
-from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
@@ -278,3 +280,31 @@ def test_inspect_refuses_in_one_line(graph: Path, capsys: pytest.CaptureFixture[
     assert "is no engine set" in refused(capsys, "inspect", engine)
     assert "built already" in refused(capsys, "inspect", engine, "--shape", "num_points=2")
     assert "is not an ONNX file" in refused(capsys, "inspect", Path(__file__))
+
+
+def test_max_points_widens_every_profile_and_keeps_what_it_is_tuned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[EngineRecipe] = []
+
+    def build_nothing(sources: object, recipe: EngineRecipe, *rest: object, **options: object) -> None:
+        asked.append(recipe)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("trt_sam.commands.build.build_set", build_nothing)
+    write_tiny_graph(tmp_path / "tiny.onnx")
+    arguments = ["build", "--onnx", tmp_path / "tiny.onnx", "--output", tmp_path / "set", "--max-points"]
+    for most, recipe, expected in (
+        (40, "mobile_sam", [(1, 2, 40)]),
+        (1, "mobile_sam", [(1, 1, 1)]),
+        (21, "many_prompts", [(1, 2, 21), (1, 2, 21)]),
+    ):
+        assert "far enough" in refused(capsys, *arguments, most, "--recipe", recipe)
+        assert [profile.num_points for profile in asked[-1].profiles] == expected
+    assert "--max-points is 0, must be at least 1" in refused(capsys, *arguments, 0)
+
+
+def test_recipes_of_real_models_take_twenty_clicks_and_a_box() -> None:
+    for name in list_recipes():
+        if name != "many_prompts":
+            assert max(profile.num_points[2] for profile in load_recipe(name).profiles) >= 22

@@ -41,7 +41,7 @@ from trt_sam.engine.manifest import MANIFEST_NAME, Manifest
 from trt_sam.errors import InputError
 from trt_sam.graph.metadata import check_decoder, read_graph
 from trt_sam.progress import TerminalBar
-from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions
+from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions, ShapeProfile
 
 if TYPE_CHECKING:
     from trt_sam.engine.builder import BuildResult
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_graph_arguments(parser, target=False)
     parser.add_argument(
         "--decode-mask", action="store_true", default=None, help="also build the graph that refines an earlier mask"
+    )
+    parser.add_argument(
+        "--max-points",
+        metavar="N",
+        type=int,
+        help="most points of a prompt; a box counts as two, clicks without a box as one more (default: the recipe's, often 32)",
     )
     add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         changes["decode_mask"] = True
     if args.compute_capability is not None:
         changes["compute_capabilities"] = capabilities_from(args.compute_capability)
+    if args.max_points is not None:
+        changes["profiles"] = tuple(_with_points(profile, args.max_points) for profile in recipe.profiles)
     recipe = dataclasses.replace(recipe, **changes)
     _check_decode_mask(args, recipe)
     flavour = choose_flavour(recipe.backend)
@@ -131,6 +139,14 @@ def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
     if recipe.graph.mask_input:
         mask_input = "--mask-input" if args.mask_input else "graph.mask_input of the recipe"
         raise InputError(f"{asked} builds a graph with mask_input beside one without; leave {mask_input} out")
+
+
+def _with_points(profile: ShapeProfile, most: int) -> ShapeProfile:
+    """The profile for prompts of up to `most` points, tuned for what it was tuned for."""
+    if most < 1:
+        raise InputError(f"--max-points is {most}, must be at least 1")
+    low, best, _ = profile.num_points
+    return dataclasses.replace(profile, num_points=(min(low, most), min(best, most), most))
 
 
 def _graph_recipes(recipe: EngineRecipe) -> list[EngineRecipe]:

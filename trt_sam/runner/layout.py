@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import TensorSpec, size_of
+from trt_sam.contract import TensorSpec, size_of, too_many
 from trt_sam.errors import ContractError
 from trt_sam.runner.engine import Limits
 from trt_sam.runner.unpack import SCRATCH_PER_BYTE
@@ -77,7 +77,9 @@ class Buckets:
             return min(taking, key=lambda bucket: (bucket.num_prompts * (bucket.num_points + 5), bucket.profile))
         asked = ", ".join(f"{dim} = {size}" for dim, size in sizes.items())
         taken = "; or ".join(", ".join(f"{dim} {low} to {high}" for dim, (low, high) in p.items()) for p in self._profiles)
-        raise ContractError(f"no profile of this engine takes {asked}; it takes {taken}; split the call, or use decode_many")
+        longer = points > max(limits["num_points"][1] for limits in self._profiles)
+        advice = too_many("num_points", points) if longer else "split the call, or use decode_many"
+        raise ContractError(f"no profile of this engine takes {asked}; it takes {taken}; {advice}")
 
 
 @dataclass(frozen=True)
