@@ -24,6 +24,9 @@ _EXTRAS = {
     "cuda": "cuda",
     "polygraphy": "compare",
     "matplotlib": "bench",
+    "pycocotools": "formats",
+    "scipy": "formats",
+    "supervision": "supervision",
     **dict.fromkeys(("filelock", "platformdirs", "pooch", "pypi_simple", "requests", "tqdm", "urllib3"), "download"),
 }
 
