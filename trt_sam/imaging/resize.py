@@ -16,10 +16,12 @@ import numpy.typing as npt
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.imaging.photos import frame_shape
 
-__all__ = ["bilinear", "boxes_to_frame", "coords_to_frame", "postprocess_masks"]
+__all__ = ["bilinear", "boxes_to_frame", "coords_to_frame", "postprocess_masks", "postprocess_window"]
 
 FloatArray = npt.NDArray[np.float32]
 
+_ROUNDING = 1e-3
+"""Far more than what rounding adds to a weighted mean of logits."""
 _BLOCK = 32
 """Rows that are mapped at a time: their temporaries fit in the cache."""
 
@@ -49,6 +51,35 @@ def postprocess_masks(low_res_masks: FloatArray, original_size: tuple[int, int])
     return _apply(low_res_masks, rows, columns)
 
 
+def postprocess_window(
+    low_res_mask: FloatArray, original_size: tuple[int, int], above: float
+) -> tuple[FloatArray, tuple[int, int]]:
+    """The part of `postprocess_masks` of one mask float32 [n, n] outside of which every logit is at most `above`.
+
+    A small mask of a large image costs what its own size does.
+
+    Returns:
+        logits float32 [h, w], equal to those of the whole, and the (row, column) of their first in the image; h and w are 0
+        where no logit is above.
+
+    Raises:
+        InputError: as `postprocess_masks`.
+    """
+    unpadded = frame_shape(*original_size)
+    low_height, low_width = low_res_mask.shape
+    rows = _line_through_frame(low_height, unpadded[0], original_size[0])
+    columns = _line_through_frame(low_width, unpadded[1], original_size[1])
+    # A mean of logits is not above the largest of them, but for its rounding.
+    seen = low_res_mask > above - _ROUNDING * max(1.0, abs(above))
+    top, bottom = _touched(rows, np.nonzero(seen.any(axis=1))[0])
+    left, right = _touched(columns, np.nonzero(seen.any(axis=0))[0])
+    if top >= bottom or left >= right:
+        return np.empty((0, 0), np.float32), (0, 0)
+    first, last = rows.first[top], rows.first[bottom - 1] + rows.weights.shape[1]
+    part = _apply(low_res_mask[first:last], rows.part(top, bottom, int(first)), columns.part(left, right))
+    return part, (top, left)
+
+
 def coords_to_frame(coords: npt.NDArray[Any], original_size: tuple[int, int]) -> FloatArray:
     """Scale points [..., 2], (x, y) in pixels of the original image, to float32 in the 1024 frame.
 
@@ -74,6 +105,19 @@ class _Line:
     first: npt.NDArray[np.intp]
     weights: FloatArray
     """float32 [length, taps]."""
+
+    def part(self, start: int, stop: int, origin: int = 0) -> _Line:
+        """The map of the results from `start` to before `stop`, from the samples that begin with `origin`."""
+        return _Line(self.first[start:stop] - origin, self.weights[start:stop])
+
+
+def _touched(line: _Line, samples: npt.NDArray[np.intp]) -> tuple[int, int]:
+    """First of the results, and the one after the last, that read one of `samples` (rising) or lie between such."""
+    if not len(samples):
+        return 0, 0
+    taps = line.weights.shape[1]
+    start = np.searchsorted(line.first, samples[0] - taps + 1, side="left")
+    return int(start), int(np.searchsorted(line.first, samples[-1], side="right"))
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import frame_shape
-from trt_sam.imaging.resize import bilinear, boxes_to_frame, coords_to_frame, postprocess_masks
+from trt_sam.imaging.resize import bilinear, boxes_to_frame, coords_to_frame, postprocess_masks, postprocess_window
 
 SIDES = st.integers(1, 90)
 
@@ -74,3 +74,22 @@ def test_boxes_become_two_corners() -> None:
 def test_an_image_that_vanishes_is_refused() -> None:
     with pytest.raises(InputError, match="vanishes"):
         postprocess_masks(np.zeros((1, 256, 256), np.float32), (1, 3000))
+
+
+def test_a_window_is_a_part_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    for size in ((427, 640), (700, 900), (64, 50), (1500, 200), (1024, 1024), (200, 1024), (7, 5)):
+        for kind in range(6):
+            low = np.full((256, 256), -9, np.float32)
+            side = rng.integers(1, 120)
+            y, x = rng.integers(0, 256 - side, 2)
+            if kind:
+                low[y : y + side, x : x + side] = rng.normal(0, 3, (side, side))
+            above = (-12.0, 0.0, -1.0, 1.5)[kind % 4]
+            whole = postprocess_masks(low[None], size)[0]
+            part, (top, left) = postprocess_window(low, size, above)
+            inside = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+            np.testing.assert_array_equal(part, whole[inside] if part.size else part)
+            whole[inside] = above
+            assert (whole <= above).all()
+    assert postprocess_window(np.full((256, 256), -9, np.float32), (40, 50), 0.0)[0].size == 0
