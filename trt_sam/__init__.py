@@ -13,6 +13,7 @@ from trt_sam.errors import TrtSamError
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AutomaticMaskGenerator": "trt_sam.masks.generator",
     "DecoderRunner": "trt_sam.runner",
     "EngineRecipe": "trt_sam.recipe",
     "OnnxRunner": "trt_sam.runtime.onnx_runner",
