@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.script import finish, say  # noqa: E402
 from trt_sam import cli  # noqa: E402
 from trt_sam._files import write_atomically  # noqa: E402
-from trt_sam._lazy import require  # noqa: E402
+from trt_sam._lazy import install_command, require, require_all  # noqa: E402
 from trt_sam.bench.benchmark import Plan, SideSpec, run_benchmark  # noqa: E402
 from trt_sam.bench.report import markdown, plot_svg  # noqa: E402
 from trt_sam.engine.flavour import available_flavours, choose_flavour  # noqa: E402
@@ -59,10 +59,9 @@ def why_not() -> str:
     if not driver.gpus:
         return driver.error or "no GPU"
     if not available_flavours():
-        return "no TensorRT is installed; pip install 'trt-sam[tensorrt,cuda]'"
+        return f"no TensorRT is installed; {install_command(['tensorrt', 'pycuda'])}"
     try:
-        for package in ("pycuda", "matplotlib", "torch", "onnx"):
-            require(package, "for the benchmark")
+        require_all(("pycuda", "matplotlib", "torch", "onnx"), "for the benchmark")
     except TrtSamError as error:
         return str(error)
     return ""

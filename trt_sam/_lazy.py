@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from trt_sam.errors import MissingDependencyError
 
-__all__ = ["require"]
+__all__ = ["install_command", "require", "require_all"]
 
-_EXTRAS = {
-    "torch": "torch",
-    "onnx": "export",
-    "onnxscript": "export",
-    "huggingface_hub": "hub",
-    "transformers": "dev",
-    "safetensors": "hub",
-    "onnxruntime": "onnxruntime",
-    "PIL": "image",
-    "tensorrt_rtx": "rtx",
-    "tensorrt": "tensorrt",
-    "pycuda": "cuda",
-    "cuda": "cuda",
-    "polygraphy": "compare",
-    "matplotlib": "bench",
-    "pycocotools": "formats",
-    "scipy": "formats",
-    "supervision": "supervision",
-    **dict.fromkeys(("filelock", "platformdirs", "pooch", "pypi_simple", "requests", "tqdm", "urllib3"), "download"),
+EXTRAS = {
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime",),
+    "image": ("PIL",),
+    "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "hub": ("huggingface_hub", "safetensors", "torch", "PIL"),
+    "download": ("pooch", "pypi_simple", "platformdirs", "filelock", "requests", "tqdm", "urllib3"),
+    "rtx": ("tensorrt_rtx",),
+    "tensorrt": ("tensorrt",),
+    "cuda": ("pycuda", "cuda"),
+    "compare": ("polygraphy",),
+    "bench": ("matplotlib",),
+    "formats": ("pycocotools", "PIL", "scipy"),
+    "supervision": ("supervision",),
+    "dev": ("transformers",),
 }
+"""What each extra of pyproject.toml brings, as modules; the smallest that has a module comes before larger ones."""
+
+_CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+_CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def require(name: str, purpose: str) -> ModuleType:
@@ -43,5 +48,40 @@ def require(name: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != top:
             raise
-        extra = _EXTRAS[top]
-        raise MissingDependencyError(f"{top} is not installed, needed {purpose}: pip install 'trt-sam[{extra}]'") from None
+        raise _missing([top], purpose) from None
+
+
+def require_all(names: Sequence[str], purpose: str) -> None:
+    """Raise MissingDependencyError where any of the packages `names` is not installed; it names all that are missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise _missing(missing, purpose)
+
+
+def install_command(modules: Sequence[str]) -> str:
+    """What to type to get `modules`: this package is in no index, so from its checkout, or their distributions themselves."""
+    whole = [extra for extra, brings in EXTRAS.items() if set(modules) <= set(brings)]
+    extras = whole[:1] or list(dict.fromkeys(_smallest(module) for module in modules))
+    if not (_CHECKOUT / "pyproject.toml").is_file():
+        command = f"pip install {' '.join(repr(requirement) for requirement in _requirements(extras))}"
+    else:
+        place = "." if Path.cwd() == _CHECKOUT else _CHECKOUT
+        command = f"pip install -e '{place}[{','.join(extras)}]'"
+    # Else pip takes the build for CUDA, which is several times as large.
+    return f"{_CPU_TORCH} && {command}" if "torch" in modules else command
+
+
+def _missing(modules: Sequence[str], purpose: str) -> MissingDependencyError:
+    verb = "is" if len(modules) == 1 else "are"
+    return MissingDependencyError(f"{', '.join(modules)} {verb} not installed, needed {purpose}: {install_command(modules)}")
+
+
+def _smallest(module: str) -> str:
+    return next(extra for extra, brings in EXTRAS.items() if module in brings)
+
+
+def _requirements(extras: Sequence[str]) -> list[str]:
+    """What an installed trt-sam wants for its extras."""
+    lines = importlib.metadata.requires("trt-sam") or []
+    wanted = [line.partition(";")[0].strip() for line in lines if any(f'extra == "{extra}"' in line for extra in extras)]
+    return list(dict.fromkeys(wanted))

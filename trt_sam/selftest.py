@@ -1,4 +1,4 @@
-"""The whole path on this machine: the stand-in exported, built and compared in every precision with every TensorRT found.
+"""The whole path on this machine: the stand-in exported, built and compared in FP32 and FP16 with every TensorRT found.
 
 A step that cannot run here is reported as not run, with the reason; it is never counted as passed.
 """
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_sam._lazy import install_command
 from trt_sam.accuracy.compare import compare_sides
 from trt_sam.accuracy.sides import Side, open_side, torch_side
 from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
@@ -155,7 +156,7 @@ class _Trial:
             self._try_precision(checkpoint, images, precision, flavours)
         if not flavours:
             with self._step("build engines"):
-                raise _NotRun("no TensorRT is installed: pip install 'trt-sam[rtx]'")
+                raise _NotRun(f"no TensorRT is installed: {install_command(['tensorrt_rtx'])}")
 
     def _try_precision(
         self, checkpoint: Checkpoint, images: list[Image], precision: str, flavours: tuple[Flavour, ...]

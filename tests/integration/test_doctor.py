@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trt_sam._lazy import install_command
 from trt_sam.machine.driver import Driver, Gpu, examine_driver
 from trt_sam.machine.report import Package, abilities
 
@@ -90,14 +91,25 @@ def test_doctor_imports_nothing_heavy_itself_and_asks_a_driver_for_its_gpus() ->
 ALL_OK = tuple(
     Package(name, "ok", "1", "", "")
     for name in (
-        *("torch", "onnx", "onnxscript", "onnxruntime", "huggingface_hub", "safetensors", "PIL", "polygraphy"),
+        *(
+            "torch",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "huggingface_hub",
+            "safetensors",
+            "PIL",
+            "pooch",
+            "pypi_simple",
+            "polygraphy",
+        ),
         *("tensorrt_rtx", "tensorrt", "pycuda.driver", "cuda.bindings.driver"),
     )
 )
 
 
 def without(name: str) -> tuple[Package, ...]:
-    lost = Package(name, "missing", "", "", f"pip install {name}")
+    lost = Package(name, "missing", "", "", install_command([name.partition(".")[0]]))
     return tuple(lost if package.module == name else package for package in ALL_OK)
 
 
@@ -115,8 +127,8 @@ def test_engines_run_where_gpu_flavour_and_pycuda_come_together() -> None:
     assert able(ada, without("tensorrt"), "run engines") == (True, "")
     assert able(hopper, ALL_OK, "run engines") == (True, "")
     # TensorRT for RTX does not run on Hopper: TensorRT itself is what helps there.
-    assert able(hopper, without("tensorrt"), "run engines") == (False, "pip install tensorrt")
-    assert able(ada, without("pycuda.driver"), "run engines") == (False, "pip install pycuda.driver")
+    assert able(hopper, without("tensorrt"), "run engines") == (False, install_command(["tensorrt"]))
+    assert able(ada, without("pycuda.driver"), "run engines") == (False, install_command(["pycuda"]))
     assert able(ada, without("cuda.bindings.driver"), "run engines") == (True, "")
     assert able(ada, without("cuda.bindings.driver"), "capture CUDA graphs")[0] is False
     assert able(nothing, ALL_OK, "run engines") == (False, "")

@@ -106,7 +106,10 @@ def test_what_is_finished_is_not_done_again(
     ("flags", "words"),
     [
         (["--precision", "int8"], "needs calibration data"),
-        (["--precision", "fp16", "--embeddings", "x"], "of no use"),
+        (
+            ["--precision", "fp16", "--embeddings", "x"],
+            "--embeddings is of no use; leave it out, or give --precision int8 or fp8",
+        ),
         (["--precision", "int8", "--embeddings", "missing"], "not found"),
         (["--precision", "int8", "--embeddings", "x", "--tiers", "D"], "tier"),
     ],
@@ -131,3 +134,15 @@ def test_implicit_is_for_tensorrt_10_alone(tmp_path: Path, capsys: pytest.Captur
     assert main([*command, "--output", str(tmp_path / "set")]) == 2
     assert '"explicit"' in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_data_for_a_ready_graph_are_of_no_use_and_the_advice_is_not_what_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--onnx", "x.onnx", "--precision", "int8", "--embeddings", "e", "--output", "set"]
+    assert main(["build", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "x.onnx has its types already" in error
+    assert "leave it out, or give --checkpoint instead of --onnx to calibrate" in error
+    assert "give --precision" not in error

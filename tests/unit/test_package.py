@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 import trt_sam
-from trt_sam import errors
-from trt_sam._lazy import require
+from trt_sam import _lazy, errors
+from trt_sam._lazy import require, require_all
 from trt_sam.errors import MissingDependencyError, TrtSamError
 
 PACKAGE = Path(trt_sam.__file__).parent
@@ -93,23 +96,56 @@ def test_only_cuda_imports_pycuda_and_models_know_nothing_of_onnx() -> None:
         if inside.startswith("model/"):
             assert not imported & {"onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"}, inside
         if inside in _LIGHT:
-            assert not imported & set(HEAVY), inside
+            assert not _imports_at_once(path) & set(HEAVY), inside
 
 
 def test_all_errors_are_ours() -> None:
     for name in errors.__all__:
-        assert issubclass(getattr(errors, name), TrtSamError)
+        assert not isinstance(getattr(errors, name), type) or issubclass(getattr(errors, name), TrtSamError)
 
 
 def test_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'trt-sam\[rtx\]'"):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.chdir(PACKAGE.parent)
+    with pytest.raises(MissingDependencyError, match=r"pip install -e '\.\[rtx\]'$"):
         require("tensorrt_rtx", "to build")
+    with pytest.raises(MissingDependencyError, match=r"torch, onnx are not .*whl/cpu && pip install -e '\.\[export\]'$"):
+        require_all(("torch", "onnx", "onnxscript"), "to export")
+    monkeypatch.chdir("/")
+    with pytest.raises(MissingDependencyError, match=rf": pip install -e '{PACKAGE.parent}\[onnx\]'$"):
+        require("onnx", "to build from a graph")
+    # an installed wheel has no checkout beside it
+    monkeypatch.setattr(_lazy, "_CHECKOUT", PACKAGE)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=1", 'onnx>=1.19; extra == "onnx"'])
+    with pytest.raises(MissingDependencyError, match=r": pip install 'onnx>=1.19'$"):
+        require("onnx", "to build from a graph")
+
+
+def test_the_install_hints_know_the_extras_of_the_project() -> None:
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    modules = {"pillow": "PIL", "tensorrt_rtx_cu13": "tensorrt_rtx", "cuda_bindings": "cuda"}
+    for extra, brings in _lazy.EXTRAS.items():
+        names = {re.split(r"[\[>=]", requirement)[0].replace("-", "_") for requirement in extras[extra]}
+        found = {modules.get(name, name) for name in names}
+        assert set(brings) - {"urllib3"} <= found, extra  # urllib3 comes with requests
+        assert extra == "dev" or found <= set(brings), extra
+
+
+def _imports_at_once(path: Path) -> set[str]:
+    """What loading the module imports: no import of a function or for type checking."""
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return _names(top)
 
 
 def _imports(path: Path) -> set[str]:
+    return _names(ast.walk(ast.parse(path.read_text())))
+
+
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -36,7 +36,7 @@ METHOD = (
     "Four masks: mean IoU of all four, index by index. Selected: IoU of what each side selects by its own scores.",
     "Flips are prompts for which the variant selects another mask; clear ones are those whose mask FP32 scores more than "
     f"{CLEAR_MARGIN} below its choice. From three points on SAM's rule takes mask 0, so several clicks never flip.",
-    "Tau is Kendall's tau-a of a prompt's four IoU scores, SQNR that of all logits. "
+    "Tau is Kendall's tau-a of a prompt's four IoU scores, SQNR that of all logits.",
     "Truth: mean IoU with the exact mask at 256 x 256, of the selected mask and of the best of the four (oracle).",
     "Sizes are the share of the frame that the FP32 mask covers: "
     + ", ".join(f"{name} {_range}" for name, _range in zip(SIZES, ("under 0.5 %", "0.5 to 5 %", "from 5 %"), strict=True))
@@ -113,11 +113,13 @@ def make_report(
                 facts=(facts or {}).get(name, {}),
             )
         )
+    truth = known_mean(measurement.reference["truth_selected"])
     return AccuracyReport(
         title=title,
         conditions=conditions,
-        method=METHOD,
-        reference_truth_selected=known_mean(measurement.reference["truth_selected"]),
+        # Photos and embeddings come without an exact mask, and the table without the columns of it.
+        method=tuple(sentence for sentence in METHOD if truth is not None or not sentence.startswith("Truth: ")),
+        reference_truth_selected=truth,
         reference_truth_oracle=known_mean(measurement.reference["truth_oracle"]),
         variants=tuple(reports),
         curve_percentiles=tuple(_CURVE.tolist()),

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam import __version__
 from trt_sam._files import existing_file, write_atomically
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     _check_names(names, [name for name, _ in given])
     check_output_folder(args.output)
     check_output_file(args.json)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL"):
-        require(package, "to measure accuracy")
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime", "PIL"), "to measure accuracy")
     from trt_sam.accuracy.examples import make_examples
     from trt_sam.accuracy.measurement import measure
     from trt_sam.accuracy.page import accuracy_page

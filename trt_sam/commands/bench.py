@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam._files import existing_file, write_atomically
-from trt_sam._lazy import require
+from trt_sam._lazy import require, require_all
 from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, gpu_number, write_json
 from trt_sam.errors import InputError
@@ -165,8 +165,7 @@ def _use_checkpoint(found: _Inputs, sides: list[str], device: str, folder: Path)
     checkpoint = load_checkpoint(found.checkpoint)
     if "onnxruntime" not in sides or found.graph is not None:
         return
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "to time ONNX Runtime (or leave onnxruntime out of --sides)")
+    require_all(("onnx", "onnxscript", "onnxruntime"), "to time ONNX Runtime (or leave onnxruntime out of --sides)")
     from trt_sam.graph.export import export_decoder
 
     found.graph = folder / "decoder.onnx"

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe, calibration_request
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
@@ -125,8 +125,16 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
     if calibrates and not has_data:
         raise InputError(f"precision {recipe.graph.precision} needs calibration data: give --embeddings DIR or --photos DIR")
     if not calibrates and has_data:
-        what = "--onnx has its types already" if args.onnx else f"precision {recipe.graph.precision} is not calibrated"
-        raise InputError(f"{what}, so --embeddings and --photos are of no use; leave them out, or give --precision int8 or fp8")
+        data = "--embeddings" if args.embeddings is not None else "--photos"
+        if args.onnx:
+            raise InputError(
+                f"{args.onnx} has its types already and is built as it is, so {data} is of no use; leave it out, or give "
+                "--checkpoint instead of --onnx to calibrate"
+            )
+        raise InputError(
+            f"precision {recipe.graph.precision} is not calibrated, so {data} is of no use; leave it out, or give "
+            "--precision int8 or fp8"
+        )
 
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
@@ -198,8 +206,7 @@ def _from_checkpoint(args: argparse.Namespace, recipe: EngineRecipe) -> list[Gra
 
 def _load(args: argparse.Namespace, recipe: EngineRecipe, why: str, *more: str) -> Checkpoint:
     source = checkpoint_of(args, recipe)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", *more):
-        require(package, why)
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime", *more), why)
     from trt_sam.model.checkpoint import load_checkpoint
 
     return load_checkpoint(source)

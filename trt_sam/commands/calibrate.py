@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_sam._files import sha256_of
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._calibration import (
     add_calibration_arguments,
     calibration_recipe,
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     source = checkpoint_of(args, recipe)
     for path in (args.output, args.json):
         check_output_file(path)
-    for package in _PACKAGES:
-        require(package, "to calibrate")
+    require_all(_PACKAGES, "to calibrate")
     from calibrators.pipeline import quantize_decoder
     from trt_sam.model.checkpoint import load_checkpoint
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_folder
 from trt_sam.errors import InputError
@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed all photos; each file appears whole, in the order of the photos, and earlier ones stay if a later photo fails."""
     photos = list_images(args.photos)
     targets = _targets(photos, args.output)
-    for package in ("torch", "PIL"):
-        require(package, "to run the image encoder")
+    require_all(("torch", "PIL"), "to run the image encoder")
     from trt_sam.model.checkpoint import load_checkpoint
 
     encoder = load_checkpoint(args.checkpoint).image_encoder()

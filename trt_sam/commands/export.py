@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from trt_sam._files import sha256_of
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._options import (
     add_checkpoint_argument,
     add_graph_arguments,
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, must end in .onnx")
     source = checkpoint_of(args, recipe)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(package, "to export a graph")
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export a graph")
     from trt_sam.graph.export import export_decoder
     from trt_sam.model.checkpoint import load_checkpoint
 

@@ -1,4 +1,4 @@
-"""Try everything on this machine: export, build and compare the stand-in in every precision with every TensorRT installed.
+"""Try it out on this machine: export, build and compare the stand-in in FP32 and FP16 with every TensorRT installed.
 
 Graphs are compared with PyTorch on a synthetic scene, engines are executed where there is a GPU. Attach the JSON to an issue.
 Nothing is left on the disk; takes a minute or two.
@@ -13,13 +13,13 @@ import argparse
 import shutil
 from typing import TYPE_CHECKING
 
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._options import add_json_argument, write_json
 
 if TYPE_CHECKING:
     from trt_sam.selftest import Step
 
-HELP = "try everything on this machine, one verdict"
+HELP = "try FP32 and FP16 from checkpoint to engine on this machine, one verdict"
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "polygraphy")
 
@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the steps; 0 when none failed."""
-    for package in _PACKAGES:
-        require(package, "for selftest (trt-sam doctor lists what is missing)")
+    require_all(_PACKAGES, "for selftest (trt-sam doctor lists what is missing)")
     from trt_sam.selftest import run_selftest
 
     quiet = args.json == "-"

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_sam._lazy import require
+from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_output_file
@@ -57,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
     check_output_file(args.json)
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(package, "to rank products")
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to rank products")
     import onnx
 
     from calibrators.calibration import Calibration

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from trt_sam._lazy import require
+from trt_sam._lazy import install_command, require
 from trt_sam.errors import BuildError, InputError, ManifestError, MissingDependencyError
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.recipe import BACKENDS
@@ -166,8 +166,8 @@ def load_flavour(backend: str) -> Flavour:
         module = require(_MODULES[backend], "to build and run engines")
     except MissingDependencyError:
         raise MissingDependencyError(
-            f"{_TITLES[backend]} is not installed, needed to build and run engines: pip install 'trt-sam[{backend}]' "
-            f"(or {_PIP[backend]} alone)"
+            f"{_TITLES[backend]} is not installed, needed to build and run engines: {install_command([_MODULES[backend]])} "
+            f"(or pip install {_PIP[backend]})"
         ) from None
     except (ImportError, OSError) as error:
         raise MissingDependencyError(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trt_sam import __version__
+from trt_sam._lazy import install_command
 from trt_sam.machine.driver import Driver, examine_driver, rtx_runs_on
 
 __all__ = ["Ability", "MachineReport", "Package", "examine"]
@@ -24,20 +25,22 @@ _TIMEOUT_S = 120
 _MARK = "trt-sam-doctor:"
 
 _PACKAGES = {
-    "torch": ("torch", "torch", "{'cuda': m.version.cuda or 'none'}"),
-    "onnx": ("export", "onnx", "{}"),
-    "onnxscript": ("export", "onnxscript", "{}"),
-    "onnxruntime": ("onnxruntime", "onnxruntime", "{'providers': m.get_available_providers()}"),
-    "huggingface_hub": ("hub", "huggingface-hub", "{}"),
-    "safetensors": ("hub", "safetensors", "{}"),
-    "PIL": ("image", "pillow", "{}"),
-    "polygraphy": ("compare", "polygraphy", "{}"),
-    "tensorrt_rtx": ("rtx", "tensorrt-rtx-cu13", "{}"),
-    "tensorrt": ("tensorrt", "tensorrt", "{}"),
-    "pycuda.driver": ("cuda", "pycuda", "{'version': '.'.join(map(str, __import__('pycuda').VERSION))}"),
-    "cuda.bindings.driver": ("cuda", "cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
+    "torch": ("torch", "{'cuda': m.version.cuda or 'none'}"),
+    "onnx": ("onnx", "{}"),
+    "onnxscript": ("onnxscript", "{}"),
+    "onnxruntime": ("onnxruntime", "{'providers': m.get_available_providers()}"),
+    "huggingface_hub": ("huggingface-hub", "{}"),
+    "safetensors": ("safetensors", "{}"),
+    "PIL": ("pillow", "{}"),
+    "pooch": ("pooch", "{}"),
+    "pypi_simple": ("pypi-simple", "{}"),
+    "polygraphy": ("polygraphy", "{}"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "{}"),
+    "tensorrt": ("tensorrt", "{}"),
+    "pycuda.driver": ("pycuda", "{'version': '.'.join(map(str, __import__('pycuda').VERSION))}"),
+    "cuda.bindings.driver": ("cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
 }
-"""Module to import: the extra and the distribution that bring it, and what else to ask, an expression over the module `m`."""
+"""Module to import: the distribution that brings it, and what else to ask, an expression over the module `m`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def examine() -> MachineReport:
 
 
 def _examine_package(module: str) -> Package:
-    extra, distribution, ask = _PACKAGES[module]
+    distribution, ask = _PACKAGES[module]
     again = f"pip install --force-reinstall {distribution}"
     top = module.partition(".")[0]
     script = (
@@ -125,7 +128,7 @@ def _examine_package(module: str) -> Package:
             module, "broken", "", f"the import took over {_TIMEOUT_S} s or could not be started ({type(error).__name__})", again
         )
     if done.returncode == _MISSING:
-        return Package(module, "missing", "", "", f"pip install 'trt-sam[{extra}]'")
+        return Package(module, "missing", "", "", install_command([top]))
     lines = done.stdout.decode(errors="replace").splitlines()
     answer = next((line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)), None)
     if done.returncode != 0 or answer is None:
@@ -150,7 +153,10 @@ def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, .
 
     def able(name: str, modules: tuple[str, ...], *, other: tuple[str, ...] = ()) -> Ability:
         lacking = [by_name[module] for module in modules if by_name[module].status != "ok"]
-        pip = " && ".join(dict.fromkeys(package.pip for package in lacking if package.pip))
+        missing = [package.module.partition(".")[0] for package in lacking if package.status == "missing"]
+        commands = [install_command(missing)] if missing else []
+        commands += [package.pip for package in lacking if package.status == "broken"]
+        pip = " && ".join(dict.fromkeys(commands))
         needs = tuple(f"{package.module} is {package.status}" for package in lacking if package.status != "no driver") + other
         return Ability(name, not needs, needs, pip)
 
@@ -168,6 +174,7 @@ def abilities(driver: Driver, packages: tuple[Package, ...]) -> tuple[Ability, .
     )
     torch_export = ("torch", "onnx", "onnxscript", "onnxruntime")
     return (
+        able("download checkpoints by name", ("pooch", "pypi_simple")),
         able("export a checkpoint to ONNX", torch_export),
         able("embed photos", ("torch", "safetensors", "PIL")),
         able("run a graph on the CPU", ("onnxruntime",)),

@@ -290,6 +290,14 @@ def test_the_report_is_strict_json_and_a_table(measured: Measurement) -> None:
     text = markdown(report)
     assert "| other | 0.9333 | 0.8200 | 0.800 | 33.3 % |" in text
     assert "selected 0.8333, oracle 1.0000" in text
+    assert "\n- Truth: mean IoU with the exact mask" in text
+
+
+def test_the_method_explains_no_column_that_is_not_there() -> None:
+    masks = Told({0: (four(10, 100, 50, 20), flipped(2, 0.9))})
+    known = measure(masks, [Variant("same", lambda: masks)], [example([0], ("click",))])
+    text = markdown(make_report(known, title="Accuracy", conditions={}))
+    assert "truth" not in text.lower()
 
 
 def test_the_strip_shows_what_was_lost(measured: Measurement) -> None:

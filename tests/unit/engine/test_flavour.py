@@ -190,7 +190,7 @@ def test_a_missing_tensorrt_names_the_pip_command(backend: str, package: str, mo
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(_lazy.importlib, "import_module", missing)
-    with pytest.raises(MissingDependencyError, match=rf"pip install 'trt-sam\[{backend}\]' \(or {package} alone\)"):
+    with pytest.raises(MissingDependencyError, match=rf"pip install -e '\S+\[{backend}\]' \(or pip install {package}\)"):
         load_flavour(backend)
     assert available_flavours() == ()
 
