@@ -35,6 +35,8 @@ class Graph(Owned):
         try:
             _keep(made, bindings.cuGraphInstantiate, graph, 0)
             (self._executable,) = _checked(made[0], "instantiating a graph")
+            # Else the first launch would bring it to the GPU, and a call would wait for that.
+            _checked(bindings.cuGraphUpload(self._executable, self._stream), "bringing a graph to the GPU")
         except BaseException:
             self.close()
             raise

@@ -24,6 +24,7 @@ class Stream(Owned):
         with device.active(), guard("making a stream"):
             stream = device.driver.Stream(_NON_BLOCKING)
         self.handle = int(stream.handle)
+        self.device = device
         super().__init__(device, stream)
 
     def upload(self, target: int, source: Bytes) -> None:
@@ -58,6 +59,11 @@ class Stream(Owned):
             self._handle.synchronize()
         except Exception as error:
             raise_ours(error, "waiting for the GPU")
+
+    def done(self) -> bool:
+        """Whether everything queued has run; returns at once, and raises what went wrong in it."""
+        with guard("asking for a stream"):
+            return bool(self._handle.is_done())
 
     def wait(self, event: Event) -> None:
         """Queue a wait: what comes after it runs after `event`."""

@@ -141,7 +141,9 @@ class DecoderRunner(ImageCalls):
         calls later. Where several threads call, take `copy=True`.
         """
         copy = asked.pop("copy", False)
-        return self.submit(points, labels, boxes, mask_input, **asked).result(copy=copy)
+        self._check_open()
+        with self._device.active():  # once, where `submit` and `result` would switch to it and back each
+            return self.submit(points, labels, boxes, mask_input, **asked).result(copy=copy)
 
     def submit(
         self,
@@ -273,8 +275,11 @@ class DecoderRunner(ImageCalls):
             self._save_runtime_caches()
 
     def _pending_events(self) -> list[Event]:
-        """After which nothing that is queued now reads resident images any more."""
-        return [slot.event for slot in self._slots if slot.pending]
+        """After which nothing that is queued now reads resident images any more; under the runner's lock."""
+        pending = [slot for slot in self._slots if slot.pending]
+        for slot in pending:
+            slot.event.record(slot.stream)
+        return [slot.event for slot in pending]
 
     def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
         try:
@@ -283,7 +288,9 @@ class DecoderRunner(ImageCalls):
                     self._check_open()
                     with self._device.active():
                         slot.begin()
-                        self._calls.plan(slot, kind, known).rehearse()
+                        plan = self._calls.plan(slot, kind, known)
+                        if (plan.call.masks, plan.call.bits) == ("all", False):  # the others share its inference
+                            plan.rehearse()
                 with slot.lock:
                     self._check_open()
                     with self._device.active():

@@ -143,11 +143,12 @@ class Engine:
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         strategies = trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if own_strategy else strategies.DISABLED
-        if self._cache_path is not None:
-            if self._cache is None:
-                self._cache = config.create_runtime_cache()
+        # Without one, each context would compile its kernels again.
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._cache_path is not None:
                 self._load_runtime_cache(self._cache_path)
-            config.set_runtime_cache(self._cache)
+        config.set_runtime_cache(self._cache)
         return config
 
     def _load_runtime_cache(self, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from operator import length_hint
 from queue import SimpleQueue
 
 from trt_sam.errors import InferenceError
@@ -38,7 +39,8 @@ class Lease:
 
     def give_back(self) -> None:
         """Put it back, if that has not been done."""
-        deque(map(self._free.put, self._back), maxlen=0)
+        if length_hint(self._back):
+            deque(map(self._free.put, self._back), maxlen=0)
 
     def __del__(self) -> None:
         if hasattr(self, "_back"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ Array = npt.NDArray[Any]
 
 _THRESHOLD = 0.0
 """A pixel belongs to the mask where its logit is above this, as in SAM."""
+_FEW = 32
+"""Numbers that Python looks through as fast as numpy."""
 _SMALL_GAP = 8192
 """Bytes: a copy of its own costs more than so many that nobody asked for. The bits of an absent prompt are as many."""
 _CLICKS = frozenset((float(LABEL_ABSENT), float(LABEL_BACKGROUND), float(LABEL_FOREGROUND)))
@@ -56,6 +59,7 @@ class Plan:
         self.corners = self._coords[:prompts, points : points + 2] if call.tail == "corners" else None
         self._given = self._coords[:prompts, : call.num_tokens]
         self._finite = np.empty(self._given.shape, np.bool_)
+        self._one_prompt = self._given.reshape(-1) if self._given.size <= _FEW and prompts == 1 else None
         self._has_mask: Array | None = None
         end = layout.offsets["point_labels"] + self._labels.nbytes
         if "mask_input" in layout.offsets:
@@ -67,6 +71,13 @@ class Plan:
         self._size = view(slot.host_in, layout, "orig_im_size", "int64") if call.height_width is not None else None
         self.upload: Array = slot.host_in[:end]
         self._plan_outputs(engine, layout)
+        # A bucket's own size is recorded with its copies. The sizes between share one recording of the inference.
+        if call.num_prompts == bucket.num_prompts:
+            copies = (self.upload.nbytes, *((source, target.nbytes) for target, source in self.downloads))
+            self._graph = self.program.record(copies, self._queue)
+        else:
+            self._graph = None
+            self.program.record()
 
     def fill(self, points: Array | None, labels: Array | None, boxes: Array | None) -> None:
         """Write and check the prompts; shapes fit already. After an error the slot must `forget`.
@@ -86,7 +97,9 @@ class Plan:
                     self._refuse_label(row, allowed)
         if self.corners is not None:
             self.corners[...] = boxes
-        if not np.isfinite(self._given, out=self._finite).all():
+        # One prompt is cheaper to look through in Python.
+        flat = self._one_prompt
+        if not (np.isfinite(self._given, out=self._finite).all() if flat is None else all(map(isfinite, flat.tolist()))):
             raise ContractError("points or boxes hold NaN or infinity; every coordinate must be finite")
         slot.current = self
 
@@ -110,20 +123,20 @@ class Plan:
         slot.pending = True
         if image != slot.image:
             slot.bring(image, address)
-        slot.stream.upload(slot.device_in.address, self.upload)
-        self.program.enqueue(slot.stream.handle)
-        for target, source in self.downloads:
-            slot.stream.download(target, source)
-        slot.event.record(slot.stream)
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._queue()
 
     def rehearse(self) -> None:
-        """Queue the inference on absent prompts; its results stay on the GPU."""
+        """Queue the inference on absent prompts; its results stay on the GPU. Under the runner's lock."""
         slot = self._slot
         slot.current = None
         slot.pending = True
         self._pad()
+        self.program.record()
         slot.stream.upload(slot.device_in.address, self.upload)
-        self.program.enqueue(slot.stream.handle)
+        self.program.enqueue()
 
     def finish(self) -> Decoded:
         """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""
@@ -143,7 +156,7 @@ class Plan:
             stack.callback(last.close)
             for _ in range(count):
                 first.record(slot.stream)
-                self.program.enqueue(slot.stream.handle)
+                self.program.enqueue()
                 last.record(slot.stream)
                 last.synchronize()
                 times.append(last.elapsed_ms(first))
@@ -153,6 +166,16 @@ class Plan:
     def outputs(self) -> dict[str, Array]:
         """All outputs of the graph by name."""
         return self._views
+
+    def _queue(self) -> None:
+        stream = self._slot.stream
+        stream.upload(self._slot.device_in.address, self.upload)
+        if self.call.num_prompts == self.program.bucket.num_prompts:
+            self.program.enqueue_unrecorded()  # under way into a recording, or never recorded
+        else:
+            self.program.enqueue()
+        for target, source in self.downloads:
+            stream.download(target, source)
 
     def _pad(self) -> None:
         self._coords.fill(0)

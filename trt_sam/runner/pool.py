@@ -1,8 +1,9 @@
-"""`RunnerPool`: several runners, each on a thread of its own, for throughput over many images."""
+"""`RunnerPool`: runners that threads use side by side, for throughput over many images."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections import deque
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import device_index, is_on_device
 from trt_sam.cuda.streams import Stream
@@ -29,30 +31,43 @@ class RunnerPool:
     """Runners behind a queue. Each call brings its image; a runner that a failure closed is replaced before the next call.
 
     Args:
-        make: makes runner number i; it is called on the thread that will use it.
-        count: how many runners, and threads.
+        make: makes runner number i; it is called on a thread that will use it.
+        count: how many runners.
         max_waiting: calls that may wait for a runner, each with its embedding (4 MiB); None for any number.
+        threads: how many calls are worked on side by side, in turn by runner 0, 1, ...: a runner of n threads should have n
+            slots and room for n images. None: one for each runner.
 
     Raises:
-        InputError: `count` is below 1, or `max_waiting` below 0.
+        InputError: `count` is below 1, `threads` below `count`, or `max_waiting` below 0.
     """
 
-    def __init__(self, make: Callable[[int], DecoderRunner], count: int, *, max_waiting: int | None = 64) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], DecoderRunner],
+        count: int,
+        *,
+        max_waiting: int | None = 64,
+        threads: int | None = None,
+    ) -> None:
         if count < 1:
             raise InputError(f"a pool of {count} runners cannot work; give 1 or more")
+        threads = count if threads is None else threads
+        if threads < count:
+            raise InputError(f"{threads} threads leave some of {count} runners without work; give as many or more")
         if max_waiting is not None and max_waiting < 0:
             raise InputError(f"max_waiting is {max_waiting}, must be 0 or more, or None")
-        self._most = None if max_waiting is None else count + max_waiting
+        self._most = None if max_waiting is None else threads + max_waiting
         self._room = None if self._most is None else threading.BoundedSemaphore(self._most)
         self._make = make
         self._runners: dict[int, DecoderRunner] = {}
-        self._numbers = iter(range(count))
+        self._numbers = itertools.cycle(range(count))
+        self._making = [threading.Lock() for _ in range(count)]
         self._local = threading.local()
         self._lock = threading.Lock()
         self._closed = False
         self._process = os.getpid()
         self._streams: dict[int, tuple[Device, Stream]] = {}
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="trt-sam-runner")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="trt-sam-runner")
 
     @classmethod
     def open(
@@ -64,16 +79,20 @@ class RunnerPool:
         max_waiting: int | None = 64,
         **options: Any,
     ) -> Self:
-        """Open the engine set in `folder` `count` times, in turn over the GPUs `devices`; options as `DecoderRunner.open`.
+        """Open the engine set in `folder` once on each of the GPUs `devices`, for `count` calls side by side in all.
 
-        A set that cannot be opened is told by the first calls.
+        The calls of a GPU share one engine: it is read once, its weights are there once, and each call has a slot with
+        execution contexts of its own. Options as `DecoderRunner.open`; a set that cannot be opened is told by the first calls.
         """
-        gpus = tuple(devices)
+        gpus = tuple(devices)[: max(count, 1)]
+        share = -(-count // len(gpus))
+        options.setdefault("in_flight", share)
+        options["image_bytes"] = max(options.get("image_bytes", 64 * 2**20), share * EMBEDDING_BYTES)
 
         def make(number: int) -> DecoderRunner:
-            return DecoderRunner.open(folder, device=gpus[number % len(gpus)], **options)
+            return DecoderRunner.open(folder, device=gpus[number], **options)
 
-        return cls(make, count, max_waiting=max_waiting)
+        return cls(make, min(count, len(gpus)), max_waiting=max_waiting, threads=count)
 
     def submit(
         self,
@@ -181,7 +200,8 @@ class RunnerPool:
             if not hasattr(self._local, "number"):
                 self._local.number = next(self._numbers)
         number: int = self._local.number
-        runner = self._runners.get(number)
-        if runner is None or runner.closed:
-            runner = self._runners[number] = self._make(number)
+        with self._making[number]:
+            runner = self._runners.get(number)
+            if runner is None or runner.closed:
+                runner = self._runners[number] = self._make(number)
         return runner

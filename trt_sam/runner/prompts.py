@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,8 @@ class CallMaker:
     def warm_up_kinds(
         self, sizes: Sequence[tuple[int, int]] | None, image_size: tuple[int, int] | None
     ) -> list[tuple[Kind, Known]]:
-        """Kinds of calls that use the buckets for these (num_prompts, num_tokens), or all buckets, of each engine.
+        """Kinds of calls that use the buckets for these (num_prompts, num_tokens), or all buckets, of each engine: every
+        choice of results, the one whose `masks` is "all" first.
 
         Raises:
             ContractError: a size beyond the profiles.
@@ -154,8 +156,11 @@ class CallMaker:
             size = image_size
             if size is None and "orig_im_size" in names:
                 size = (engine.profiles[0]["height"][1], engine.profiles[0]["width"][1])
-            for count, tokens in wanted:
-                kind: Kind = (count, tokens, "", "all", False, "mask_input" in names, size)
+            results: list[tuple[str, bool | str]] = [("all", False), ("best", False), ("device", False)]
+            if any(spec.name == "mask_bits" for spec in engine.outputs):
+                results += [("all", PACKED), ("best", PACKED)]
+            for (count, tokens), (masks, bits) in itertools.product(wanted, results):
+                kind: Kind = (count, tokens, "", masks, bits, "mask_input" in names, size)
                 kinds[engine, kind] = self._find(kind, engine)  # profiles overlap: many a size comes twice
         return [(kind, known) for (_, kind), known in kinds.items()]
 
@@ -214,6 +219,8 @@ class CallMaker:
 
 def host_array(given: Any, name: str) -> Array:
     """What a caller gave, as numpy; raises ContractError where that cannot be had."""
+    if type(given) is np.ndarray:
+        return given
     if is_on_device(given):
         raise ContractError(f"{name}: on the GPU, but the host reads prompts; give a numpy array, torch: .cpu()")
     array: Array = on_host(given, name)

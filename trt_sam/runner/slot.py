@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,20 +38,49 @@ class Program:
     engine: Engine
     bucket: Bucket
     context: ExecutionContext
-    graph: Graph | None = None
+    stream: Stream
+    recorded: bool
+    """Whether its work is queued as CUDA graphs."""
+    graphs: dict[tuple[Any, ...], Graph] = field(default_factory=dict)
+    """The inference alone, under (), and with the copies of those who ask for the same."""
 
     def close(self) -> None:
         """Drop what holds device memory; it cannot run any more."""
-        if self.graph is not None:
-            self.graph.close()
+        for graph in self.graphs.values():
+            graph.close()
         self.context.close()
 
-    def enqueue(self, stream: int) -> None:
+    def record(self, copies: tuple[Any, ...] = (), work: Callable[[], None] | None = None) -> Graph | None:
+        """The graph of `work` (None: of the inference alone), recorded at the first time; None where nothing is recorded.
+
+        In the device's context, under the runner's lock: nobody may mark an event in the stream meanwhile.
+
+        Raises:
+            InferenceError: TensorRT or CUDA could not.
+        """
+        if not self.recorded:
+            return None
+        graph = self.graphs.get(copies)
+        if graph is None:
+            try:
+                graph = self.graphs[copies] = capture(self.stream.device, self.stream, work or self.enqueue_unrecorded)
+            except InferenceError as error:
+                raise InferenceError(
+                    f"{error}; where this engine cannot be recorded, open the runner with graphs=False"
+                ) from error
+        return graph
+
+    def enqueue(self) -> None:
         """Queue the inference; raises InferenceError where TensorRT or CUDA could not."""
-        if self.graph is not None:
-            self.graph.launch()
+        graph = self.graphs.get(())
+        if graph is not None:
+            graph.launch()
         else:
-            self.context.enqueue(stream)
+            self.enqueue_unrecorded()
+
+    def enqueue_unrecorded(self) -> None:
+        """The same, as TensorRT itself does it."""
+        self.context.enqueue(self.stream.handle)
 
 
 class Slot:
@@ -103,10 +132,10 @@ class Slot:
     @property
     def graphs_held(self) -> int:
         """CUDA graphs recorded so far."""
-        return sum(program.graph is not None for program in self._programs.values())
+        return sum(len(program.graphs) for program in self._programs.values())
 
     def program(self, engine: Engine, bucket: Bucket, layout: Layout) -> Program:
-        """The program of a bucket, made at its first use: one inference on zeros, which are a valid prompt, then the recording.
+        """The program of a bucket, made at its first use, with one inference on zeros, which are a valid prompt.
 
         Raises:
             InferenceError: TensorRT or CUDA failed.
@@ -177,20 +206,13 @@ class Slot:
             # Only TensorRT-RTX answers so. Its own strategy records what it can; both at once is forbidden.
             context = self._context(engine, bucket, layout, own_strategy=True)
             recorded = False
-        program = Program(engine, bucket, context)
+        program = Program(engine, bucket, context, self.stream, recorded)
         if not engine.host_inputs:
             # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call. On
             # zeros, because new memory and another bucket's coordinates are no labels: the decoder would read beside its table.
             self.pending = True
             self.stream.zero(self.device_in.address, self.device_in.size)
-            context.enqueue(self.stream.handle)
-        if recorded:
-            try:
-                program.graph = capture(self.device, self.stream, lambda: context.enqueue(self.stream.handle))
-            except InferenceError as error:
-                raise InferenceError(
-                    f"{error}; where this engine cannot be recorded, open the runner with graphs=False"
-                ) from error
+            program.enqueue_unrecorded()
         return program
 
     def _context(self, engine: Engine, bucket: Bucket, layout: Layout, *, own_strategy: bool) -> ExecutionContext:

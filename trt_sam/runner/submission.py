@@ -43,7 +43,7 @@ class Submission:
             with slot.lock:
                 self._check(slot)
                 with slot.device.active():
-                    return slot.event.done()
+                    return slot.stream.done()
         except BaseException as error:
             self._end(error)
             raise
@@ -111,7 +111,8 @@ class Submission:
         lease, self._lease, self._slot = self._lease, None, None
         if lease is not None:
             try:
-                self._give_back(lease, error)
+                if error is not None:
+                    self._give_back(lease, error)
             finally:
                 lease.give_back()
 

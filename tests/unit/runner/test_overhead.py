@@ -45,6 +45,18 @@ def test_the_host_overhead_of_one_prompt_is_small(
     assert found < MOST_MICROSECONDS
 
 
+def test_a_decode_calls_the_driver_four_times(host_cuda: HostCuda) -> None:
+    with opened(host_cuda, GRAPHS["best_mask"]) as (runner, fake):
+        fake.does_nothing = True
+        runner.set_image(toy_embedding(1))
+        for masks in ("device", "best"):
+            runner.decode(POINTS, LABELS, masks=masks)
+            host_cuda.reset()
+            runner.decode(POINTS, LABELS, masks=masks)
+            called = {name: host_cuda.count(name) for name in host_cuda.called}
+            assert called == {"cuCtxPushCurrent": 1, "cuGraphLaunch": 1, "cuStreamSynchronize": 1, "cuCtxPopCurrent": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "masks", "bits"),
     [

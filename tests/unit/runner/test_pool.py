@@ -99,6 +99,41 @@ def test_a_pool_replaces_a_runner_that_was_lost(host_cuda: HostCuda) -> None:
         assert made == [0, 0]
 
 
+def test_the_calls_of_a_gpu_share_one_engine(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_on: list[tuple[int, int]] = []
+    engines: list[OrtEngine] = []
+
+    def open_one(cls: type, folder: str, *, device: int, **options: int) -> DecoderRunner:
+        opened_on.append((device, options["in_flight"]))
+        runner, fake = make(host_cuda, **options)
+        engines.append(fake)
+        return runner
+
+    monkeypatch.setattr(DecoderRunner, "open", classmethod(open_one))
+    calls = [(seed, clicks(seed, 2, 2)) for seed in range(1, 13)]
+    with RunnerPool.open("set", 4) as pool:
+        results = pool.map(((toy_embedding(seed), *given) for seed, given in calls), masks="all")
+        for found, (seed, given) in zip(results, calls, strict=True):
+            check(found, seed, given)
+        assert opened_on == [(0, 4)]
+        host_cuda.fail_next_work()
+        with pytest.raises(InferenceError, match="runner is closed"):
+            pool.submit(toy_embedding(1), *clicks(1, 2, 2)).result()
+        host_cuda.reset()  # as a new process would find the GPU
+        futures = [pool.submit(toy_embedding(seed), *given, masks="all") for seed, given in calls]
+        for future, (seed, given) in zip(futures, calls, strict=True):
+            check(future.result(), seed, given)
+        assert opened_on == [(0, 4)] * 2, "one new runner for all threads"
+    assert all(len(fake.contexts) <= 4 for fake in engines)
+    opened_on.clear()
+    with RunnerPool.open("set", 3, devices=(0, 1)) as pool:
+        for future in [pool.submit(toy_embedding(seed), *given) for seed, given in calls]:
+            future.result()
+    assert sorted(opened_on) == [(0, 2), (1, 2)]
+    with pytest.raises(InputError, match="1 threads leave some of 2 runners"):
+        RunnerPool(lambda number: make(host_cuda)[0], 2, threads=1)
+
+
 def test_two_runners_share_a_context_and_closing_one_leaves_the_other(host_cuda: HostCuda) -> None:
     given = clicks(1, 2, 2)
     with opened(host_cuda) as (first, _):
@@ -133,6 +168,15 @@ def test_rtx_records_by_our_graph_or_by_its_own_never_both(host_cuda: HostCuda, 
         strategy = used[0].config.cuda_graph_strategy
         wanted = CudaGraphStrategy.DISABLED if capturable else CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         assert (strategy, runner.graphs_held) == (wanted, 1 if capturable else 0)
+
+
+def test_rtx_compiles_a_kernel_once_also_where_nothing_is_kept(host_cuda: HostCuda) -> None:
+    runner, fake = rtx(host_cuda)
+    with runner:
+        runner.warm_up([(2, 3), (4, 3)])
+        (cache,) = {id(context.config.cache): context.config.cache for context in fake.contexts if context.config}.values()
+        assert cache is not None
+        assert len(cache.compiled) == 2
 
 
 def test_rtx_keeps_its_runtime_cache_beside_the_engine(

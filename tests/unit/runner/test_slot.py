@@ -75,7 +75,7 @@ def test_between_buckets_calls_are_filled_up_and_no_bit_changes(host_cuda: HostC
                     np.testing.assert_array_equal(other.masks, results[0].masks)
                     np.testing.assert_array_equal(other.iou_predictions, results[0].iou_predictions)
         assert {tuple(context.shapes["point_labels"]) for context in fake.contexts} == {(2, 3), (4, 6)}
-        assert padded.graphs_held == 2
+        assert padded.graphs_held == 4  # of two buckets: with the copies of their own size, and alone for the sizes between
         assert plain.graphs_held == 0
 
 
