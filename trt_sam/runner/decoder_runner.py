@@ -11,6 +11,7 @@ lock by whoever waits for it, and the images' by whoever waits for an upload. Ta
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -91,7 +92,7 @@ class DecoderRunner(ImageCalls):
             self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
             with device.active():
                 self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
-                self._images = Images(device, image_bytes // EMBEDDING_BYTES, self._pending_events)
+                self._images = Images(device, image_bytes // EMBEDDING_BYTES, functools.partial(_pending_events, self._slots))
             for slot in self._slots:
                 slot.owner = weakref.ref(self)
                 self._free.put(slot)
@@ -274,13 +275,6 @@ class DecoderRunner(ImageCalls):
         with self._lock:
             self._save_runtime_caches()
 
-    def _pending_events(self) -> list[Event]:
-        """After which nothing that is queued now reads resident images any more; under the runner's lock."""
-        pending = [slot for slot in self._slots if slot.pending]
-        for slot in pending:
-            slot.event.record(slot.stream)
-        return [slot.event for slot in pending]
-
     def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
         try:
             for kind, known in kinds:
@@ -330,3 +324,14 @@ class DecoderRunner(ImageCalls):
             else:
                 plan.launch(image, images.address(image))
         return plan
+
+
+def _pending_events(slots: Sequence[Slot]) -> list[Event]:
+    """After which nothing that is queued now reads resident images any more; under the runner's lock.
+
+    Of slots, not of the runner: the images would hold their runner, and one that is dropped would not be closed at once.
+    """
+    pending = [slot for slot in slots if slot.pending]
+    for slot in pending:
+        slot.event.record(slot.stream)
+    return [slot.event for slot in pending]

@@ -13,7 +13,7 @@ from tests.fixtures import toy_runner
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, check_decoded, clicks, expected, make, opened, tokens
-from trt_sam.errors import ContractError, InferenceError
+from trt_sam.errors import ContractError, InferenceError, InputError
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runtime.predictor import Predictor
 
@@ -172,7 +172,7 @@ def test_a_predictor_refuses_an_embedding_on_the_gpu(host_cuda: HostCuda) -> Non
     with make(host_cuda)[0] as runner:
         predictor = Predictor(runner)
         for source in (OnGpu(), Torch()):
-            with pytest.raises(ContractError, match="image_embeddings"):
+            with pytest.raises(InputError, match="image_embeddings"):
                 predictor.set_image_embedding(source, (1024, 1024))  # type: ignore[arg-type]
             assert not predictor.is_image_set
 
