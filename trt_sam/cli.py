@@ -10,9 +10,10 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trt_sam import __version__
 from trt_sam._cache import cache_set_to
@@ -90,7 +91,12 @@ def _messages_on_stderr() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but with one error line instead of the usage in front of it."""
+    """argparse, but with one error line instead of the usage in front of it, and values like "-1,0,50,60" taken as such."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # argparse takes what begins with a dash for a flag, unless this says that it is a number: lists of them are none to it.
+        self._negative_number_matcher = re.compile(r"-[\d.][-+\d.,eE]*$")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")

@@ -129,6 +129,8 @@ BAD = {
     "three numbers": (["--box", "5,6,7"], "must be X0,Y0,X1,Y1"),
     "turned box": (["--box", "50,5,40,60"], "is empty: X1 must be above X0"),
     "flat box": (["--box", "5,5,40,5"], "is empty"),
+    "box that begins outside": (["--box", "-1,0,40,50"], "--box -1,0,40,50 is outside the image of 160x120: X from 0 to 160"),
+    "left of the image": (["--point", "-2.5,7"], "--point -2.5,7 is outside the image"),
     "large box": (["--box", "5,5,161,50"], "--box 5,5,161,50 is outside the image of 160x120"),
 }
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Side", "open_side", "torch_side"]
 
 Array = npt.NDArray[Any]
+_OF_CHECKPOINTS = (
+    "config.json",
+    *(f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")),
+)
 _DECODERS = ("decode", "decode_mask")
 
 
@@ -61,7 +65,7 @@ def open_side(source: str, *, device: int = 0) -> Side:
         return _open_graph(path)
     if path.suffix == ".engine" or path.name == MANIFEST_NAME or (path / MANIFEST_NAME).exists():
         return _open_engine(path, device)
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not any((path / name).exists() for name in _OF_CHECKPOINTS):
         raise InputError(
             f"{path} has neither a {MANIFEST_NAME} (an engine set) nor a config.json (a checkpoint); "
             "give one of them, a .pth or a .onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from trt_sam.model import naming
 from trt_sam.model.hardened import harden
 from trt_sam.model.sam import SamDecoder
 from trt_sam.model.state import check_fit, some, state_sha256
-from trt_sam.model.weights import download, looks_like_hub_id, read_folder, read_pth
+from trt_sam.model.weights import download, looks_like_hub_id, read_folder, read_pth, read_safetensors
 
 if TYPE_CHECKING:
     from trt_sam.model.image_encoder import ImageEncoder
@@ -26,6 +27,7 @@ __all__ = ["DATA_FOLDER", "STANDINS", "Checkpoint", "load_checkpoint"]
 
 _VIT_KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h", (128, 4): "vit_standin"}
 _META_CONSTANTS = frozenset({"pixel_mean", "pixel_std"})
+_SAM2 = re.compile(r"(^|\.)(sam_mask_decoder\.|memory_attention\.|maskmem_tpos_enc|mask_decoder\.pred_obj_score_head\.)")
 _HF_SETTINGS: dict[str, dict[str, object]] = {
     "prompt_encoder_config": {"image_size": 1024, "patch_size": 16, "hidden_act": "gelu"},
     "mask_decoder_config": {"num_attention_heads": 8, "hidden_act": "relu"},
@@ -66,7 +68,9 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 
     Args:
         source: a name of `trt_sam.download.CATALOGUE` ("mobile_sam"), which is downloaded into the cache where it is not there;
-            a Meta `.pth`; a Hugging Face folder of `SamModel`; a hub id (`facebook/sam-vit-base`); "standin" or "standin-hard".
+            a `.pth` or `.safetensors` in Meta's names or in those of `SamModel`, also as a trainer saves it, in a dictionary
+            and beside other objects, which are passed over; a Hugging Face folder of `SamModel`; a hub id
+            (`facebook/sam-vit-base`); "standin" or "standin-hard".
 
     LayerNorm epsilons are those of Meta's code (1e-5 in the decoder's transformer), whatever config.json says: transformers
     computes with 1e-6 there, with weights that were trained with 1e-5.
@@ -96,29 +100,58 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
             f"checkpoint not found: {text}; {meant}give a .pth, a Hugging Face folder or id, or a name: {names}"
         )
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} lacks the config.json beside it; give the folder {path.parent} instead")
+        return _from_state(read_safetensors(path), str(path), text)
     return _from_pth(path, text)
 
 
 def _from_pth(path: Path, source: str) -> Checkpoint:
-    state = read_pth(path)
-    decoder, encoder = _split({name: value for name, value in state.items() if name not in _META_CONSTANTS})
-    return _checkpoint(decoder, encoder, config=None, place=str(path), source=source)
+    return _from_state(read_pth(path), str(path), source)
 
 
 def _from_folder(folder: Path, source: str, prepare: Callable[[SamDecoder], SamDecoder] | None = None) -> Checkpoint:
     config, state = read_folder(folder)
-    _check_config(config, folder)
-    copy = state.pop(naming.HF_TIED_COPY, None)
-    if copy is not None and not torch.equal(copy, state.setdefault(naming.HF_TIED_SOURCE, copy)):
-        raise CheckpointError(f"{folder}: {naming.HF_TIED_COPY} differs from {naming.HF_TIED_SOURCE}; they must be equal")
-    renamed, unknown = naming.hf_to_meta(state)
-    decoder, encoder = _split(renamed)
-    # An unknown name stays as it is, to be reported with the other misfits.
-    decoder |= {name: state[name] for name in unknown if not name.startswith(naming.HF_ENCODER_PREFIX)}
-    encoder |= {name: state[name] for name in unknown if name.startswith(naming.HF_ENCODER_PREFIX)}
-    vision = config.get("vision_config")
-    return _checkpoint(decoder, encoder, vision if isinstance(vision, dict) else {}, str(folder), source, prepare)
+    vision = None
+    if config is not None:
+        _check_config(config, folder)
+        vision = config.get("vision_config")
+        vision = vision if isinstance(vision, dict) else {}
+    return _from_state(state, str(folder), source, vision, prepare)
+
+
+def _from_state(
+    state: dict[str, Tensor],
+    place: str,
+    source: str,
+    vision: dict[str, Any] | None = None,
+    prepare: Callable[[SamDecoder], SamDecoder] | None = None,
+) -> Checkpoint:
+    """A checkpoint of a state in Meta's names or in those of `SamModel`.
+
+    Args:
+        state: all tensors; changed.
+        place: where they came from, for messages.
+        source: what was asked for.
+        vision: the image encoder's settings of a config.json; None where they are read off the shapes.
+        prepare: changes the decoder.
+    """
+    sam2 = next((name for name in state if _SAM2.search(name)), None)
+    if sam2 is not None:
+        raise CheckpointError(
+            f"checkpoint {place} is a SAM 2 ({sam2}), whose decoder is another; give a SAM: vit_b, vit_l, vit_h or MobileSAM"
+        )
+    hf = naming.uses_hf_names(state)
+    if hf:
+        copy = state.pop(naming.HF_TIED_COPY, None)
+        if copy is not None and not torch.equal(copy, state.setdefault(naming.HF_TIED_SOURCE, copy)):
+            raise CheckpointError(f"{place}: {naming.HF_TIED_COPY} differs from {naming.HF_TIED_SOURCE}; they must be equal")
+        renamed, unknown = naming.hf_to_meta(state)
+        decoder, encoder = _split(renamed)
+        # An unknown name stays as it is, to be reported with the other misfits.
+        decoder |= {name: state[name] for name in unknown if not name.startswith(naming.HF_ENCODER_PREFIX)}
+        encoder |= {name: state[name] for name in unknown if name.startswith(naming.HF_ENCODER_PREFIX)}
+    else:
+        decoder, encoder = _split({name: value for name, value in state.items() if name not in _META_CONSTANTS})
+    return _checkpoint(decoder, encoder, vision if hf else None, place, source, prepare, hf=hf)
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -133,9 +166,11 @@ def _checkpoint(
     config: dict[str, Any] | None,
     place: str,
     source: str,
-    prepare: Callable[[SamDecoder], SamDecoder] | None = None,
+    prepare: Callable[[SamDecoder], SamDecoder] | None,
+    *,
+    hf: bool,
 ) -> Checkpoint:
-    decoder = _build_decoder(decoder_state, place, hf=config is not None)
+    decoder = _build_decoder(decoder_state, place, hf=hf)
     if prepare is not None:
         decoder = prepare(decoder)
     kind = _encoder_kind(encoder_state)

@@ -6,7 +6,7 @@ In a row, `#` stands for a number that both sides share and a final `*` for `wei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 __all__ = ["ENCODER_PREFIX", "HF_ENCODER_PREFIX", "HF_TIED_COPY", "HF_TIED_SOURCE", "hf_to_meta", "in_hf_names", "meta_to_hf"]
@@ -83,6 +83,14 @@ def _rules(rows: Iterator[tuple[str, str]]) -> tuple[tuple[re.Pattern[str], str]
 
 _TO_META = _rules((hf, meta) for meta, hf in _TABLE)
 _TO_HF = _rules((meta, hf) for meta, hf in _TABLE)
+
+
+_HF_ONLY = ("shared_image_embedding.", HF_ENCODER_PREFIX, "prompt_encoder.shared_embedding.", "mask_decoder.upscale_")
+
+
+def uses_hf_names(names: Iterable[str]) -> bool:
+    """Whether these are the names of a `SamModel`."""
+    return any(name.startswith(_HF_ONLY) for name in names)
 
 
 def hf_to_meta(state: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
