@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.accuracy.examples import make_examples
     from trt_sam.accuracy.measurement import Variant, measure
     from trt_sam.commands._accuracy_images import open_images
+    from trt_sam.commands._options import decoder_for_prompts
     from trt_sam.errors import InputError
     from trt_sam.model.checkpoint import load_checkpoint
     from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -87,12 +88,13 @@ def run(args: argparse.Namespace) -> int:
         say("scenes and their embeddings")
         images = open_images(args, checkpoint, embeddings, calibrate=True)
         options = FeedOptions(prompts_per_image=args.calibration_prompts, seed=args.seed)
-        feeds = calibration_feeds(embeddings, options, encoder_sha256=images.encoder_sha256)
+        decode = decoder_for_prompts(args, checkpoint)
+        feeds = calibration_feeds(embeddings, options, encoder_sha256=images.encoder_sha256, decode=decode)
         plain = _export(checkpoint, folder / "fp32.onnx")
         sides = [*_ours(plain, feeds, folder), *_theirs(args.modelopt_python, plain, feeds, folder)]
         variants = [Variant(s.name, lambda path=s.path: OnnxRunner(path, emulate_quantization=True)) for s in sides]
         say(f"{len(sides)} graphs on {args.images * args.prompts_per_image} held-out prompts")
-        examples = make_examples(images.evaluation(), args.prompts_per_image, prompts_per_call=4, seed=args.seed)
+        examples = make_examples(images.evaluation(), args.prompts_per_image, prompts_per_call=4, seed=args.seed, decode=decode)
         measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, keep_worst=0)
     stand_in = " (a stand-in trained on synthetic scenes: no figure here is one of SAM)" if images.encoder_sha256 else ""
     about = {
@@ -174,7 +176,6 @@ def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iter
     import onnx
 
     from calibrators.calibration import Calibration
-    from trt_sam.quantize.share import insert_qdq
     from trt_sam.recipe import QuantizationOptions
 
     for title, tiers in TIERS.items():
@@ -182,11 +183,11 @@ def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iter
             say(f"our calibration, tiers {title}{'' if recipe else ', plain'}")
             options = QuantizationOptions(tiers=tiers)
             if not recipe:
-                options = dataclasses.replace(options, shift=False, smooth_alpha=None)
+                options = dataclasses.replace(options, shift=False, smooth_alpha=None, second_order=False)
             calibration = Calibration(plain, feeds, options, "int8")
             for method in METHODS:
-                ranges = calibration.ranges(dict.fromkeys(calibration.histograms, method))
-                model = insert_qdq(calibration.model, calibration.products, ranges, "int8")
+                ranges = calibration.ranges({product.activation: method for product in calibration.products})
+                model = calibration.quantized(ranges)
                 path = folder / f"ours_{method}_{title}{'' if recipe else '_plain'}.onnx"
                 onnx.save(model, path)
                 name = f"ours, {method}, {title}{'' if recipe else ', plain'}"

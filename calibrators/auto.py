@@ -1,7 +1,7 @@
 """`choose`: which calibrator's range each group of products takes, and which groups are better left in float16.
 
-What counts is the masks on held-out prompts (`trials.Trials`), not the error of a tensor. The search starts with the calibrator
-that is best for all groups alike, and changes it group by group where another is better: it ends no worse than any single one.
+What counts is the masks on held-out prompts (`trials.Score.quality`), not the error of a tensor. The search starts with the
+calibrator that is best for all groups alike, and changes it group by group where another is better: it ends no worse than any.
 Then groups go back to float16, the costliest first, as long as one costs more than TOLERANCE of mean IoU with all the others
 quantized; last, a later tier goes if all that is left of it costs as much. Costs are those within the whole: errors of groups
 add up like noise, so the first of them looks dear against float32 and is cheap among the others.
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 
 from calibrators.trials import Score, Trials
-from trt_sam.quantize.share import Product, insert_qdq, product_groups
+from trt_sam.quantize.share import InputMoments, Product, insert_qdq, product_groups
 
-__all__ = ["TIE", "TOLERANCE", "Choice", "GroupChoice", "choose"]
+__all__ = ["TIE", "TOLERANCE", "Choice", "GroupChoice", "choose", "uniform_scores"]
 
 TOLERANCE = 0.003
 """Mean mask IoU that a group, or a tier, may cost."""
 TIE = 1e-4
-"""Mean IoUs this near are equal; the calibrator that comes first in `ranges` wins."""
+"""Qualities this near are equal; the calibrator that comes first in `ranges` wins."""
 _SAME_RANGE = 0.005
 """Ranges this near, relatively, are tried once."""
 
@@ -58,6 +58,10 @@ class Choice:
     trials: int
     notes: tuple[str, ...]
     """What was left out and why, in words."""
+    alpha: float | None = None
+    """Strength of the scale, by the best uniform trial."""
+    uniform: Mapping[str, Score] = field(default_factory=dict)
+    """What all groups together reached with one calibrator: by "ALPHA CALIBRATOR"."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -79,6 +83,8 @@ def choose(
     ranges: Mapping[str, Mapping[str, float]],
     trials: Trials,
     *,
+    uniform: Mapping[str, Score] | None = None,
+    moments: Mapping[str, InputMoments] | None = None,
     precision: str = "int8",
     progress: Progress | None = None,
 ) -> Choice:
@@ -89,6 +95,8 @@ def choose(
         products: its products that may be quantized.
         ranges: by calibrator, in order of preference, the range of every activation of `products`.
         trials: over the same decoder in float32, on feeds that the ranges were not made from.
+        uniform: what `uniform_scores` gave for these ranges; None to try them here.
+        moments: as `insert_qdq` takes them.
         precision: "int8" or "fp8".
         progress: told of every trial.
 
@@ -97,7 +105,25 @@ def choose(
     Raises:
         InferenceError: ONNX Runtime cannot run a trial.
     """
-    return _Search(model, products, ranges, trials, precision, progress).run()
+    return _Search(model, products, ranges, trials, moments or {}, precision, progress).run(uniform)
+
+
+def uniform_scores(
+    quantized: Callable[[Mapping[str, float]], onnx.ModelProto], ranges: Mapping[str, Mapping[str, float]], trials: Trials
+) -> dict[str, Score]:
+    """What each calibrator's ranges reach when all groups have them; calibrators whose ranges hardly differ share a trial.
+
+    Args:
+        quantized: the graph with these ranges.
+        ranges: by calibrator, the range of every activation.
+        trials: to judge by.
+    """
+    scores: dict[str, Score] = {}
+    for name, amax in ranges.items():
+        same = (other for other in scores if all(_near(amax[tensor], ranges[other][tensor]) for tensor in amax))
+        twin = next(same, None)
+        scores[name] = trials.score(quantized(amax)) if twin is None else scores[twin]
+    return scores
 
 
 class _Search:
@@ -107,18 +133,20 @@ class _Search:
         products: Sequence[Product],
         ranges: Mapping[str, Mapping[str, float]],
         trials: Trials,
+        moments: Mapping[str, InputMoments],
         precision: str,
         progress: Progress | None,
     ) -> None:
         self._model, self._ranges, self._trials, self._precision = model, ranges, trials, precision
+        self._moments = moments
         self._groups = product_groups(products)
         self._progress = progress
         tiers = {group[0].tier for group in self._groups.values()}
         self._most = (len(self._groups) + 1) * len(ranges) + len(self._groups) + len(tiers)
         self._before = trials.runs
 
-    def run(self) -> Choice:
-        uniform = {cal: self._score(dict.fromkeys(self._groups, cal)) for cal in self._ranges}
+    def run(self, uniform: Mapping[str, Score] | None) -> Choice:
+        uniform = uniform or {cal: self._score(dict.fromkeys(self._groups, cal)) for cal in self._ranges}
         start = self._preferred(uniform)
         chosen, reached = dict.fromkeys(self._groups, start), uniform[start]
         tried: dict[str, dict[str, float]] = {}
@@ -171,18 +199,15 @@ class _Search:
         """The calibrators whose ranges differ for these products, from each other and from that of `start`."""
         kept = [start]
         for cal, amax in self._ranges.items():
-            same = (
-                all(abs(amax[p.activation] / self._ranges[other][p.activation] - 1) <= _SAME_RANGE for p in products)
-                for other in kept
-            )
+            same = (all(_near(amax[p.activation], self._ranges[other][p.activation]) for p in products) for other in kept)
             if not any(same):
                 kept.append(cal)
         return kept[1:]
 
     def _preferred(self, tried: Mapping[str, Score]) -> str:
-        """The one whose mean IoU is the best, or the first to tie with it."""
-        top = max(score.mean_iou for score in tried.values())
-        return next(cal for cal, score in tried.items() if score.mean_iou >= top - TIE)
+        """The one whose quality is the best, or the first to tie with it."""
+        top = max(score.quality for score in tried.values())
+        return next(cal for cal, score in tried.items() if score.quality >= top - TIE)
 
     def _amax(self, chosen: Mapping[str, str]) -> dict[str, float]:
         amax: dict[str, float] = {}
@@ -194,10 +219,15 @@ class _Search:
 
     def _score(self, chosen: Mapping[str, str]) -> Score:
         products = [product for name in chosen for product in self._groups[name]]
-        score = self._trials.score(insert_qdq(self._model, products, self._amax(chosen), self._precision))
+        amax = self._amax(chosen)
+        score = self._trials.score(insert_qdq(self._model, products, amax, self._precision, moments=self._moments))
         if self._progress is not None:
             self._progress("trials", self._trials.runs - self._before, self._most)
         return score
+
+
+def _near(first: float, second: float) -> bool:
+    return abs(first / second - 1) <= _SAME_RANGE
 
 
 def _less(chosen: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ import onnx
 from calibrators.histogram import BINS, Histogram, count_bins
 from trt_sam._lazy import require
 from trt_sam.errors import CalibrationError, InferenceError, first_line
+from trt_sam.quantize.rounding import InputMoments
 
 __all__ = ["ChannelStats", "Progress", "collect_channels", "collect_histograms"]
 
@@ -42,14 +43,24 @@ class ChannelStats:
     """float64 [channels], the smallest value."""
     amax: FloatArray = field(repr=False)
     """float64 [channels], the largest value (not of |x|)."""
+    covariance: FloatArray = field(repr=False)
+    """float64 [channels, channels], of every `_EVERY`th row."""
     count: int
     """Values per channel."""
+
+    def moments(self, shift: FloatArray, scale: FloatArray) -> InputMoments:
+        """Of (x - shift) / scale; shift and scale are float64 [channels]."""
+        return InputMoments((self.mean - shift) / scale, self.covariance / np.outer(scale, scale))
+
+    def largest(self, shift: FloatArray, scale: FloatArray) -> float:
+        """The largest |x - shift| / scale of all channels."""
+        return float((np.maximum(self.amax - shift, shift - self.amin) / scale).max())
 
 
 def collect_channels(
     model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
 ) -> dict[str, ChannelStats]:
-    """Mean and range of every channel of `tensors`, in one pass.
+    """Mean, range and covariance of the channels of `tensors`, in one pass.
 
     Args:
         model: the graph; not changed.
@@ -70,16 +81,23 @@ def collect_channels(
 
 
 def collect_histograms(
-    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, bins: int = BINS, progress: Progress | None = None
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    feeds: Feeds,
+    *,
+    ranges: Mapping[str, float] | None = None,
+    bins: int = BINS,
+    progress: Progress | None = None,
 ) -> dict[str, Histogram]:
-    """Histograms of |x| of `tensors`, in two passes: ranges, then counts.
+    """Histograms of |x| of `tensors`, in two passes: ranges, then counts; or in one, where the ranges are known.
 
     Args:
         model: the graph; not changed.
         tensors: names of float tensors in it.
         feeds: as for `collect_channels`; iterated twice, and must give the same both times.
+        ranges: the largest |x| of each tensor, to rounding; None to look for it.
         bins: of every histogram.
-        progress: called after each feed of both passes.
+        progress: called after each feed of every pass.
 
     Raises:
         CalibrationError: there is no feed, a tensor is NaN or infinite, or the feeds changed between the passes.
@@ -89,41 +107,69 @@ def collect_histograms(
     """
     if isinstance(feeds, Iterator):
         raise TypeError("feeds is an iterator, which ends after one pass; give a list or CalibrationFeeds")
-    ranges = dict.fromkeys(tensors, 0.0)
-    for name, array in _values(model, tensors, feeds, "ranges", progress):
-        low, high = float(array.min()), float(array.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise _not_finite(name)
-        ranges[name] = max(ranges[name], -low, high)
+    if ranges is None:
+        ranges = _ranges(model, tensors, feeds, progress)
     counts = {name: np.zeros(bins, np.int64) for name in tensors}
     for name, array in _values(model, tensors, feeds, "counts", progress):
         counts[name] += count_bins(array, ranges[name], bins)
     return {name: Histogram(counts[name], ranges[name]) for name in tensors}
 
 
+def _ranges(model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, progress: Progress | None) -> dict[str, float]:
+    ranges = dict.fromkeys(tensors, 0.0)
+    for name, array in _values(model, tensors, feeds, "ranges", progress):
+        low, high = float(array.min()), float(array.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise _not_finite(name)
+        ranges[name] = max(ranges[name], -low, high)
+    return ranges
+
+
+_EVERY = 5
+"""Rows between two that count for the covariance: neighbours say nearly the same, and 5 divides no side of the picture."""
+
+
 class _ChannelSums:
     """Sums to twice float64's precision, so that their rounded value does not depend on the order."""
 
     def __init__(self, channels: int) -> None:
-        self._sum, self._rest = np.zeros(channels), np.zeros(channels)
+        self._sum, self._squares, self._some = _Sum((channels,)), _Sum((channels, channels)), _Sum((channels,))
         self._amin, self._amax = np.full(channels, np.inf), np.full(channels, -np.inf)
-        self._count = 0
+        self._count = self._some_count = 0
 
     def add(self, rows: Array, name: str) -> None:
         self._amin = np.minimum(self._amin, rows.min(axis=0))
         self._amax = np.maximum(self._amax, rows.max(axis=0))
         if not (np.isfinite(self._amin).all() and np.isfinite(self._amax).all()):
             raise _not_finite(name)
-        part = rows.sum(axis=0, dtype=np.float64)
+        self._sum.add(rows.sum(axis=0, dtype=np.float64))
+        self._count += len(rows)
+        few = rows[::_EVERY].astype(np.float64)
+        self._some.add(few.sum(axis=0))
+        self._squares.add(few.T @ few)
+        self._some_count += len(few)
+
+    def stats(self) -> ChannelStats:
+        few = self._some.value() / self._some_count
+        covariance = self._squares.value() / self._some_count - np.outer(few, few)
+        return ChannelStats(self._sum.value() / self._count, self._amin, self._amax, covariance, self._count)
+
+
+class _Sum:
+    """A sum of arrays to twice float64's precision."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sum, self._rest = np.zeros(shape), np.zeros(shape)
+
+    def add(self, part: FloatArray) -> None:
         # Knuth's exact sum of two: total + lost is the sum without any rounding.
         total = self._sum + part
         carried = total - self._sum
-        lost = (self._sum - (total - carried)) + (part - carried)
-        self._sum, self._rest = total, self._rest + lost
-        self._count += len(rows)
+        self._rest += (self._sum - (total - carried)) + (part - carried)
+        self._sum = total
 
-    def stats(self) -> ChannelStats:
-        return ChannelStats((self._sum + self._rest) / self._count, self._amin, self._amax, self._count)
+    def value(self) -> FloatArray:
+        return self._sum + self._rest
 
 
 def _values(

@@ -1,7 +1,8 @@
 """Calibration feeds: image embeddings and prompts, as often as they are wanted, one embedding in memory at a time. numpy only.
 
 Statistics are only as good as what they are taken of, so nothing is made up: no data is an error, and every embedding is read
-once, whole, before calibration begins. An image's prompts depend on the seed and on its embedding alone, not on its place.
+once, whole, before calibration begins. An image's prompts depend on the seed, on its embedding and on the decoder's
+masks of it, not on its place.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrators.prompt_file import read_prompts
-from calibrators.prompts import Prompt, sample_prompts
+from calibrators.prompts import sample_prompts
 from calibrators.sources import SourceImage, digest_of, from_folder, from_memory
 from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, draw_earlier_mask
+from trt_sam.feeds.realistic import Decode, DrawnPrompt, shares
 from trt_sam.imaging.embeddings import embedding_files
 
 __all__ = ["CalibrationFeeds", "FeedOptions", "calibration_feeds"]
@@ -31,8 +33,8 @@ __all__ = ["CalibrationFeeds", "FeedOptions", "calibration_feeds"]
 Array = npt.NDArray[Any]
 
 _MASK_EVERY = 4
-"""Where the graph takes masks, every fourth prompt of an image brings one of an earlier call."""
-_FORMAT = "trt_sam calibration feeds 2"
+"""Where the graph takes masks, every fourth prompt of an image brings a made-up one, if they are not those of the decoder."""
+_FORMAT = "trt_sam calibration feeds 3"
 """Hashed into fingerprints; a change of how prompts are drawn gets a new number."""
 
 
@@ -63,7 +65,7 @@ class _Entry:
     digest: bytes
     """SHA-256 of the embedding's values."""
     load: Callable[[], Image] = field(repr=False)
-    prompts: tuple[Prompt, ...] = field(repr=False)
+    prompts: tuple[DrawnPrompt, ...] = field(repr=False)
 
 
 class CalibrationFeeds:
@@ -72,9 +74,13 @@ class CalibrationFeeds:
     Made by `calibration_feeds`.
     """
 
-    def __init__(self, entries: Sequence[_Entry], options: FeedOptions, skipped: Sequence[str] = ()) -> None:
+    def __init__(
+        self, entries: Sequence[_Entry], options: FeedOptions, skipped: Sequence[str] = (), prompts_from: str = "random"
+    ) -> None:
         self._entries = tuple(entries)
         self.options = options
+        self.prompts_from = prompts_from
+        """"file": the user's; "masks": drawn on known objects or on the masks of the float32 decoder; "random": anywhere."""
         self.names = tuple(entry.name for entry in self._entries)
         """Of the images, in order."""
         self.skipped = tuple(skipped)
@@ -86,12 +92,16 @@ class CalibrationFeeds:
         Raises:
             InputError: an embedding file has gone, or changed since it was first read.
         """
+        yield from (feed for feed, _ in self.with_sizes())
+
+    def with_sizes(self) -> Iterator[tuple[dict[str, Array], tuple[int, int]]]:
+        """The feeds, each with (height, width) of its photo; raises as iterating does."""
         for entry in self._entries:
             image = entry.load()
             if digest_of(image.embedding) != entry.digest:
                 raise InputError(f"{entry.name} has changed since calibration began; start again")
             for rows in _batches(entry.prompts, self.options.prompts_per_feed):
-                yield self._feed(entry, image, rows)
+                yield self._feed(entry, image, rows), image.original_size
 
     def __len__(self) -> int:
         """How many feeds an iteration gives."""
@@ -114,6 +124,8 @@ class CalibrationFeeds:
             for prompt in entry.prompts:
                 digest.update(len(prompt.labels).to_bytes(8, "little"))
                 digest.update(prompt.coords.astype("<f4").tobytes() + prompt.labels.astype("<f4").tobytes())
+                if prompt.mask is not None:
+                    digest.update(prompt.mask.astype("<f2").tobytes())
         return digest.hexdigest()
 
     def split(self, held_out: float = 0.25, *, most: int | None = None) -> tuple[CalibrationFeeds, CalibrationFeeds]:
@@ -129,12 +141,14 @@ class CalibrationFeeds:
         ranked = sorted({entry.digest for entry in self._entries})
         if len(ranked) < 2:
             raise InputError(
-                f"there is {len(ranked)} different image, which cannot be both calibrated with and judged by; give more"
+                f"there is {len(ranked)} different image, which cannot be both calibrated with and judged by, as auto does; "
+                "give more, or another calibrator"
             )
         wanted = round(held_out * len(ranked)) if most is None else min(round(held_out * len(ranked)), most)
         chosen = set(ranked[: min(max(wanted, 1), len(ranked) - 1)])
         parts = [[entry for entry in self._entries if (entry.digest in chosen) is wanted] for wanted in (False, True)]
-        return CalibrationFeeds(parts[0], self.options), CalibrationFeeds(parts[1], self.options)
+        used, held = (CalibrationFeeds(part, self.options, prompts_from=self.prompts_from) for part in parts)
+        return used, held
 
     def to_dict(self) -> dict[str, Any]:
         """What the feeds are, as JSON-able data."""
@@ -142,8 +156,11 @@ class CalibrationFeeds:
         return {
             "fingerprint": self.fingerprint,
             "images": self.num_images,
+            "image_sha256": [entry.digest.hex() for entry in self._entries],
             "prompts": self.num_prompts,
             "prompts_by_kind": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "shares": shares(kinds),
+            "prompts_from": self.prompts_from,
             "images_without_prompts": len(self.skipped),
             **dataclasses.asdict(self.options),
         }
@@ -159,13 +176,20 @@ class CalibrationFeeds:
             feed["mask_input"] = np.zeros((len(rows), 1, LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
             feed["has_mask_input"] = np.zeros(len(rows), np.float32)
             for place, row in enumerate(rows):
-                # Prompts of a file too, be it one an image: else a graph that takes masks would have no range for them.
-                if (row + entry.digest[0]) % _MASK_EVERY == 0:
-                    # Drawn anew on every iteration: kept, they would be 256 KiB per prompt.
-                    rng = np.random.default_rng((self.options.seed, row, *entry.digest))
-                    feed["mask_input"][place, 0] = draw_earlier_mask(rng, image)
+                if (mask := self._earlier_mask(entry, image, row)) is not None:
+                    feed["mask_input"][place, 0] = mask
                     feed["has_mask_input"][place] = 1
         return feed
+
+    def _earlier_mask(self, entry: _Entry, image: Image, row: int) -> Array | None:
+        """The mask of an earlier call that a prompt brings; None for none."""
+        if self.prompts_from == "masks" and image.objects is None:
+            return entry.prompts[row].mask
+        # Prompts of a file too, be it one an image: else a graph that takes masks would have no range for them.
+        if (row + entry.digest[0]) % _MASK_EVERY:
+            return None
+        # Drawn anew on every iteration: kept, they would be 256 KiB per prompt.
+        return draw_earlier_mask(np.random.default_rng((self.options.seed, row, *entry.digest)), image)
 
 
 def calibration_feeds(
@@ -174,6 +198,7 @@ def calibration_feeds(
     *,
     prompts: str | os.PathLike[str] | None = None,
     encoder_sha256: str = "",
+    decode: Decode | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> CalibrationFeeds:
     """Feeds over every image of `source`.
@@ -184,6 +209,8 @@ def calibration_feeds(
         options: how prompts are drawn; None for the defaults.
         prompts: a JSON file of the user's own prompts (see `prompt_file`), for a folder; images without any are skipped.
         encoder_sha256: of the checkpoint's image encoder; a file that names another one is an error. "" where unknown.
+        decode: the float32 decoder (`TorchRunner.run`), on whose masks prompts are drawn where no objects are known; None
+            draws them anywhere in the picture, which nobody does who wants an object.
         progress: called after each image with "embeddings", images read and images in all.
 
     Raises:
@@ -203,7 +230,8 @@ def calibration_feeds(
     for done, each in enumerate(images, start=1):
         digest, drawn = digest_of(each.image.embedding), each.prompts
         if drawn is None:
-            drawn = sample_prompts(np.random.default_rng((options.seed, *digest)), each.image, options.prompts_per_image)
+            rng = np.random.default_rng((options.seed, *digest))
+            drawn = sample_prompts(rng, each.image, options.prompts_per_image, decode=decode, earlier_masks=options.mask_input)
         if drawn:
             entries.append(_Entry(each.name, digest, each.load, drawn))
         else:
@@ -215,10 +243,10 @@ def calibration_feeds(
         raise InputError(f"prompt file {prompts} names no photo of {source}, but {held}; use the photos' file names")
     if not entries:
         raise InputError("there is no image to calibrate with; give at least one")
-    return CalibrationFeeds(entries, options, skipped)
+    return CalibrationFeeds(entries, options, skipped, "file" if found else "random" if decode is None else "masks")
 
 
-def _batches(prompts: Sequence[Prompt], most: int) -> list[list[int]]:
+def _batches(prompts: Sequence[DrawnPrompt], most: int) -> list[list[int]]:
     """Rows of prompts with equally many points, at most `most` together."""
     by_length: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):

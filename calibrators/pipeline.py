@@ -27,7 +27,7 @@ from trt_sam._files import atomic_path
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.graph.export import export_decoder
 from trt_sam.progress import Progress
-from trt_sam.quantize.share import insert_qdq, quantization_share
+from trt_sam.quantize.share import quantization_share
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize_decoder"]
 
 _PRECISIONS = ("int8", "fp8")
-_WEIGHTS = {"export": 4, "channels": 3, "ranges": 3, "counts": 3, "trials": 12, "check": 2}
+_WEIGHTS = {"export": 4, "channels": 3, "counts": 3, "trials": 12, "check": 2}
 """About how long the stages take, for the progress bar."""
 _CHECKED_IMAGES, _CHECKED_PROMPTS = 4, 4
 
@@ -77,12 +77,12 @@ def quantize_decoder(
         calibrators = work.calibrators(choice)
         amax = work.ranges(calibrators)
         delivered = work.deliver(half, amax)
-        _describe(delivered, calibration, quantization, calibrators)
+        _describe(delivered, calibration, quantization, calibrators, work.alpha)
         onnx.save(delivered, temporary)
         stages.start("check")
         _check_runs(temporary, feeds, options)
-        trials = Trials(plain, trial_feeds(calibration, images=_CHECKED_IMAGES, prompts=_CHECKED_PROMPTS))
-        agreement = trials.score(insert_qdq(work.model, work.products, amax, options.precision))
+        trials = Trials(plain, trial_feeds(calibration.with_sizes(), images=_CHECKED_IMAGES, prompts=_CHECKED_PROMPTS))
+        agreement = trials.score(work.quantized(amax))
     stages.finish()
     return CalibrationReport(
         path=str(output),
@@ -159,13 +159,16 @@ def _export(
 
 
 def _describe(
-    model: onnx.ModelProto, feeds: CalibrationFeeds, quantization: QuantizationOptions, calibrators: Mapping[str, str]
+    model: onnx.ModelProto,
+    feeds: CalibrationFeeds,
+    quantization: QuantizationOptions,
+    calibrators: Mapping[str, str],
+    alpha: float | None,
 ) -> None:
     """Put into the graph's metadata what it was calibrated on, and how."""
     about = {
-        "fingerprint": feeds.fingerprint,
-        "images": feeds.num_images,
-        "prompts": feeds.num_prompts,
+        **{key: value for key, value in feeds.to_dict().items() if key not in ("prompts_by_kind", "images_without_prompts")},
+        "alpha": alpha,
         "quantization": dataclasses.asdict(quantization),
         "calibrators": dict(calibrators),
     }

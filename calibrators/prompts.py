@@ -1,9 +1,11 @@
-"""Prompts for calibration: drawn with a seed in fixed proportions, or the user's, brought to the 1024 frame. numpy only."""
+"""Prompts for calibration: drawn with a seed in fixed proportions, or the user's, brought to the 1024 frame. numpy only.
+
+Drawn ones are on known objects, or on what the float32 decoder segments (`feeds.realistic`), or anywhere in the picture.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,40 +14,37 @@ from calibrators.prompt_file import FilePrompt
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, draw_prompt
+from trt_sam.feeds.realistic import Decode, DrawnPrompt, draw_realistic
 from trt_sam.imaging.resize import boxes_to_frame, coords_to_frame
 
-__all__ = ["PATTERN", "Prompt", "from_file", "sample_prompts"]
+__all__ = ["PATTERN", "from_file", "sample_prompts"]
 
 FloatArray = npt.NDArray[np.float32]
 
 PATTERN = ("click", "box", "clicks", "click", "padded", "box", "click", "clicks")
-"""Kinds in turn: of eight prompts three are one click, two are boxes, two are several clicks, and one has absent points behind
-it, as a row of a batch has where another row is longer. Each image begins at another place."""
+"""Kinds in turn where they are on known objects, or anywhere: of eight prompts three are one click, two are boxes, two are
+several clicks, and one has absent points behind it, as a row of a batch has where another row is longer. Each image begins at
+another place."""
 
 _MOST_ABSENT = 3
 _OUTSIDE = 1.0
 """Pixels by which a box may reach over the image's edge, as rounding makes it in COCO."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt as the decoder gets it."""
+def sample_prompts(
+    rng: np.random.Generator, image: Image, count: int, *, decode: Decode | None = None, earlier_masks: bool = False
+) -> tuple[DrawnPrompt, ...]:
+    """Draw `count` prompts on the image's objects, or where they are unknown, on what `decode` (float32) segments.
 
-    kind: str
-    """One of PATTERN, or "file"."""
-    coords: FloatArray = field(repr=False)
-    """float32 [num_points, 2], (x, y) in the 1024 frame."""
-    labels: FloatArray = field(repr=False)
-    """float32 [num_points]."""
-
-
-def sample_prompts(rng: np.random.Generator, image: Image, count: int) -> tuple[Prompt, ...]:
-    """Draw `count` prompts on the image's objects, or anywhere in the picture where they are unknown."""
+    With neither they lie anywhere in the picture, boxes too. `earlier_masks`: whether `decode`'s masks are refined as well.
+    """
+    if image.objects is None and decode is not None:
+        return draw_realistic(rng, image.embedding, image.original_size, count, decode, earlier_masks=earlier_masks)
     start = int(rng.integers(len(PATTERN)))
     return tuple(_sample(rng, image, PATTERN[(start + i) % len(PATTERN)]) for i in range(count))
 
 
-def from_file(prompts: Sequence[FilePrompt], original_size: tuple[int, int], where: str) -> tuple[Prompt, ...]:
+def from_file(prompts: Sequence[FilePrompt], original_size: tuple[int, int], where: str) -> tuple[DrawnPrompt, ...]:
     """The user's prompts for an image of `original_size` (height, width), as `Predictor` would send them.
 
     Raises:
@@ -56,16 +55,16 @@ def from_file(prompts: Sequence[FilePrompt], original_size: tuple[int, int], whe
     )
 
 
-def _sample(rng: np.random.Generator, image: Image, kind: str) -> Prompt:
+def _sample(rng: np.random.Generator, image: Image, kind: str) -> DrawnPrompt:
     if kind != "padded":
-        return Prompt(kind, *draw_prompt(rng, image, kind))
+        return DrawnPrompt(kind, *draw_prompt(rng, image, kind))
     coords, labels = draw_prompt(rng, image, "click")
     absent = int(rng.integers(1, _MOST_ABSENT + 1))
     padding = np.zeros((absent, 2), np.float32), np.full(absent, LABEL_ABSENT, np.float32)
-    return Prompt(kind, np.concatenate([coords, padding[0]]), np.concatenate([labels, padding[1]]))
+    return DrawnPrompt(kind, np.concatenate([coords, padding[0]]), np.concatenate([labels, padding[1]]))
 
 
-def _to_frame(prompt: FilePrompt, original_size: tuple[int, int], where: str) -> Prompt:
+def _to_frame(prompt: FilePrompt, original_size: tuple[int, int], where: str) -> DrawnPrompt:
     height, width = original_size
     corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
     given = np.array([*prompt.points, *corners], np.float64).reshape(-1, 2)
@@ -81,4 +80,4 @@ def _to_frame(prompt: FilePrompt, original_size: tuple[int, int], where: str) ->
     else:
         coords = np.concatenate([coords, np.zeros((1, 2), np.float32)])
         labels = [*prompt.labels, LABEL_NOT_A_POINT]
-    return Prompt("file", coords, np.array(labels, np.float32))
+    return DrawnPrompt("file", coords, np.array(labels, np.float32))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from calibrators.feeds import CalibrationFeeds, FeedOptions, calibration_feeds
 from trt_sam._files import sha256_of
 from trt_sam.errors import InputError
+from trt_sam.feeds.realistic import Decode
 from trt_sam.imaging.embeddings import Encoder, embed_photo, save_embedding
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Progress
@@ -38,6 +39,8 @@ class CalibrationRequest:
     """The user's own, see `prompt_file`; None to draw them."""
     cache: Path | None = None
     """Keeps the embeddings of photos, under names made of what each is made from; None to keep none."""
+    random_prompts: bool = False
+    """Draw prompts anywhere, and not on what the float32 decoder segments."""
 
     @contextlib.contextmanager
     def open(self, checkpoint: Checkpoint, progress: Progress | None = None) -> Iterator[CalibrationFeeds]:
@@ -60,7 +63,14 @@ class CalibrationRequest:
                 self._embed(photos, encoder, folder, progress)
             # Of an encoder that cannot be run here the hash is unknown.
             sha256 = checkpoint.image_encoder().sha256 if checkpoint.has_image_encoder else ""
-            yield calibration_feeds(folder, self.options, prompts=self.prompts, encoder_sha256=sha256, progress=tell)
+            yield calibration_feeds(
+                folder,
+                self.options,
+                prompts=self.prompts,
+                encoder_sha256=sha256,
+                decode=None if self.random_prompts else _decode(checkpoint),
+                progress=tell,
+            )
 
     def _embed(self, photos: Sequence[Path], encoder: Encoder, folder: Path, progress: Progress | None) -> None:
         for number, photo in enumerate(photos, start=1):
@@ -72,6 +82,12 @@ class CalibrationRequest:
                 _link(_kept(photo, encoder, self.cache), path)
             if progress is not None:
                 progress(number / len(photos), "photos")
+
+
+def _decode(checkpoint: Checkpoint) -> Decode:
+    from trt_sam.runtime.torch_runner import TorchRunner
+
+    return TorchRunner(checkpoint.decoder).run
 
 
 @contextlib.contextmanager

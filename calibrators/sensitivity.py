@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from calibrators.trials import Score, Trials
-from trt_sam.quantize.share import Product, insert_qdq, product_groups
+from trt_sam.quantize.share import InputMoments, Product, insert_qdq, product_groups
 
 __all__ = ["Goal", "GroupSensitivity", "SensitivityReport", "rank_groups"]
 
@@ -79,6 +79,7 @@ def rank_groups(
     amax: Mapping[str, float],
     trials: Trials,
     *,
+    moments: Mapping[str, InputMoments] | None = None,
     precision: str = "int8",
     goal: Goal | None = None,
     progress: Progress | None = None,
@@ -90,6 +91,7 @@ def rank_groups(
         products: its products that may be quantized.
         amax: the range of every activation of `products`.
         trials: over the same decoder in float32.
+        moments: as `insert_qdq` takes them.
         precision: "int8" or "fp8".
         goal: for `keep_fp16`; None takes the defaults of `Goal`.
         progress: told of every trial.
@@ -103,7 +105,7 @@ def rank_groups(
 
     def score(names: Sequence[str]) -> Score:
         quantized = [product for name in names for product in groups[name]]
-        result = trials.score(insert_qdq(model, quantized, amax, precision))
+        result = trials.score(insert_qdq(model, quantized, amax, precision, moments=moments))
         if progress is not None:
             progress("trials", trials.runs - before, most)
         return result

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrators.prompt_file import PromptFile
-from calibrators.prompts import Prompt, from_file
+from calibrators.prompts import from_file
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image
+from trt_sam.feeds.realistic import DrawnPrompt
 from trt_sam.imaging.embeddings import Embedding, embedding_files, load_embedding
 from trt_sam.runtime.interface import checked_embedding
 
@@ -37,7 +38,7 @@ class SourceImage:
     image: Image = field(repr=False)
     load: Callable[[], Image] = field(repr=False)
     """Gives the image again, so that it need not be kept."""
-    prompts: tuple[Prompt, ...] | None = field(repr=False, default=None)
+    prompts: tuple[DrawnPrompt, ...] | None = field(repr=False, default=None)
     """The user's own, perhaps none for this image; None where they are to be drawn."""
     photo: str = ""
     """File name of the photo; "" where unknown."""
@@ -89,7 +90,7 @@ def _bare_size(path: Path, prompts: PromptFile | None) -> tuple[int, int] | None
     return (FRAME_SIZE, FRAME_SIZE) if prompts is None or key is None else prompts.sizes.get(key)
 
 
-def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple[Prompt, ...]:
+def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple[DrawnPrompt, ...]:
     key = prompts.find(*filter(None, (embedding.file_name, path.stem)))
     if key is None:
         return ()

@@ -1,7 +1,8 @@
 """Quantized variants of one decoder by name, such as "int8-entropy-A": what an accuracy table compares.
 
-A name is PRECISION-CALIBRATOR-TIERS, with "-plain" for neither shift nor scale. Statistics and histograms are collected once
-per set of tiers and shared by all calibrators and precisions; "auto" has its own, without the images that it judges by.
+A name is PRECISION-CALIBRATOR-TIERS, with "-plain" for neither shift nor scale nor second-order rounding. Statistics and
+histograms are collected once per set of tiers and precision and shared by all calibrators; "auto" has its own, without the
+images that it judges by.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import onnx
 
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
-from calibrators.thresholds import threshold
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES
 from trt_sam.errors import InputError
 from trt_sam.progress import Progress
@@ -35,7 +35,7 @@ class VariantName:
     calibrator: str
     tiers: tuple[str, ...]
     plain: bool = False
-    """Neither shift nor scale."""
+    """Neither shift nor scale nor second-order rounding."""
 
     def __str__(self) -> str:
         return f"{self.precision}-{self.calibrator}-{''.join(self.tiers)}{'-plain' if self.plain else ''}"
@@ -44,7 +44,7 @@ class VariantName:
     def quantization(self) -> QuantizationOptions:
         """As a recipe has it."""
         options = QuantizationOptions(calibrator=self.calibrator, tiers=self.tiers)
-        return dataclasses.replace(options, shift=False, smooth_alpha=None) if self.plain else options
+        return dataclasses.replace(options, shift=False, smooth_alpha=None, second_order=False) if self.plain else options
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ def write_variants(
         if progress is not None:
             progress(min(1.0, done / max(total, 1)), phase)
 
-    shared: dict[tuple[tuple[str, ...], bool], list[VariantName]] = {}
+    shared: dict[tuple[tuple[str, ...], bool, str], list[VariantName]] = {}
     for name in names:
         if name.calibrator != "auto":
-            shared.setdefault((name.tiers, name.plain), []).append(name)
+            shared.setdefault((name.tiers, name.plain, name.precision), []).append(name)
     for same in shared.values():
         calibration = Calibration(plain, feeds, same[0].quantization, same[0].precision, progress=tell)
         for name in same:
-            calibrators = dict.fromkeys(calibration.histograms, name.calibrator)
+            calibrators = {product.activation: name.calibrator for product in calibration.products}
             yield _write(name, calibration, calibrators, half, folder, {})
     for name in (each for each in names if each.calibrator == "auto"):
         used, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES)
@@ -128,14 +128,11 @@ def _write(
     folder: Path,
     facts: dict[str, Any],
 ) -> VariantFile:
-    amax = {
-        tensor: threshold(calibration.histograms[tensor], calibrator, precision=name.precision)
-        for tensor, calibrator in calibrators.items()
-    }
+    amax = calibration.ranges(calibrators)
     path = folder / f"{name}.onnx"
-    onnx.save(calibration.deliver(half, amax, precision=name.precision), path)
+    onnx.save(calibration.deliver(half, amax), path)
     share = quantization_share(calibration.plain, calibration.found)
-    facts = {"calibrators": calibrators, "ranges": amax, "quantized_share": share, **facts}
+    facts = {"calibrators": calibrators, "ranges": amax, "alpha": calibration.alpha, "quantized_share": share, **facts}
     left_out = facts.get("choice", {}).get("left_out", [])
     description = (
         f"{name.precision.upper()}, {name.calibrator}, tiers {', '.join(name.tiers)}"

@@ -75,17 +75,19 @@ class QuantizationOptions:
 
     method: str = "explicit"
     """"explicit": QuantizeLinear/DequantizeLinear pairs in the graph. "implicit": TensorRT 10's own calibrator, int8 only."""
-    calibrator: str = "entropy"
-    """One of CALIBRATORS; "auto" picks per group of products by mask IoU."""
+    calibrator: str = "auto"
+    """One of CALIBRATORS; "auto" picks per group of products by mask IoU on images that it holds back."""
     tiers: tuple[str, ...] = ("A",)
     """"A": image-side products; "B": the two upscaling products; "C": token products."""
     shift: bool = True
-    """Take each channel's mean off before quantizing, folded into the product's bias: exact."""
-    smooth_alpha: float | None = 0.5
+    """Take the middle of each channel's range (FP8: its mean) off before quantizing, folded into the product's bias: exact."""
+    smooth_alpha: float | None = 1.0
     """Per-channel scale before quantizing (SmoothQuant's alpha), folded into the weight: exact; None for no scale.
 
     TOML has no null: there, 0 < alpha <= 1 or false for none.
     """
+    second_order: bool = True
+    """Round int8 weights so that the products' outputs on the calibration data change least (GPTQ); false: to the nearest."""
     keep_fp16: tuple[str, ...] = ()
     """Groups of products that stay float16, as `trt-sam sensitivity` names them."""
     prompts_per_image: int = 16
@@ -105,8 +107,9 @@ class QuantizationOptions:
             )
         for tier in self.tiers:
             _check_choice("tier", tier, TIERS)
-        if not isinstance(self.shift, bool):
-            raise RecipeError(f"shift is {self.shift!r}, must be true or false")
+        for name in ("shift", "second_order"):
+            if not isinstance(getattr(self, name), bool):
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
         if self.smooth_alpha is False:
             object.__setattr__(self, "smooth_alpha", None)
         alpha = self.smooth_alpha

@@ -68,7 +68,7 @@ def test_a_report_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
 
 def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Path], one_torch_thread: None) -> None:
     embed = load_checkpoint("standin").image_encoder().embed
-    feeds = [example.feed for example in make_examples(scenes(embed, 1), 5, prompts_per_call=3)]
+    feeds = [(each.feed, each.image.original_size) for each in make_examples(scenes(embed, 1), 5, prompts_per_call=3)]
     model = onnx.load(graphs["plain"])
     trials = Trials(model, trial_feeds(feeds, prompts=4))
     assert trials.prompts == 4
@@ -90,11 +90,11 @@ def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Pa
 
 
 def test_judged_embeddings_are_in_memory_one_at_a_time(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def feeds() -> Iterator[dict[str, np.ndarray]]:
+    def feeds() -> Iterator[tuple[dict[str, np.ndarray], tuple[int, int]]]:
         for seed in range(16):
             prompt = {"point_coords": np.full((1, 2, 2), 500, np.float32), "point_labels": np.array([[1, -1]], np.float32)}
             for _ in range(2):
-                yield {"image_embeddings": make_embedding(seed), **prompt}
+                yield {"image_embeddings": make_embedding(seed), **prompt}, (768, 1024)
 
     model = onnx.load(graphs["plain"])
     tracemalloc.start()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE
 from trt_sam.feeds.feeds import Image, draw_on_object, draw_prompt
+from trt_sam.feeds.realistic import Decode, draw_realistic
 from trt_sam.feeds.scenes import HELD_OUT_SEED, PROMPT_KINDS, make_scene
 from trt_sam.imaging.photos import frame_shape, read_image
 
@@ -52,24 +53,40 @@ class Example:
     """Several prompts of one image, for one call."""
 
     feed: dict[str, Array] = field(repr=False)
-    """`image_embeddings`, `point_coords`, `point_labels`, and for who takes them `mask_input` and `has_mask_input`, all 0."""
+    """`image_embeddings`, `point_coords`, `point_labels`, and `mask_input` and `has_mask_input` for who takes them, 0 but in
+    refinements."""
     kinds: tuple[str, ...]
-    """Of each prompt, one of `scenes.PROMPT_KINDS`."""
+    """Of each prompt, one of `scenes.PROMPT_KINDS` or `realistic.PATTERN`."""
     image: PromptedImage
     truth: npt.NDArray[np.bool_] | None = field(repr=False, default=None)
     """bool [num_prompts, 256, 256]: the object that each prompt means, pixels that it covers by half or more."""
 
 
 def make_examples(
-    images: Iterable[PromptedImage], prompts_per_image: int, *, prompts_per_call: int = 8, seed: int = 0
+    images: Iterable[PromptedImage],
+    prompts_per_image: int,
+    *,
+    prompts_per_call: int = 8,
+    seed: int = 0,
+    decode: Decode | None = None,
+    earlier_masks: bool = False,
 ) -> Iterator[Example]:
-    """Prompts on each image: clicks, boxes and several clicks in turn, on its objects or anywhere in the picture.
+    """Prompts on each image: clicks, boxes and several clicks in turn, on its objects.
 
-    An image's prompts depend on `seed` and on its place in `images` alone.
+    Where objects are unknown they start from what `decode`, the float32 decoder, segments (`realistic.draw_realistic`, with
+    refinements where `earlier_masks` are taken), or without it, lie anywhere in the picture. An image's prompts depend on
+    `seed`, on its place in `images` and on those masks alone.
     """
     for number, image in enumerate(images):
         rng = np.random.default_rng((seed, number))
-        drawn = [_draw(rng, image, PROMPT_KINDS[i % len(PROMPT_KINDS)]) for i in range(prompts_per_image)]
+        drawn: Sequence[_Prompt]
+        if image.objects is None and decode is not None:
+            found = draw_realistic(
+                rng, image.embedding, image.original_size, prompts_per_image, decode, earlier_masks=earlier_masks
+            )
+            drawn = [_Prompt(each.kind, each.coords, each.labels, None, each.mask) for each in found]
+        else:
+            drawn = [_draw(rng, image, PROMPT_KINDS[i % len(PROMPT_KINDS)]) for i in range(prompts_per_image)]
         for start in range(0, prompts_per_image, prompts_per_call):
             yield _example(image, drawn[start : start + prompts_per_call])
 
@@ -121,6 +138,7 @@ class _Prompt:
     coords: FloatArray
     labels: FloatArray
     truth: npt.NDArray[np.bool_] | None
+    mask: npt.NDArray[np.float16] | None = None
 
 
 def _draw(rng: np.random.Generator, image: PromptedImage, kind: str) -> _Prompt:
@@ -145,6 +163,9 @@ def _example(image: PromptedImage, prompts: Sequence[_Prompt]) -> Example:
         "mask_input": np.zeros((len(prompts), 1, LOW_RES_SIZE, LOW_RES_SIZE), np.float32),
         "has_mask_input": np.zeros(len(prompts), np.float32),
     }
+    for row, prompt in enumerate(prompts):
+        if prompt.mask is not None:
+            feed["mask_input"][row, 0], feed["has_mask_input"][row] = prompt.mask, 1
     truths = [prompt.truth for prompt in prompts if prompt.truth is not None]
     return Example(feed, tuple(prompt.kind for prompt in prompts), image, np.stack(truths) if truths else None)
 

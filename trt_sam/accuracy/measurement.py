@@ -1,6 +1,7 @@
 """How far variants of one decoder are from its FP32 reference, prompt by prompt. numpy and the runners alone.
 
-All variants see the same prompts. Masks are those of the decoder's own resolution, 256 x 256 logits cut at 0. The headline
+All variants see the same prompts. Masks are those of the decoder's own resolution, 256 x 256 logits cut at 0, and of them the
+part that shows the picture, not the padding below or beside it; and at the photo's size, as a user receives them. The headline
 figure follows the reference's choice: the mask that SAM's rule selects by the FP32 scores, against the variant's mask of the
 same index, so that it tells of the mask alone; what the variant itself would have selected is reported beside it.
 
@@ -21,7 +22,10 @@ import numpy.typing as npt
 from trt_sam.accuracy.examples import Example, PromptedImage
 from trt_sam.accuracy.metrics import boundary_iou, kendall_tau, mask_iou, powers, selection_scores
 from trt_sam.accuracy.summary import Columns
+from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.errors import InputError
+from trt_sam.feeds.realistic import picture_part
+from trt_sam.imaging.resize import postprocess_masks
 from trt_sam.runtime.interface import Runner
 
 __all__ = [
@@ -38,7 +42,9 @@ Array = npt.NDArray[Any]
 BLOCK = 128
 
 SIZES: Mapping[str, tuple[float, float]] = {"small": (0.0, 0.005), "medium": (0.005, 0.05), "large": (0.05, 2.0)}
-"""Mask sizes: from and below which share of the frame, by the mask that FP32 selects."""
+"""Mask sizes: from and below which share of the picture, by the mask that FP32 selects."""
+_FULL = 1024
+"""Long side of the masks at full size, at most: beyond it only the resampling is seen."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Measurement:
     kinds: npt.NDArray[np.str_] = field(repr=False)
     """Prompt kind of each prompt."""
     areas: npt.NDArray[np.float64] = field(repr=False)
-    """Share of the frame of the mask that FP32 selects."""
+    """Share of the picture of the mask that FP32 selects."""
     reference: Columns = field(repr=False)
     """The reference's `truth_selected` and `truth_oracle` by prompt, NaN where unknown."""
     variants: Mapping[str, Columns] = field(repr=False)
@@ -123,9 +129,15 @@ def measure(
     truths: list[dict[str, Array]] = []
     columns: dict[str, list[dict[str, Array]]] = {name: [] for name in names}
     worst = {name: _Worst(keep_worst) for name in names}
+    last: PromptedImage | None = None
+    number = -1
     for held in _blocks(reference, examples, block):
         before = len(kinds)
+        images: dict[int, Array] = {}
         for expected in held:
+            if expected.example.image is not last:
+                last, number = expected.example.image, number + 1
+            images[id(expected)] = np.full(len(expected.best), number)
             kinds += expected.example.kinds
             areas.append((expected.selected > 0).mean(axis=(1, 2)))
             truths.append(expected.truth())
@@ -135,7 +147,7 @@ def measure(
                 _check_masks(variant.name, runner)
                 for expected in held:
                     seen = _Outcome(runner.run(expected.example.feed), expected.example)
-                    row = _compare(expected, seen)
+                    row = {**_compare(expected, seen), "image": images[id(expected)]}
                     columns[variant.name].append(row)
                     worst[variant.name].add(row["iou"], expected, seen)
                     done += len(seen.best)
@@ -156,19 +168,30 @@ class _Outcome:
     """What a decoder said about one example."""
 
     def __init__(self, outputs: Mapping[str, Array], example: Example) -> None:
-        self.example = example
-        self.masks, self.scores = outputs["low_res_masks"], outputs["iou_predictions"]
+        self.example, self.part = example, picture_part(example.image.original_size)
+        self.masks, self.scores = outputs["low_res_masks"][:, :, *self.part], outputs["iou_predictions"]
+        self._whole = outputs["low_res_masks"]
         self.ranked = selection_scores(self.scores, example.feed["point_labels"])
         self.best = self.ranked.argmax(axis=1)
         self.index = np.arange(len(self.best))
         self.selected = self.masks[self.index, self.best]
+        self._full: Array | None = None
+
+    def full(self, best: Array) -> npt.NDArray[np.bool_]:
+        """The masks `best` at the photo's size, or at a long side of _FULL where that is larger: bool [rows, height, width]."""
+        height, width = self.example.image.original_size
+        scale = min(1.0, _FULL / max(height, width))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        if self._full is None:
+            self._full = np.asarray(postprocess_masks(self._whole[self.index, best], size) > 0)
+        return self._full
 
     def truth(self) -> dict[str, Array]:
         """IoU with the exact masks, by prompt, of the selected mask and of the best of four."""
         if self.example.truth is None:
             unknown = np.full(len(self.best), np.nan)
             return {"truth_selected": unknown, "truth_oracle": unknown}
-        truth = np.broadcast_to(self.example.truth[:, None], self.masks.shape)
+        truth = np.broadcast_to(self.example.truth[:, None, *self.part], self.masks.shape)
         # Cut first: the truth has no logits.
         ious = mask_iou(truth, self.masks > 0, 0.5)
         return {"truth_selected": ious[self.index, self.best], "truth_oracle": ious.max(axis=1)}
@@ -198,6 +221,8 @@ def _compare(expected: _Outcome, seen: _Outcome) -> dict[str, Array]:
     return {
         "iou": all_masks[expected.index, expected.best],
         "boundary": boundary_iou(expected.selected, same_index),
+        "full": mask_iou(expected.full(expected.best), seen.full(expected.best), 0.5),
+        "full_boundary": boundary_iou(expected.full(expected.best), seen.full(expected.best), 0.5),
         "all_masks": all_masks.mean(axis=1),
         "selected": mask_iou(expected.selected, seen.selected),
         "flip": expected.best != seen.best,
@@ -231,14 +256,19 @@ class _Worst:
                 _without_embedding(example.image),
                 example.feed["point_coords"][row][labels >= 0],
                 labels[labels >= 0],
-                expected.selected[row] > 0,
-                seen.masks[row, expected.best[row]] > 0,
+                _in_frame(expected.selected[row] > 0),
+                _in_frame(seen.masks[row, expected.best[row]] > 0),
             )
             push = heapq.heappush if len(self._heap) < self._limit else heapq.heapreplace
             push(self._heap, (*order, shown))
 
     def sorted(self) -> tuple[WorstMask, ...]:
         return tuple(shown for _, _, shown in sorted(self._heap, key=lambda entry: entry[:2], reverse=True))
+
+
+def _in_frame(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The picture's part of a mask with the padding again, bool [256, 256]."""
+    return np.pad(mask, [(0, LOW_RES_SIZE - side) for side in mask.shape])
 
 
 def _without_embedding(image: PromptedImage) -> PromptedImage:

@@ -31,14 +31,16 @@ _CURVE = np.concatenate([np.linspace(0, 90, 46), np.linspace(90.5, 100, 20)])
 
 METHOD = (
     "Mask IoU is that of the mask that SAM's rule selects by the FP32 scores, against the variant's mask of the same index: "
-    "256 x 256 logits cut at 0, 1 where both are empty. 5 % is the 5th percentile over prompts.",
+    "256 x 256 logits cut at 0, the picture's part of them without the padding, 1 where both are empty. Beside it stands its "
+    "95 % interval, by resampling images. 5 % and 1 % are percentiles over prompts.",
+    "Full size is the same at the photo's size (a long side of at most 1024), as a user receives it, with its boundary IoU.",
     "Boundary IoU compares the inner edges of the same two masks, 2 % of the diagonal wide (Cheng et al., CVPR 2021). "
     "Four masks: mean IoU of all four, index by index. Selected: IoU of what each side selects by its own scores.",
     "Flips are prompts for which the variant selects another mask; clear ones are those whose mask FP32 scores more than "
     f"{CLEAR_MARGIN} below its choice. From three points on SAM's rule takes mask 0, so several clicks never flip.",
     "Tau is Kendall's tau-a of a prompt's four IoU scores, SQNR that of all logits.",
     "Truth: mean IoU with the exact mask at 256 x 256, of the selected mask and of the best of the four (oracle).",
-    "Sizes are the share of the frame that the FP32 mask covers: "
+    "Sizes are the share of the picture that the FP32 mask covers: "
     + ", ".join(f"{name} {_range}" for name, _range in zip(SIZES, ("under 0.5 %", "0.5 to 5 %", "from 5 %"), strict=True))
     + ".",
 )
@@ -73,7 +75,7 @@ class AccuracyReport:
     variants: tuple[VariantReport, ...]
     curve_percentiles: tuple[float, ...]
     areas: tuple[float, ...]
-    """Share of the frame of the mask that FP32 selects, at the percentiles 0, 10, ... 100."""
+    """Share of the picture of the mask that FP32 selects, at the percentiles 0, 10, ... 100."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as strict JSON data: infinity and NaN are strings."""
@@ -129,10 +131,13 @@ def make_report(
 
 COLUMNS: Sequence[tuple[str, Callable[[Summary], str]]] = (
     ("mask IoU", lambda s: f"{s.iou_mean:.4f}"),
+    ("95 % interval", lambda s: "{:.4f} to {:.4f}".format(*s.iou_mean_interval)),
     ("5 %", lambda s: f"{s.iou_p5:.4f}"),
+    ("1 %", lambda s: f"{s.iou_p1:.3f}"),
     ("least", lambda s: f"{s.iou_min:.3f}"),
     ("under 0.95", lambda s: _percent(s.share_under_095)),
     ("boundary IoU", lambda s: f"{s.boundary_mean:.4f}"),
+    ("full size (boundary)", lambda s: f"{s.full_mean:.4f} ({s.full_boundary_mean:.4f})"),
     ("four masks", lambda s: f"{s.all_masks_mean:.4f}"),
     ("selected", lambda s: f"{s.selected_mean:.4f}"),
     ("flips (clear)", lambda s: f"{_percent(s.flips / s.prompts)} ({_percent(s.clear_flips / s.prompts)})"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trt_sam.accuracy.bootstrap import mean_interval, percentile_interval
 from trt_sam.accuracy.metrics import decibels
 
 __all__ = ["CLEAR_MARGIN", "Columns", "Summary", "known_mean", "summarize"]
@@ -28,13 +29,20 @@ class Summary:
     prompts: int
     iou_mean: float
     """Of the mask that FP32 selects, against the variant's mask of the same index."""
+    iou_mean_interval: tuple[float, float]
+    """95 % of it, over images (`bootstrap`)."""
     iou_p5: float
     """5th percentile, between neighbours linearly."""
+    iou_p5_interval: tuple[float, float]
+    iou_p1: float
     iou_min: float
     share_under_095: float
     boundary_mean: float
     """Boundary IoU of the same two masks (`metrics.boundary_iou`, band 2 % of the diagonal)."""
     boundary_p5: float
+    full_mean: float
+    """As `iou_mean`, of the masks at the photo's size."""
+    full_boundary_mean: float
     all_masks_mean: float
     """Mean IoU of all four masks, each with its own index."""
     selected_mean: float
@@ -56,15 +64,20 @@ class Summary:
 def summarize(columns: Columns, rows: npt.NDArray[np.bool_] | None = None) -> Summary:
     """Sum up a variant's columns of a `Measurement` over `rows` (bool [num_prompts], at least one; None: all)."""
     kept = {name: array if rows is None else array[rows] for name, array in columns.items()}
-    iou, boundary = kept["iou"], kept["boundary"]
+    iou, boundary, images = kept["iou"], kept["boundary"], kept["image"]
     return Summary(
         prompts=len(iou),
         iou_mean=float(iou.mean()),
+        iou_mean_interval=mean_interval(iou, images),
         iou_p5=float(np.percentile(iou, 5)),
+        iou_p5_interval=percentile_interval(iou, images, 5),
+        iou_p1=float(np.percentile(iou, 1)),
         iou_min=float(iou.min()),
         share_under_095=float((iou < 0.95).mean()),
         boundary_mean=float(boundary.mean()),
         boundary_p5=float(np.percentile(boundary, 5)),
+        full_mean=float(kept["full"].mean()),
+        full_boundary_mean=float(kept["full_boundary"].mean()),
         all_masks_mean=float(kept["all_masks"].mean()),
         selected_mean=float(kept["selected"].mean()),
         flips=int(kept["flip"].sum()),

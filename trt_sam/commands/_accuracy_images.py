@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trt_sam.commands._options import add_random_prompts_argument
 from trt_sam.errors import InputError
 from trt_sam.imaging.embeddings import embed_photo, embed_pixels, embedding_files, save_embedding
 from trt_sam.imaging.photos import list_images, read_image
@@ -57,6 +58,7 @@ def add_image_arguments(parser: argparse.ArgumentParser, *, images: int, prompts
         "--calibration-prompts", metavar="M", type=int, default=16, help="of each of them (default: %(default)s)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of prompts and of the split (default: 0)")
+    add_random_prompts_argument(parser)
 
 
 def open_images(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam.commands._options import recipe_from
+from trt_sam.commands._options import add_random_prompts_argument, recipe_from
 from trt_sam.errors import InputError
 from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
 
@@ -27,7 +27,8 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool
     parser.add_argument("--prompts", metavar="FILE.json", type=Path, help="your own prompts, or COCO annotations")
     parser.add_argument("--prompts-per-image", metavar="N", type=int, help="drawn prompts of each image (default 16)")
     parser.add_argument("--seed", metavar="N", type=int, help="of drawn prompts (default 0)")
-    parser.add_argument("--calibrator", choices=CALIBRATORS, help="how ranges are chosen (default: entropy; max for fp8)")
+    add_random_prompts_argument(parser)
+    parser.add_argument("--calibrator", choices=CALIBRATORS, help="how ranges are chosen (default: auto; max for fp8)")
     parser.add_argument(
         "--tiers", metavar="LIST", help=f"products to quantize, of {','.join(TIERS)} (default A: the image side)"
     )
@@ -75,7 +76,9 @@ def calibration_request(args: argparse.Namespace, recipe: EngineRecipe, *, cache
         mask_input=recipe.graph.mask_input,
     )
     are_photos = args.photos is not None
-    return CalibrationRequest(args.photos if are_photos else args.embeddings, are_photos, options, args.prompts, cache)
+    return CalibrationRequest(
+        args.photos if are_photos else args.embeddings, are_photos, options, args.prompts, cache, args.random_prompts
+    )
 
 
 def warn_of_coarse(report: CalibrationReport) -> None:

@@ -6,12 +6,16 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_sam._cache import CACHE_VARIABLE
 from trt_sam._files import write_atomically
 from trt_sam.errors import InputError
 from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
+
+if TYPE_CHECKING:
+    from trt_sam.feeds.realistic import Decode
+    from trt_sam.model.checkpoint import Checkpoint
 
 __all__ = [
     "CHECKPOINT_HELP",
@@ -20,8 +24,10 @@ __all__ = [
     "add_checkpoint_argument",
     "add_graph_arguments",
     "add_json_argument",
+    "add_random_prompts_argument",
     "capabilities_from",
     "checkpoint_of",
+    "decoder_for_prompts",
     "gpu_number",
     "recipe_from",
     "write_json",
@@ -54,6 +60,24 @@ def add_cache_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--cache", metavar="DIR", help=f"where downloads are kept (default: {CACHE_VARIABLE}, else the user's cache folder)"
     )
+
+
+def add_random_prompts_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--random-prompts`."""
+    parser.add_argument(
+        "--random-prompts",
+        action="store_true",
+        help="draw clicks and boxes anywhere (default: clicks anywhere, the rest on what FP32 segments at a click)",
+    )
+
+
+def decoder_for_prompts(args: argparse.Namespace, checkpoint: Checkpoint) -> Decode | None:
+    """The float32 decoder on whose masks prompts are drawn; None with `--random-prompts`."""
+    if args.random_prompts:
+        return None
+    from trt_sam.runtime.torch_runner import TorchRunner
+
+    return TorchRunner(checkpoint.decoder).run
 
 
 def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:

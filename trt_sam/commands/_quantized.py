@@ -24,10 +24,11 @@ from trt_sam.recipe import EngineRecipe
 
 if TYPE_CHECKING:
     from calibrators.request import CalibrationRequest
+    from calibrators.shipped import ShippedRanges
     from trt_sam.engine.flavour import Flavour
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["EMBEDDINGS", "STEPS", "finished_set", "quantized_graph"]
+__all__ = ["EMBEDDINGS", "STEPS", "finished_set", "quantized_graph", "shipped_graph"]
 
 STEPS = "calibration"
 """Folder of the finished steps inside the output."""
@@ -72,6 +73,28 @@ def quantized_graph(
         print(file=sys.stderr)  # or the warning would go on in the bar's line
     warn_of_coarse(done)
     write_atomically(report, json.dumps({**done.to_dict(), "inputs": about, "sha256": sha256_of(path)}, indent=2) + "\n")
+    return path, False
+
+
+def shipped_graph(ranges: ShippedRanges, checkpoint: Checkpoint, recipe: EngineRecipe, steps: Path) -> tuple[Path, bool]:
+    """As `quantized_graph`, by ranges that come with the package, without any data."""
+    from calibrators.shipped import quantize_by_ranges
+
+    about = {
+        "trt_sam": __version__,
+        "checkpoint": checkpoint.sha256,
+        "ranges": ranges.to_dict(),
+        "graph": dataclasses.asdict(recipe.graph),
+        "quantization": dataclasses.asdict(recipe.quantization),
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = steps / f"{recipe.graph.precision}-{key}.onnx"
+    report = path.with_suffix(".json")
+    if _recorded_hash(report) == (sha256_of(path) if path.is_file() else ""):
+        return path, True
+    report.unlink(missing_ok=True)
+    done = quantize_by_ranges(checkpoint, ranges, recipe.graph, recipe.quantization, path)
+    write_atomically(report, json.dumps({**done, "sha256": sha256_of(path)}, indent=2) + "\n")
     return path, False
 
 

@@ -22,7 +22,7 @@ import dataclasses
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from trt_sam import __version__
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
-from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.progress import TerminalBar
@@ -53,6 +53,10 @@ DEFAULT_VARIANTS = (
     "fp8-max-A",
 )
 _FLOAT = ("fp16", "fp32")
+_DRAWN = {
+    False: "drawn on exact masks where they are known, else on what FP32 segments at clicks anywhere",
+    True: "drawn on exact masks where they are known, else anywhere in the picture",
+}
 _REPORTS = ("report.md", "report.json", "report.html")
 
 
@@ -85,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.accuracy.measurement import measure
     from trt_sam.accuracy.page import accuracy_page
     from trt_sam.accuracy.report import make_report, markdown
+    from trt_sam.feeds.realistic import shares
     from trt_sam.model.checkpoint import load_checkpoint
     from trt_sam.runtime.torch_runner import TorchRunner
 
@@ -98,13 +103,24 @@ def run(args: argparse.Namespace) -> int:
         made = {variant.name: variant for variant in work.make(names, images)}
         variants = [*(made[name] for name in names), *variants]
         total = args.images * args.prompts_per_image * len(variants)
-        examples = make_examples(images.evaluation(), args.prompts_per_image, prompts_per_call=4, seed=args.seed)
+        examples = make_examples(
+            images.evaluation(),
+            args.prompts_per_image,
+            prompts_per_call=4,
+            seed=args.seed,
+            decode=decoder_for_prompts(args, checkpoint),
+            earlier_masks=all(_takes_masks(path) for _, path in given),
+        )
         progress = _counted(bar, total)
         measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, progress=progress)
     report = make_report(
         measurement,
         title=f"Accuracy of {args.checkpoint}",
-        conditions={**_conditions(checkpoint, args, images), **work.about},
+        conditions={
+            **_conditions(checkpoint, args, images),
+            "prompts": f"{_shares(shares(measurement.kinds.tolist()))}, {_DRAWN[args.random_prompts]}",
+            **work.about,
+        },
         descriptions={variant.name: variant.description for variant in variants},
         facts=work.facts,
     )
@@ -146,10 +162,12 @@ class _Work:
             yield _variant("fp16", self._path("fp16"), self._checkpoint)
         if images.calibration is None:
             return
-        options = FeedOptions(prompts_per_image=self._args.calibration_prompts, seed=self._args.seed)
-        feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256)
+        options = FeedOptions(prompts_per_image=self._args.calibration_prompts, seed=self._args.seed, mask_input=True)
+        decode = decoder_for_prompts(self._args, self._checkpoint)
+        feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256, decode=decode)
         self.about = {
-            "calibration": f"{feeds.num_images} other images, {feeds.num_prompts} prompts, fingerprint {feeds.fingerprint[:16]}"
+            "calibration": f"{feeds.num_images} other images, {feeds.num_prompts} prompts "
+            f"({_shares(feeds.to_dict()['shares'])}), fingerprint {feeds.fingerprint[:16]}"
         }
         parsed = [parse_variant(name) for name in names if name not in _FLOAT]
         spelled = {str(name): text for name, text in zip(parsed, (n for n in names if n not in _FLOAT), strict=True)}
@@ -168,7 +186,7 @@ class _Work:
         if not path.exists():
             if self._bar is not None:
                 self._bar(0.0, f"export {precision}")
-            options = GraphOptions(precision=precision, target="gpu")
+            options = GraphOptions(precision=precision, target="gpu", mask_input=True)
             export_decoder(self._checkpoint.decoder, path, options, checkpoint_sha256=self._checkpoint.sha256)
         return onnx.load(path)
 
@@ -198,6 +216,17 @@ def _variant(name: str, path: Path, checkpoint: Checkpoint) -> Variant:
 
     described = {"fp16": "FP16, every float16 tensor rounded in emulation", "fp32": "the FP32 graph in ONNX Runtime"}
     return Variant(name, open_runner, described.get(precision, f"{precision.upper()} graph {path.name}"))
+
+
+def _takes_masks(path: Path) -> bool:
+    from trt_sam.runtime.onnx_runner import OnnxRunner
+
+    with OnnxRunner(path) as runner:
+        return any(spec.name == "mask_input" for spec in runner.inputs)
+
+
+def _shares(of: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in of.items())
 
 
 def _given_graphs(texts: Sequence[str]) -> list[tuple[str, Path]]:

@@ -2,7 +2,8 @@
 
 Writes decoder.onnx, decoder.engine and manifest.json into the output folder. TensorRT-RTX builds without a GPU.
 --decode-mask adds decoder_mask.onnx and decoder_mask.engine, which refine an earlier mask, to the same set.
---precision int8 and fp8 calibrate first, on embeddings or photos; finished steps are kept in the folder calibration of the
+--precision int8 and fp8 calibrate first, on embeddings or photos; without them, mobile_sam is built in INT8 by the ranges that
+come with the package. Finished steps are kept in the folder calibration of the
 output and not done twice.
 
 Example:
@@ -33,7 +34,7 @@ from trt_sam.commands._options import (
     recipe_from,
     write_json,
 )
-from trt_sam.commands._quantized import EMBEDDINGS, STEPS, finished_set, quantized_graph
+from trt_sam.commands._quantized import EMBEDDINGS, STEPS, finished_set, quantized_graph, shipped_graph
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.implicit import check_method
@@ -121,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: bool) -> None:
     """Raise InputError where calibration data are missing, or given and of no use."""
-    has_data = args.embeddings is not None or args.photos is not None
-    if calibrates and not has_data:
-        raise InputError(f"precision {recipe.graph.precision} needs calibration data: give --embeddings DIR or --photos DIR")
+    has_data = _has_data(args)
+    if calibrates and not has_data and (recipe.graph.precision != "int8" or recipe.quantization.method != "explicit"):
+        raise _needs_data(recipe)
     if not calibrates and has_data:
         data = "--embeddings" if args.embeddings is not None else "--photos"
         if args.onnx:
@@ -135,6 +136,14 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
             f"precision {recipe.graph.precision} is not calibrated, so {data} is of no use; leave it out, or give "
             "--precision int8 or fp8"
         )
+
+
+def _has_data(args: argparse.Namespace) -> bool:
+    return args.embeddings is not None or args.photos is not None
+
+
+def _needs_data(recipe: EngineRecipe) -> InputError:
+    return InputError(f"precision {recipe.graph.precision} needs calibration data: give --embeddings DIR or --photos DIR")
 
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
@@ -172,11 +181,19 @@ def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
 
 
 def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> list[Path]:
-    """The quantized graphs, each calibrated on prompts of its own."""
+    """The quantized graphs, each calibrated on prompts of its own; without data, by the ranges that the package has."""
+    from calibrators.shipped import shipped_ranges
+
     checkpoint = _load(args, recipe, "to calibrate")
     steps = args.output / STEPS
+    ranges = None if _has_data(args) else shipped_ranges(checkpoint)
+    if ranges is None and not _has_data(args):
+        raise _needs_data(recipe)
     paths = []
     for each in _graph_recipes(recipe):
+        if ranges is not None:
+            paths.append(shipped_graph(ranges, checkpoint, each, steps)[0])
+            continue
         request = calibration_request(args, each, cache=steps / EMBEDDINGS)
         path, was_there = quantized_graph(request, checkpoint, each, steps, bar)
         if was_there:
@@ -231,7 +248,7 @@ def _implicit(
         )
     if not flavour.has_implicit_int8:
         check_method(recipe, None, flavour)
-    algorithm = {"entropy": "entropy", "max": "minmax"}.get(recipe.quantization.calibrator)
+    algorithm = {"auto": "entropy", "entropy": "entropy", "max": "minmax"}.get(recipe.quantization.calibrator)
     if algorithm is None:
         raise InputError(
             f'calibrator is {recipe.quantization.calibrator!r}; with quantization.method = "implicit" it is entropy or max'

@@ -6,7 +6,8 @@ Example:
   trt-sam calibrate --checkpoint standin --photos photos/ --precision fp8 --output fp8.onnx
   trt-sam calibrate --checkpoint standin --embeddings embeddings/ --calibrator auto --tiers A,B --output auto.onnx
 
-Prompts are drawn with a seed: clicks, boxes, several clicks, rows with absent points. Or they are yours, in the photos' pixels:
+Prompts are drawn with a seed: clicks anywhere, and from the masks that FP32 gives there boxes, further clicks and refinements
+(--mask-input), places of an automatic grid, rows with absent points. Or they are yours, in the photos' pixels:
   {"images": {"cat.jpg": [{"points": [[420, 300]], "labels": [1]}, {"box": [80, 40, 600, 420]}]}}
 or COCO annotations, whose boxes become box prompts. "auto" holds a quarter of the images back, eight at most, and takes for
 each group of products the calibrator that keeps their masks nearest to FP32's.

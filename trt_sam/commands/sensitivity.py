@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
-from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
+from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.progress import TerminalBar
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser, images=8, prompts=8, calibration=8)
     parser.add_argument("--precision", choices=("int8", "fp8"), default="int8", help="(default: %(default)s)")
     fixed = [calibrator for calibrator in CALIBRATORS if calibrator != "auto"]
-    parser.add_argument("--calibrator", choices=fixed, help="how ranges are chosen (default: entropy; max for fp8)")
+    parser.add_argument("--calibrator", choices=fixed, help="how ranges are chosen (default: max)")
     parser.add_argument("--tiers", metavar="LIST", default=",".join(TIERS), help="products to rank (default: %(default)s)")
     goal = parser.add_argument_group("what keep_fp16 is to reach")
     goal.add_argument("--mean-iou", metavar="X", type=float, default=0.99, help="(default: %(default)s)")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("mean_iou", "p5_iou", "clear_flips"):
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, must be from 0 to 1")
-    calibrator = args.calibrator or ("max" if args.precision == "fp8" else "entropy")
+    calibrator = args.calibrator or "max"
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
     check_output_file(args.json)
@@ -80,21 +80,22 @@ def run(args: argparse.Namespace) -> int:
         (folder / "calibration").mkdir()
         images = open_images(args, checkpoint, folder / "calibration", calibrate=True, progress=bar)
         assert images.calibration is not None
-        options = FeedOptions(prompts_per_image=args.calibration_prompts, seed=args.seed)
-        feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256)
+        options = FeedOptions(prompts_per_image=args.calibration_prompts, seed=args.seed, mask_input=True)
+        decode = decoder_for_prompts(args, checkpoint)
+        feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256, decode=decode)
         path = folder / "decoder.onnx"
-        export_decoder(
-            checkpoint.decoder, path, GraphOptions(precision="fp32", target="gpu"), checkpoint_sha256=checkpoint.sha256
-        )
+        plain = GraphOptions(precision="fp32", target="gpu", mask_input=True)
+        export_decoder(checkpoint.decoder, path, plain, checkpoint_sha256=checkpoint.sha256)
         calibration = Calibration(onnx.load(path), feeds, quantization, args.precision, progress=tell)
-        examples = make_examples(images.evaluation(), args.prompts_per_image, seed=args.seed)
-        trials = Trials(calibration.plain, (example.feed for example in examples))
+        examples = make_examples(images.evaluation(), args.prompts_per_image, seed=args.seed, decode=decode, earlier_masks=True)
+        trials = Trials(calibration.plain, ((example.feed, example.image.original_size) for example in examples))
         goal = Goal(args.mean_iou, args.p5_iou, args.clear_flips)
         report = rank_groups(
             calibration.model,
             calibration.products,
             calibration.ranges(calibration.calibrators()),
             trials,
+            moments=calibration.moments,
             precision=args.precision,
             goal=goal,
             progress=tell,

@@ -1,7 +1,8 @@
 """Exact per-channel shift and scale of what is quantized, so that one scale per tensor fits all of its channels.
 
 `x W + b = ((x - m) / s) (s W) + (b + m W)` for any m and s > 0: the tensor `(x - m) / s` is quantized instead of x. m is each
-channel's mean; s follows SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4): `amax^alpha / max|W|^(1 - alpha)`.
+channel's middle of range, or its mean; s follows SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4):
+`amax^alpha / max|W|^(1 - alpha)`. With alpha 1 each channel has all 255 levels, as if it were quantized by itself.
 
 Where it can, the change of x moves into what makes x, and costs nothing: into a LayerNorm that only products read, or through
 an attention into the product that makes its values, for the weights of a softmax add up to 1. Elsewhere it is a Sub and a Mul
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +28,14 @@ from trt_sam.recipe import TIERS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ChannelStats", "precondition"]
+__all__ = ["Alpha", "ChannelChange", "ChannelStats", "Shift", "apply_changes", "channel_changes", "precondition"]
 
 Vector = npt.NDArray[np.float64]
+Shift = Literal["middle", "mean"]
+Alpha = float | Mapping[str, float] | None
+"""How much of the activations' spread moves into the weights, 0 to 1; one number, or one by group of the tensor's first reader;
+None for no scale."""
+
 _SPREAD = 100.0
 """A channel's scale stays within this factor of the median: one that never varied would get 0."""
 
@@ -52,13 +59,32 @@ class ChannelStats(Protocol):
     def amax(self) -> npt.NDArray[Any]: ...
 
 
+@dataclass(frozen=True)
+class ChannelChange:
+    """What is done to a tensor x [..., channels] before it is quantized: (x - shift) / scale."""
+
+    shift: Vector
+    """float64 [channels]."""
+    scale: Vector
+    """float64 [channels], above 0."""
+
+    def __post_init__(self) -> None:
+        shift, scale = self.shift, self.scale
+        if not (shift.ndim == 1 and shift.shape == scale.shape and np.isfinite([shift, scale]).all() and (scale > 0).all()):
+            raise CalibrationError("a shift and a scale must be finite arrays of one length, and the scale above 0")
+
+
+_Decide = Callable[[str, Sequence[Product]], ChannelChange | None]
+"""The change of what these products read, by the tensor's name as it will be; None for none."""
+
+
 def precondition(
     model: onnx.ModelProto,
     products: Sequence[Product],
     stats: Mapping[str, ChannelStats],
     *,
-    shift: bool,
-    smooth_alpha: float | None,
+    shift: Shift | bool,
+    smooth_alpha: Alpha,
     weights_from: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Product, ...]]:
     """Return an equal graph with what `products` read shifted and scaled per channel, and the products of that graph.
@@ -73,8 +99,9 @@ def precondition(
         model: the graph that the products were found in; it is not changed.
         products: what `find_products` gave.
         stats: by activation tensor, named as in `weights_from` if that is given, else as in `model`.
-        shift: take each channel's mean off.
-        smooth_alpha: how much of the activations' spread moves into the weights, 0 to 1; None for no scale.
+        shift: what to take off each channel: "middle" of its range, which leaves the smallest range, "mean" (True is the same),
+            which leaves small values near 0, where FP8 is fine, or False for nothing.
+        smooth_alpha: the strength of the scale.
         weights_from: the float32 graph of a float16 `model`: the constants are folded from its weights and rounded once.
 
     Raises:
@@ -82,11 +109,37 @@ def precondition(
         GraphError: the products are not of this graph, or `weights_from` is not a graph of the same decoder.
     """
     work = _Work(model, weights_from)
-    changed = {}
-    # Last products first: what moves into an earlier product is in its weight before that product is looked at.
-    for readers in reversed(work.by_activation(products)):
-        changed.update(work.change(readers, stats, shift=shift, alpha=smooth_alpha))
-    return work.constants.finish(), tuple(changed[product.name] for product in products)
+    return work.finish(products, work.by_statistics(stats, shift=shift, smooth_alpha=smooth_alpha))
+
+
+def channel_changes(
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    stats: Mapping[str, ChannelStats],
+    *,
+    shift: Shift | bool,
+    smooth_alpha: Alpha,
+) -> dict[str, ChannelChange]:
+    """What `precondition` with these arguments does to each tensor, by the name that it gives the tensor; see there."""
+    work = _Work(model, None)
+    work.finish(products, work.by_statistics(stats, shift=shift, smooth_alpha=smooth_alpha))
+    return work.done
+
+
+def apply_changes(
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    changes: Mapping[str, ChannelChange],
+    *,
+    weights_from: onnx.ModelProto | None = None,
+) -> tuple[onnx.ModelProto, tuple[Product, ...]]:
+    """As `precondition`, with changes that are known; a tensor that has none is renamed and stays as it is.
+
+    Raises:
+        CalibrationError: a change has another number of channels than its tensor.
+        GraphError: as `precondition`.
+    """
+    return _Work(model, weights_from).finish(products, lambda name, _: changes.get(name))
 
 
 class _Work:
@@ -96,6 +149,28 @@ class _Work:
         self.constants = Constants(model, weights_from)
         self.known = find_products(model, TIERS)
         self.reference = {p.name: p for p in find_products(weights_from, TIERS)} if weights_from is not None else None
+        self.done: dict[str, ChannelChange] = {}
+        """What was done to each tensor, by its new name."""
+
+    def finish(self, products: Sequence[Product], decide: _Decide) -> tuple[onnx.ModelProto, tuple[Product, ...]]:
+        """Change what the products read as `decide` says; the new graph and its products."""
+        changed: dict[str, Product] = {}
+        # Last products first: what moves into an earlier product is in its weight before that product is looked at.
+        for readers in reversed(self.by_activation(products)):
+            changed.update(self.change(readers, decide))
+        return self.constants.finish(), tuple(changed[product.name] for product in products)
+
+    def by_statistics(self, stats: Mapping[str, ChannelStats], *, shift: Shift | bool, smooth_alpha: Alpha) -> _Decide:
+        """Each channel's middle or mean as the shift, SmoothQuant's scale; nothing where neither is wanted."""
+
+        def decide(name: str, readers: Sequence[Product]) -> ChannelChange | None:
+            alpha = smooth_alpha.get(_group(name)) if isinstance(smooth_alpha, Mapping) else smooth_alpha
+            if not shift and alpha is None:
+                return None
+            mean, amax = self._stats(readers[0], stats, shift=shift)
+            return ChannelChange(mean, np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha))
+
+        return decide
 
     def by_activation(self, products: Sequence[Product]) -> list[list[Product]]:
         """The products that read the same tensor together, in graph order."""
@@ -108,19 +183,19 @@ class _Work:
                 readers.setdefault(product.activation, []).append(product)
         return list(readers.values())
 
-    def change(
-        self, readers: Sequence[Product], stats: Mapping[str, ChannelStats], *, shift: bool, alpha: float | None
-    ) -> dict[str, Product]:
+    def change(self, readers: Sequence[Product], decide: _Decide) -> dict[str, Product]:
         """Shift and scale what `readers` read; the products as they are afterwards, by name."""
         old = readers[0].activation
-        group = next(product.group for product in self.known if product.activation == old)
-        new = f"{group} input"
-        if shift or alpha is not None:
+        new = f"{next(product.group for product in self.known if product.activation == old)} input"
+        change = decide(new, readers)
+        if change is not None:
             if old == new:
                 raise GraphError(f"{old!r} is shifted and scaled already; start from the graph that trt-sam export wrote")
-            mean, amax = self._stats(readers[0], stats, shift=shift)
-            scale = np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha)
-            self._apply(readers, new, mean, scale)
+            channels = self.constants.weight(readers[0].name).shape[0]
+            if len(change.shift) != channels:
+                raise CalibrationError(f"{new!r} has {channels} channels, and its shift and scale are of {len(change.shift)}")
+            self._apply(readers, new, change.shift, change.scale)
+            self.done[new] = change
         else:
             self.constants.rename(old, new)
         return {p.name: self._renamed(p, new) for p in readers}
@@ -129,8 +204,8 @@ class _Work:
         weight, bias = self.constants.names(product.name)
         return dataclasses.replace(product, activation=activation, weight=weight, bias=bias)
 
-    def _stats(self, product: Product, stats: Mapping[str, ChannelStats], *, shift: bool) -> tuple[Vector, Vector]:
-        """The mean [channels], or zeros, and the largest |x - mean| of each channel."""
+    def _stats(self, product: Product, stats: Mapping[str, ChannelStats], *, shift: Shift | bool) -> tuple[Vector, Vector]:
+        """What is taken off [channels], and the largest |x| of each channel afterwards."""
         key = product.activation if self.reference is None else self.reference[product.name].activation
         if key not in stats:
             raise CalibrationError(f"no statistics for {key!r}, which {product.name} reads; collect them for these products")
@@ -144,6 +219,8 @@ class _Work:
             )
         if not shift:
             mean = np.zeros_like(mean)
+        elif shift == "middle":
+            mean = (low + high) / 2
         return mean, np.maximum(high - mean, mean - low)
 
     def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float) -> Vector:
@@ -196,6 +273,10 @@ class _Work:
             if mean.any():
                 self.constants.set_bias(name, self.constants.bias(name) + mean @ weight)
             self.constants.set(name, 1, weight * scale[:, None])
+
+
+def _group(activation: str) -> str:
+    return activation.removesuffix(" input")
 
 
 def _module(product: Product) -> str:

@@ -28,6 +28,7 @@ from trt_sam.errors import CalibrationError, GraphError, RecipeError
 from trt_sam.graph.metadata import options_entry, recorded_options
 from trt_sam.quantize.constants import replace_nodes
 from trt_sam.quantize.products import Product
+from trt_sam.quantize.rounding import InputMoments, round_second_order
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +52,12 @@ _FORMATS = {"int8": _Format("INT8", 127.0, -7), "fp8": _Format("FLOAT8E4M3FN", 4
 
 
 def insert_qdq(
-    model: onnx.ModelProto, products: Sequence[Product], amax: Mapping[str, float], precision: str
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    amax: Mapping[str, float],
+    precision: str,
+    *,
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> onnx.ModelProto:
     """Return `model` with `products` quantized; `model` itself is not changed.
 
@@ -63,6 +69,8 @@ def insert_qdq(
         products: of `find_products` or `precondition`.
         amax: by activation tensor, the |value| that becomes the largest quantized one (127 or 448); beyond it is clipped.
         precision: "int8", or "fp8" (E4M3).
+        moments: by activation tensor: int8 weights that read it are rounded by them (`rounding.round_second_order`), and their
+            bias makes good for what the rounding does to the mean; all others are rounded to the nearest.
 
     Raises:
         CalibrationError: `amax` lacks an activation, or a value is not a positive finite number.
@@ -79,7 +87,7 @@ def insert_qdq(
             raise CalibrationError(f"the range of {activation!r} is {amax[activation]}, must be a positive number")
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    writer = _Writer(quantized.graph, _FORMATS[precision])
+    writer = _Writer(quantized.graph, _FORMATS[precision], moments or {})
     by_name = {product.name: product for product in products}
     nodes: list[Any] = []
     for node in quantized.graph.node:
@@ -96,9 +104,9 @@ def insert_qdq(
 class _Writer:
     """Adds to a graph what its products need; the nodes are returned, in order, for the caller to place."""
 
-    def __init__(self, graph: onnx.GraphProto, form: _Format) -> None:
+    def __init__(self, graph: onnx.GraphProto, form: _Format, moments: Mapping[str, InputMoments]) -> None:
         self._onnx = require("onnx", "to quantize a graph")
-        self._graph, self._form = graph, form
+        self._graph, self._form, self._moments = graph, form, moments
         self._kind = getattr(self._onnx.TensorProto, form.onnx_type)
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._pairs: set[str] = set()
@@ -111,7 +119,12 @@ class _Writer:
         weight = self._onnx.numpy_helper.to_array(self._stored[product.weight])
         if not np.isfinite(weight).all():
             raise GraphError(f"the weight of {product.name} is not finite; export the graph from another checkpoint")
-        stored, power, columns = _split(weight, amax, self._form)
+        moments, corrected = self._moments.get(product.activation), self._bias_of_its_own(product)
+        second = None if moments is None else moments.covariance if corrected else moments.about_zero
+        stored, power, columns = _split(weight, amax, self._form, second)
+        if moments is not None and corrected is not None and self._form.onnx_type == "INT8":
+            lost = weight.astype(np.float64) - stored * (float(power) * columns.astype(np.float64))
+            self._correct(corrected, moments.mean @ lost)
         name, result = product.name, node.output[0]
         quantized = self._add_quantized(f"{name} quantized", stored)
         scale, gains = self._add(f"{name} power", power), self._add(f"{name} columns", columns)
@@ -122,6 +135,16 @@ class _Writer:
             make("MatMul", [f"{product.activation} dequantized", f"{name} weight"], [f"{name} sums"], name=name),
             make("Mul", [f"{name} sums", gains], [result], name=f"{name} columns/Mul"),
         ]
+
+    def _bias_of_its_own(self, product: Product) -> onnx.TensorProto | None:
+        """The initializer that is added to this product and to nothing else."""
+        readers = sum(name == product.bias for node in self._graph.node for name in node.input)
+        return self._stored.get(product.bias) if product.bias is not None and readers == 1 else None
+
+    def _correct(self, bias: onnx.TensorProto, difference: Array) -> None:
+        values = self._onnx.numpy_helper.to_array(bias)
+        changed = (values + difference).astype(values.dtype)
+        bias.CopyFrom(self._onnx.numpy_helper.from_array(changed, bias.name))
 
     def _activation_pair(self, product: Product, amax: float, dtype: npt.DTypeLike) -> list[onnx.NodeProto]:
         name = product.activation
@@ -150,7 +173,7 @@ class _Writer:
         return name
 
 
-def _split(weight: Array, amax: float, form: _Format) -> tuple[Array, Array, Array]:
+def _split(weight: Array, amax: float, form: _Format, moments: Array | None) -> tuple[Array, Array, Array]:
     """Levels, power [] and columns [outputs] of a weight [channels, outputs], so that their product is about the weight."""
     worst = amax * form.largest * weight.shape[0]
     exponent = min(form.power, math.floor(math.log2(_FLOAT16_ROOM / worst)))
@@ -159,7 +182,10 @@ def _split(weight: Array, amax: float, form: _Format) -> tuple[Array, Array, Arr
     columns = np.where(largest == 0, np.ones((), weight.dtype), _positive(largest / form.largest / 2.0**exponent, weight.dtype))
     # By the scales as they were rounded, so that their rounding costs range and no accuracy.
     levels = np.clip(weight / (columns.astype(np.float64) * float(power)), -form.largest, form.largest)
-    return np.rint(levels) if form.onnx_type == "INT8" else levels, power, columns
+    if form.onnx_type != "INT8":
+        return levels, power, columns
+    rounded = np.rint(levels) if moments is None else round_second_order(levels, moments, amax / form.largest, form.largest)
+    return rounded, power, columns
 
 
 def _positive(values: Array, dtype: npt.DTypeLike) -> Array:

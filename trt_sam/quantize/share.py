@@ -11,16 +11,31 @@ from typing import TYPE_CHECKING
 
 from trt_sam.graph.arithmetic import count_graph
 from trt_sam.quantize.constants import replace_nodes
-from trt_sam.quantize.preconditioning import ChannelStats, precondition
+from trt_sam.quantize.preconditioning import (
+    Alpha,
+    ChannelChange,
+    ChannelStats,
+    Shift,
+    apply_changes,
+    channel_changes,
+    precondition,
+)
 from trt_sam.quantize.products import Product, find_products, product_groups
 from trt_sam.quantize.qdq import insert_qdq
+from trt_sam.quantize.rounding import InputMoments
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "Alpha",
+    "ChannelChange",
     "ChannelStats",
+    "InputMoments",
     "Product",
+    "Shift",
+    "apply_changes",
+    "channel_changes",
     "find_products",
     "insert_qdq",
     "precondition",

@@ -47,7 +47,9 @@ class Planted:
 
 @pytest.fixture(autouse=True)
 def _quantized_graphs_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def insert(model: Any, products: tuple[Product, ...], amax: Mapping[str, float], precision: str) -> dict[str, float]:
+    def insert(
+        model: Any, products: tuple[Product, ...], amax: Mapping[str, float], precision: str, **_: Any
+    ) -> dict[str, float]:
         assert precision == "int8"
         return {product.group: amax[product.activation] for product in products}
 
@@ -156,8 +158,9 @@ def feed(image: int, labels: list[list[float]]) -> dict[str, Any]:
 def test_trial_feeds_take_some_of_every_feed_of_an_image() -> None:
     clicks, boxes = [[1, -1]] * 6, [[1, 0, -1]] * 2
     feeds = [feed(0, clicks), feed(0, boxes), feed(1, clicks), feed(2, clicks)]
-    cut = trial_feeds(feeds, images=2, prompts=5)
-    assert [(float(each["image_embeddings"].flat[0]), len(each["point_labels"])) for each in cut] == [(0, 3), (0, 2), (1, 5)]
+    cut = trial_feeds([(each, (768, 1024)) for each in feeds], images=2, prompts=5)
+    assert [(float(each["image_embeddings"].flat[0]), len(each["point_labels"])) for each, _ in cut] == [(0, 3), (0, 2), (1, 5)]
+    assert {size for _, size in cut} == {(768, 1024)}
 
 
 @pytest.mark.parametrize(

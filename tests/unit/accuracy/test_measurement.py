@@ -99,8 +99,13 @@ def test_figures_of_a_variant(measured: Measurement) -> None:
     assert (figures.flips, figures.clear_flips) == (1, 0)
     # One of six pairs of the third prompt's scores has changed places.
     assert figures.kendall_tau == pytest.approx((1 + 1 + 4 / 6) / 3)
-    # 20 rows of 256 differ by 2 in one of four masks of one of three prompts; every logit is 1 or -1.
-    assert figures.sqnr_db == pytest.approx(10 * math.log10(3 * 4 * 256 / (4 * 20)))
+    # 20 rows of the picture's 192 differ by 2 in one of four masks of one of three prompts; every logit is 1 or -1.
+    assert figures.sqnr_db == pytest.approx(10 * math.log10(3 * 4 * 192 / (4 * 20)))
+    # Two images: the one that is exact, and the one that is not, whose resamples are 0.9 at worst.
+    assert measured.variants["other"]["image"].tolist() == [0, 0, 1]
+    assert figures.iou_mean_interval == pytest.approx((0.9, 1.0))
+    # At the photo's size the same rows are lost: 80 * 3 of 100 * 3.
+    assert figures.full_mean == pytest.approx((1 + 0.8 + 1) / 3, abs=2e-3)
     # Against the truth: selected 1, 0.625 and 0.5; the best of four 1, 1 and 1.
     assert figures.truth_selected == pytest.approx((1 + 50 / 80 + 0.5) / 3)
     assert figures.truth_oracle == pytest.approx(1.0)
@@ -288,7 +293,7 @@ def test_the_report_is_strict_json_and_a_table(measured: Measurement) -> None:
     assert other["curve"][-1] == pytest.approx(0.8)
     assert len(other["curve"]) == len(data["curve_percentiles"])
     text = markdown(report)
-    assert "| other | 0.9333 | 0.8200 | 0.800 | 33.3 % |" in text
+    assert "| other | 0.9333 | 0.9000 to 1.0000 | 0.8200 | 0.804 | 0.800 | 33.3 % |" in text
     assert "selected 0.8333, oracle 1.0000" in text
     assert "\n- Truth: mean IoU with the exact mask" in text
 

@@ -189,7 +189,7 @@ def test_what_auto_tries_does_not_depend_on_the_order_of_many_images() -> None:
         rest, held_out = calibration_feeds(order, FeedOptions(prompts_per_image=2)).split(0.5, most=TRIAL_IMAGES)
         # None is held out in vain.
         assert (rest.num_images, held_out.num_images) == (20 - TRIAL_IMAGES, TRIAL_IMAGES)
-        return {feed["image_embeddings"].tobytes() for feed in trial_feeds(held_out)}
+        return {feed["image_embeddings"].tobytes() for feed, _ in trial_feeds(held_out.with_sizes())}
 
     assert tried(images) == tried(images[::-1])
     assert len(tried(images)) == TRIAL_IMAGES

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from calibrators.calibration import Calibration
+from calibrators.calibration import MARGIN, Calibration, _Prepared
 from calibrators.histogram import Histogram, histogram_of
 from calibrators.report import CalibrationReport
 from trt_sam.commands._calibration import warn_of_coarse
@@ -19,8 +20,10 @@ def reported(histogram: Histogram, calibrator: str, precision: str) -> Calibrati
     """The report of a calibration of one tensor with this histogram."""
     calibration = Calibration.__new__(Calibration)
     calibration._precision = precision
-    calibration.histograms = {"x": histogram}
-    calibration.products = (Product("product", "A", "block0.image", "x", "w", None, 1),)
+    calibration.alpha = None
+    product = Product("product", "A", "block0.image", "x", "w", None, 1)
+    calibration._prepared = _Prepared({}, onnx.ModelProto(), (product,), {}, {"x": histogram.amax})
+    calibration._histograms = {None: {"x": histogram}}
     left_out: dict[str, Any] = dict.fromkeys(CalibrationReport.__dataclass_fields__)
     given = {"options": GraphOptions(precision=precision), "tensors": calibration.rows({"x": calibrator})}
     return CalibrationReport(**{**left_out, **given})
@@ -39,7 +42,8 @@ def test_one_value_that_takes_all_bins_is_told(calibrator: str, precision: str, 
     report = reported(histogram, calibrator, precision)
     if calibrator == "percentile":
         # Its range is the first bin's edge, and the bin hides what lies below.
-        assert report.tensors[0].bulk == report.tensors[0].amax == histogram.width
+        assert report.tensors[0].bulk == histogram.width
+        assert report.tensors[0].amax == MARGIN * histogram.width
     warn_of_coarse(report)
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -1,0 +1,246 @@
+"""FP16, INT8 and FP8 of the real decoder (MobileSAM's, which is SAM ViT-H's weight for weight) on real photographs.
+
+Photographs and their split are those of benchmarks/mobile_sam_photos.py: some to calibrate with, some that defaults were tuned
+on, and others, which neither saw, to judge by. Prompts are as people give them (trt_sam/feeds/realistic.py). Graphs are judged
+as they are delivered, in ONNX Runtime on the CPU, against PyTorch in FP32.
+
+Each step runs in a process of its own and is kept in --work, so that an interrupted run goes on where it stopped. A whole run
+(100 prompts on each of 20 photographs) takes hours on two cores; --prompts-per-image 12 gave the table in benchmarks/results.
+
+Example:
+  python benchmarks/accuracy_mobile_sam.py --work /tmp/mobile_sam --output benchmarks/results/accuracy_mobile_sam.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mobile_sam_photos import PHOTOS, fetch, split
+from script import finish, say
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = (
+    *("fp16", "int8-auto-A", "int8-max-A", "int8-entropy-A", "int8-mse-A", "int8-percentile-A"),
+    *("int8-auto-AB", "int8-max-AB", "int8-max-ABC", "fp8-max-A"),
+)
+CALIBRATION_PROMPTS = 16
+Feed = Mapping[str, np.ndarray]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; 0 when the table was written."""
+    sys.path.insert(0, str(ROOT))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps photographs, graphs and rows")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.json", help="F.md is written beside it")
+    parser.add_argument("--checkpoint", default="mobile_sam", metavar="C", help="default: %(default)s")
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--graph", action="append", default=[], metavar="NAME=F.onnx", help="judge this graph too; repeatable")
+    parser.add_argument("--prompts-per-image", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
+    parser.add_argument("--split", type=int, default=0, metavar="N", help="seed of the split of photographs (default: 0)")
+    parser.add_argument("--step", nargs=2, metavar=("STEP", "NAME"), help=argparse.SUPPRESS)
+    return finish("accuracy_mobile_sam", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the flags ask for."""
+    from trt_sam.errors import InputError
+
+    if args.output.suffix != ".json":
+        raise InputError(f"--output is {str(args.output)!r}, must end in .json")
+    work = _Work(args)
+    if args.step:
+        {"prepare": work.prepare, "calibrate": work.calibrate, "measure": work.measure}[args.step[0]](args.step[1])
+        return 0
+    given = dict(text.split("=", 1) for text in args.graph)
+    names = [name.strip() for name in args.variants.split(",") if name.strip()]
+    work.in_process("prepare", "all")
+    for name in [*names, *given]:
+        if work.rows(name).exists():
+            continue
+        if name in given:
+            work.graph(name).write_bytes(Path(given[name]).read_bytes())
+        elif name != "fp16" and not work.graph(name).exists():
+            work.in_process("calibrate", name)
+        work.in_process("measure", name)
+    work.report([*names, *given])
+    return 0
+
+
+class _Work:
+    """The steps and where their results are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self._folder = args, args.work
+        self._split = split(PHOTOS, args.split)
+        self._graphs = args.work / f"graphs-{args.split}-{args.seed}"
+        self._judged = args.work / f"judged-{args.split}-{args.seed}-{args.prompts_per_image}"
+        for folder in (self._graphs, self._judged, args.work / "embeddings"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def graph(self, name: str) -> Path:
+        return (self._folder if name in ("fp32", "fp16") else self._graphs) / f"{name}.onnx"
+
+    def rows(self, name: str) -> Path:
+        return self._judged / f"rows-{name}.npz"
+
+    def in_process(self, step: str, name: str) -> None:
+        from trt_sam.errors import TrtSamError
+
+        say(f"{step} {name}")
+        command = [sys.executable, __file__, *sys.argv[1:], "--step", step, name]
+        if code := subprocess.run(command, check=False).returncode:
+            raise TrtSamError(f"step {step} {name} ended with status {code}; what was finished is kept in {self._folder}")
+
+    def prepare(self, _: str) -> None:
+        """Photographs, embeddings, float graphs, prompts and what FP32 says to them."""
+        from trt_sam.graph.export import export_decoder
+        from trt_sam.imaging.embeddings import embed_photo, save_embedding
+        from trt_sam.model.checkpoint import load_checkpoint
+        from trt_sam.recipe import GraphOptions
+
+        checkpoint = load_checkpoint(self._args.checkpoint)
+        if any(not self._embedding(photo.name).exists() for photo in PHOTOS):
+            fetch(PHOTOS, self._folder / "photos")
+            encoder = checkpoint.image_encoder()
+            for photo in PHOTOS:
+                if not self._embedding(photo.name).exists():
+                    save_embedding(
+                        self._embedding(photo.name), embed_photo(self._folder / "photos" / f"{photo.name}.png", encoder)
+                    )
+        for precision in ("fp32", "fp16"):
+            if not self.graph(precision).exists():
+                options = GraphOptions(precision=precision, target="gpu", mask_input=True)
+                export_decoder(checkpoint.decoder, self.graph(precision), options, checkpoint_sha256=checkpoint.sha256)
+        self._prompts(checkpoint)
+
+    def _prompts(self, checkpoint: Any) -> None:
+        from trt_sam.accuracy.examples import make_examples, stored
+        from trt_sam.feeds.feeds import Image
+        from trt_sam.imaging.embeddings import load_embedding
+        from trt_sam.runtime.torch_runner import TorchRunner
+
+        decoder = TorchRunner(checkpoint.decoder)
+        for number, name in enumerate(self._split["judging"]):
+            if self._judged_file(name).exists():
+                continue
+            loaded = load_embedding(self._embedding(name))
+            image = stored([(name, Image(loaded.image_embeddings, loaded.original_size))])
+            parts: dict[str, list[np.ndarray]] = {}
+            for example in make_examples(
+                image,
+                self._args.prompts_per_image,
+                prompts_per_call=self._args.prompts_per_image,
+                seed=self._args.seed * 1000 + number,
+                decode=decoder.run,
+                earlier_masks=True,
+            ):
+                feed = {key: array for key, array in example.feed.items() if key != "image_embeddings"}
+                for rows in _fours(len(example.kinds)):
+                    few = {key: array[rows] for key, array in feed.items()}
+                    outputs = decoder.run({**few, "image_embeddings": example.feed["image_embeddings"]})
+                    for key, array in {**few, **outputs, "kinds": np.array(example.kinds[rows])}.items():
+                        parts.setdefault(key, []).append(array)
+            stored_parts = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+            stored_parts["mask_input"] = stored_parts["mask_input"].astype(np.float16)
+            np.savez(self._judged_file(name), **stored_parts)
+
+    def calibrate(self, name: str) -> None:
+        """One quantized graph."""
+        import onnx
+
+        from calibrators.feeds import FeedOptions, calibration_feeds
+        from calibrators.variants import parse_variant, write_variants
+        from trt_sam.model.checkpoint import load_checkpoint
+        from trt_sam.runtime.torch_runner import TorchRunner
+
+        folder = self._graphs / "calibration"
+        folder.mkdir(exist_ok=True)
+        for photo in self._split["calibration"]:
+            if not (folder / f"{photo}.npz").exists():
+                (folder / f"{photo}.npz").symlink_to(self._embedding(photo).resolve())
+        options = FeedOptions(prompts_per_image=CALIBRATION_PROMPTS, seed=self._args.seed, mask_input=True)
+        decoder = load_checkpoint(self._args.checkpoint).decoder
+        feeds = calibration_feeds(folder, options, decode=TorchRunner(decoder).run)
+        plain, half = onnx.load(self.graph("fp32")), onnx.load(self.graph("fp16"))
+        (made,) = write_variants([parse_variant(name)], plain, half, feeds, self._graphs)
+        facts = {**made.facts, "description": made.description, "feeds": feeds.to_dict()}
+        self.graph(name).with_suffix(".json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+
+    def measure(self, name: str) -> None:
+        """One variant's rows."""
+        from trt_sam.accuracy.measurement import Variant, measure
+        from trt_sam.runtime.emulated_runner import EmulationRunner
+        from trt_sam.runtime.onnx_runner import OnnxRunner
+
+        def opened() -> Any:
+            runner = OnnxRunner(self.graph(name), emulate_quantization=True)
+            return EmulationRunner(self.graph(name), runner) if name == "fp16" else runner
+
+        reference = _Stored(self._outputs())
+        seen = measure(reference, [Variant(name, opened)], self._examples(), keep_worst=0)
+        columns = {f"column {key}": array for key, array in seen.variants[name].items()}
+        np.savez(self.rows(name), kinds=seen.kinds, areas=seen.areas, **columns)
+
+    def report(self, names: Sequence[str]) -> None:
+        """The table, from the rows."""
+        from accuracy_mobile_sam_report import write_report
+
+        facts = {}
+        for name in names:
+            path = self.graph(name).with_suffix(".json")
+            facts[name] = json.loads(path.read_text()) if path.exists() else {}
+        rows = {name: dict(np.load(self.rows(name))) for name in names}
+        write_report(rows, facts, self._split, self._args)
+
+    def _outputs(self) -> Iterator[Feed]:
+        for name in self._split["judging"]:
+            with np.load(self._judged_file(name)) as held:
+                for rows in _fours(len(held["kinds"])):
+                    yield {key: held[key][rows] for key in ("low_res_masks", "iou_predictions")}
+
+    def _examples(self) -> Iterator[Any]:
+        from trt_sam.accuracy.examples import Example, PromptedImage
+        from trt_sam.imaging.embeddings import load_embedding
+
+        for name in self._split["judging"]:
+            loaded = load_embedding(self._embedding(name))
+            image = PromptedImage(name, loaded.image_embeddings, loaded.original_size, np.zeros((256, 256, 3), np.uint8))
+            with np.load(self._judged_file(name)) as held:
+                kept = dict(held)
+            for rows in _fours(len(kept["kinds"])):
+                feed = {key: kept[key][rows] for key in ("point_coords", "point_labels", "has_mask_input")}
+                feed["mask_input"] = kept["mask_input"][rows].astype(np.float32)
+                yield Example({**feed, "image_embeddings": image.embedding}, tuple(kept["kinds"][rows].tolist()), image)
+
+    def _embedding(self, name: str) -> Path:
+        return self._folder / "embeddings" / f"{name}.npz"
+
+    def _judged_file(self, name: str) -> Path:
+        return self._judged / f"{name}.npz"
+
+
+class _Stored:
+    """What FP32 said, in the order of the examples, in the place of a runner."""
+
+    def __init__(self, outputs: Iterator[Feed]) -> None:
+        self._outputs = outputs
+
+    def run(self, _: Feed) -> Feed:
+        return next(self._outputs)
+
+
+def _fours(count: int) -> Iterator[slice]:
+    return (slice(start, start + 4) for start in range(0, count, 4))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
