@@ -141,3 +141,20 @@ def test_the_graph_of_a_checkpoint_is_checked_from_the_cache(clicked: Path, phot
         assert done.returncode == expected, done.stderr
         assert done.stdout.splitlines()[-1] == "False"
     assert "was exported from another checkpoint" in done.stderr
+
+
+def test_mobile_sam_by_its_name_from_a_photo_to_its_mask(
+    mobile_sam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real thing: a click on the astronaut's face, and the mask is the face."""
+    monkeypatch.setenv("TRT_SAM_CACHE", str(mobile_sam.parent.parent))
+    photo = Path(shutil.copy(ROOT / "samples/astronaut.jpg", tmp_path / "photo.jpg"))
+    arguments = ["segment", str(photo), "--checkpoint", "mobile_sam", "--point", "220,150", "--no-cache"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "photo.mask.png: 3.3% of the image, predicted IoU 0.97" in said.out
+    assert "embedding " in said.err
+    assert "embedded in " in said.err
+    rows, columns = np.nonzero(pixels(tmp_path / "photo.mask.png"))
+    box = (columns.min(), rows.min(), columns.max(), rows.max())
+    np.testing.assert_allclose(box, (171, 76, 276, 190), atol=3)

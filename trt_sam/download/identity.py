@@ -13,7 +13,7 @@ from trt_sam.download.fetch import fetch
 __all__ = ["weights_sha256"]
 
 _READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
-"""What a loader may read of a folder, or beside a lone .safetensors."""
+"""What a loader may read of a folder."""
 
 
 def weights_sha256(source: str | os.PathLike[str]) -> str | None:
@@ -30,10 +30,9 @@ def weights_sha256(source: str | os.PathLike[str]) -> str | None:
         return CATALOGUE[text].sha256
     path = DATA_FOLDER / "standin" if text in STANDINS else Path(text)
     try:
-        folder = path if path.is_dir() else path.parent if path.suffix == ".safetensors" else None
-        if folder is None:
+        if not path.is_dir():
             return known_sha256(path)
-        files = sorted(each for each in folder.iterdir() if each.suffix in _READ)
+        files = sorted(each for each in path.iterdir() if each.suffix in _READ)
         # The stand-ins share their files; the name tells them apart.
         digest = hashlib.sha256((text if text in STANDINS else "").encode())
         for each in files:

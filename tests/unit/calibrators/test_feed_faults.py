@@ -103,7 +103,9 @@ def test_prompts_that_fit_no_photo_are_refused(tmp_path: Path, folder: Path) -> 
     refused({"images": {"photo0.jpg": [{"points": [[5, -3]], "labels": [1]}]}}, r"\(5, -3\) is outside the image of 640x480")
     sized = coco()
     sized["images"][0]["width"] = 641
-    refused(sized, "641x480, but the photo that was embedded is 640x480")
+    refused(sized, "641x480, but the photo that was embedded is 640x480; they must be the same")
+    sized["images"][0].update(width=480, height=640)  # as its camera stored it, on its side
+    refused(sized, r"480x640, but the photo that was embedded is 640x480 \(photos are read upright, as their EXIF")
     with pytest.raises(InputError, match="prompt file not found"):
         calibration_feeds(folder, prompts=tmp_path / "absent.json")
     with pytest.raises(InputError, match="in memory"):

