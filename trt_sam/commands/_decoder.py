@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 from trt_sam.commands._click_cache import ClickCache
-from trt_sam.errors import GraphError, InputError
+from trt_sam.errors import GraphError, InputError, TrtSamError
 from trt_sam.imaging.embeddings import Embedding, load_embedding
 from trt_sam.runtime.interface import Runner
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
     from trt_sam.runtime.onnx_runner import OnnxRunner
 
-__all__ = ["OpenedDecoder", "open_decoder"]
+__all__ = ["OpenedDecoder", "keep_for_the_next", "open_decoder"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iter
         yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.keep_graph)
     finally:
         runner.close()
+
+
+def keep_for_the_next(decoder: OpenedDecoder) -> None:
+    """Export the decoder into the cache where PyTorch ran it; the masks are written, so a failure is a warning."""
+    try:
+        decoder.keep_graph()
+    except TrtSamError as error:
+        _log.warning("the next call will load the checkpoint again: %s", " ".join(str(error).split()))
 
 
 class _Source:

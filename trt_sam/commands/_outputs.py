@@ -1,14 +1,20 @@
-"""Whether reports can be written, asked before the work that they are to report."""
+"""Whether outputs can be written, asked before the work that they are of; and pictures as bytes."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._lazy import require
 from trt_sam.errors import InputError
 
-__all__ = ["check_output_file", "check_output_folder"]
+__all__ = ["check_distinct", "check_output_file", "check_output_folder", "check_picture_suffix", "picture_bytes"]
 
 
 def check_output_file(path: str | os.PathLike[str] | None) -> None:
@@ -25,6 +31,31 @@ def check_output_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write into {folder}: it is a file; name a folder")
     _check_parents(f"cannot write into {folder}", (folder.absolute(), *folder.absolute().parents))
+
+
+def check_distinct(named: Mapping[str, Path | None]) -> None:
+    """Raise InputError where two of the files, by the names of their flags, are the same."""
+    seen: dict[Path, str] = {}
+    for name, path in named.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise InputError(f"{name} and {other} are both {path}; name another file")
+
+
+def check_picture_suffix(flag: str, path: Path | None) -> None:
+    """Raise InputError unless `picture_bytes` knows the suffix of the picture that `flag` names."""
+    if path is not None and path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"{flag} is {path}, must end in .png or .jpg")
+
+
+def picture_bytes(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
+    """A grey or RGB picture as PNG, or as JPEG for any other suffix than ".png"."""
+    image_module = require("PIL.Image", "to write images")
+    buffer = io.BytesIO()
+    # Of zlib's levels 1 is several times as fast as the default on a photograph, for a few percent of size.
+    png = {"format": "PNG", "compress_level": 1 if picture.ndim == 3 else 6}
+    settings: dict[str, Any] = png if suffix == ".png" else {"format": "JPEG", "quality": 92, "subsampling": 0}
+    image_module.fromarray(picture).save(buffer, **settings)
+    return buffer.getvalue()
 
 
 def _check_parents(failure: str, parents: Sequence[Path]) -> None:

@@ -3,10 +3,14 @@
 Example:
   trt-sam segment photo.jpg --checkpoint mobile_sam --point 500,375
   trt-sam segment photo.jpg --checkpoint mobile_sam --box 80,40,600,420 --point 90,50,0 --output mask.png --overlay overlay.png
+  trt-sam segment photo.jpg --checkpoint mobile_sam --everything --output masks.json --overlay overlay.png
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
 
 writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name. The mask holds 0 and 255, at
 the image's size: of three candidates, the one with the best predicted IoU; --all-masks writes each.
+
+--everything clicks on a grid of points and writes all masks that the decoder is sure of: --output names a list of annotations
+as SA-1B has them (.json), a picture of numbers (.png), packed bits (.npz) or a folder; --format takes other JSON formats.
 
 The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
 torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. The embedded stand-in has only learned
@@ -16,8 +20,6 @@ synthetic scenes: its masks of photographs say nothing about SAM's.
 from __future__ import annotations
 
 import argparse
-import io
-import logging
 import sys
 import time
 from contextlib import ExitStack
@@ -29,20 +31,21 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import atomic_path
-from trt_sam._lazy import require
-from trt_sam.commands._decoder import OpenedDecoder, open_decoder
+from trt_sam.commands._decoder import OpenedDecoder, keep_for_the_next, open_decoder
+from trt_sam.commands._everything import add_everything_arguments, check_flags_of_everything, run_everything
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
+from trt_sam.commands._outputs import check_distinct, check_picture_suffix, picture_bytes
 from trt_sam.commands._prompt_flags import add_prompt_arguments, check_inside, prompt_of
-from trt_sam.errors import InputError, TrtSamError
+from trt_sam.errors import InputError
+from trt_sam.formats.records import Photo
+from trt_sam.formats.save import FOLDER, encoded, format_of, suffix_of
 from trt_sam.imaging.overlay import Box, Click, draw_overlay
 from trt_sam.imaging.photos import read_image
 from trt_sam.runtime.predictor import Predictor
 
-HELP = "clicks and a box on an image to a mask"
+HELP = "clicks and a box on an image to a mask, or everything in it"
 
 _CANDIDATES = 3
-
-_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding", metavar="F.npz", type=Path, help="the image's embedding file, instead of the encoder")
     add_prompt_arguments(parser)
     parser.add_argument(
-        "--output", metavar="MASK.png", type=Path, help="the mask: 8 bits, 0 or 255 (default: IMAGE's name with .mask.png)"
+        "--output",
+        metavar="MASK.png",
+        type=Path,
+        help="the mask: .png of 0 and 255, .json or .npz (default: IMAGE's name with .mask.png)",
     )
     parser.add_argument(
         "--overlay",
@@ -62,12 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mask and prompt over the image, .png or .jpg (default: IMAGE's name with .overlay.png, without --output)",
     )
     parser.add_argument("--all-masks", action="store_true", help="also write the candidates, as MASK-0.png and so on")
+    add_everything_arguments(parser)
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew, and keep nothing")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one image; 0 when every file was written."""
+    if args.everything:
+        return run_everything(args)
+    check_flags_of_everything(args)
     started = time.perf_counter()
     clicks, box = prompt_of(args)
     outputs = _outputs(args)
@@ -90,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         _write(args, outputs, image, masks[best], masks, clicks, box, _report(args, outputs, masks, iou, best, decoder))
         if args.json != "-":
             _print(outputs, masks, iou, best, decoder, time.perf_counter() - started)
-        _keep_for_the_next_click(decoder)
+        keep_for_the_next(decoder)
     return 0
 
 
@@ -99,6 +109,8 @@ class _Outputs:
     """The pictures to write."""
 
     mask: Path
+    format: str
+    """Of the mask's file, by `formats.save`."""
     overlay: Path | None
     candidates: tuple[Path, ...]
 
@@ -107,21 +119,18 @@ def _outputs(args: argparse.Namespace) -> _Outputs:
     """Names of the pictures, once every fault that can be seen before anything is computed was looked for."""
     mask, overlay = args.output, args.overlay
     if mask is None:
-        mask = args.image.with_name(f"{args.image.stem}.mask.png")
+        mask = args.image.with_name(f"{args.image.stem}.mask{suffix_of(args.format or 'binary')}")
         overlay = overlay or args.image.with_name(f"{args.image.stem}.overlay.png")
-    if mask.suffix.lower() != ".png":
-        raise InputError(f"--output is {mask}, must end in .png: a mask has to be stored without loss")
-    if overlay is not None and overlay.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise InputError(f"--overlay is {overlay}, must end in .png or .jpg")
+    if not mask.suffix or args.format == FOLDER:
+        raise InputError(f"--output is {mask}, must end in .png, .json or .npz; a folder is for the masks of --everything")
+    chosen = format_of(mask, args.format, single=True)
+    check_picture_suffix("--overlay", overlay)
     candidates = [mask.with_name(f"{mask.stem}-{number}.png") for number in range(_CANDIDATES)] if args.all_masks else []
     named = {"IMAGE": args.image, "--output": mask, "--overlay": overlay}
     named |= {f"candidate {number}": path for number, path in enumerate(candidates)}
     named |= {"--json": Path(args.json) if args.json not in (None, "-") else None}
-    seen: dict[Path, str] = {}
-    for name, path in named.items():
-        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
-            raise InputError(f"{name} and {other} are both {path}; name another file")
-    return _Outputs(mask, overlay, tuple(candidates))
+    check_distinct(named)
+    return _Outputs(mask, chosen, overlay, tuple(candidates))
 
 
 def _report(
@@ -184,34 +193,18 @@ def _write(
     report: dict[str, Any],
 ) -> None:
     """Write masks, overlay and report: all of them, or on failure none."""
-    pictures = {outputs.mask: _black_and_white(mask)}
-    pictures |= {path: _black_and_white(each) for path, each in zip(outputs.candidates, candidates, strict=False)}
+    record = {"segmentation": mask, "predicted_iou": report["iou_predictions"][report["mask"]]}
+    photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
+    pictures = {path: _black_and_white(each) for path, each in zip(outputs.candidates, candidates, strict=False)}
     if outputs.overlay is not None:
         pictures[outputs.overlay] = draw_overlay(image, mask, clicks, box)
     with ExitStack() as stack:
+        stack.enter_context(atomic_path(outputs.mask)).write_bytes(encoded(photo, [record], outputs.format))
         for path, picture in pictures.items():
-            stack.enter_context(atomic_path(path)).write_bytes(_encoded(picture, path.suffix.lower()))
+            stack.enter_context(atomic_path(path)).write_bytes(picture_bytes(picture, path.suffix.lower()))
         if args.json:
             write_json(args.json, report)
 
 
 def _black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     return mask.astype(np.uint8) * np.uint8(255)
-
-
-def _encoded(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
-    image_module = require("PIL.Image", "to write images")
-    buffer = io.BytesIO()
-    # Of zlib's levels 1 is several times as fast as the default on a photograph, for a few percent of size.
-    png = {"format": "PNG", "compress_level": 1 if picture.ndim == 3 else 6}
-    settings: dict[str, Any] = png if suffix == ".png" else {"format": "JPEG", "quality": 92, "subsampling": 0}
-    image_module.fromarray(picture).save(buffer, **settings)
-    return buffer.getvalue()
-
-
-def _keep_for_the_next_click(decoder: OpenedDecoder) -> None:
-    """Export the decoder into the cache where PyTorch ran it; the masks are written, so a failure is a warning."""
-    try:
-        decoder.keep_graph()
-    except TrtSamError as error:
-        _log.warning("the next click will load the checkpoint again: %s", " ".join(str(error).split()))

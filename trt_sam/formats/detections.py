@@ -17,7 +17,7 @@ def to_detections(records: Sequence[Record], size: tuple[int, int]) -> Any:
     """The masks of an image of `size` (height, width) as `supervision.Detections`, in their order.
 
     `xyxy` goes from the first to the last pixel, as in `Detections.from_sam`; `confidence` is the predicted IoU, and
-    `data["stability_score"]` the stability score, where all records have them. `mask` is bool [n, height, width].
+    `data["stability_score"]` the stability score, where all records have them. `mask` is bool [n, height, width], `class_id` 0.
 
     Raises:
         MissingDependencyError: supervision is not installed.
@@ -38,6 +38,7 @@ def to_detections(records: Sequence[Record], size: tuple[int, int]) -> Any:
         xyxy=np.array([each.box for each in runs], np.float32),
         mask=masks,
         confidence=of_all("predicted_iou"),
+        class_id=np.zeros(len(runs), np.int64),
         data={} if stability is None else {"stability_score": stability},
     )
 

@@ -1,4 +1,4 @@
-"""Pictures of a mask for people: the image tinted where the mask is, its contour, and the prompt. numpy and Pillow."""
+"""Pictures of masks for people: the image tinted where they are, their contours, and the prompt. numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 
-__all__ = ["Box", "Click", "draw_overlay"]
+__all__ = ["Box", "Click", "draw_overlay", "draw_regions"]
 
 Click = tuple[float, float, int]
 """(x, y) in pixels of the image, and 1 foreground or 0 background."""
@@ -55,12 +55,34 @@ def draw_overlay(
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
+def draw_regions(
+    image: npt.NDArray[np.uint8], numbers: npt.NDArray[np.unsignedinteger], colours: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Tint an image by the regions of its pixels, with white lines between them; what is in no region is darker.
+
+    Args:
+        image: uint8 [height, width, 3], RGB; not changed.
+        numbers: [height, width], of each pixel's region; 0 is none.
+        colours: uint8 [count, 3], RGB, by number.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    unit = max(1.0, min(image.shape[:2]) / 400)
+    canvas = image.astype(np.float32)
+    inside = numbers > 0
+    _blend(canvas, _SHADOW, 0.4 * ~inside)
+    canvas += (0.5 * inside)[..., None].astype(np.float32) * (colours[numbers].astype(np.float32) - canvas)
+    _blend(canvas, _WHITE, 0.9 * _band(numbers, 0.9 * unit))
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
 def _blend(canvas: FloatArray, colour: tuple[int, int, int], alpha: npt.NDArray[np.floating]) -> None:
     canvas += alpha[..., None].astype(np.float32) * (np.array(colour, np.float32) - canvas)
 
 
-def _band(mask: npt.NDArray[np.bool_], width: float) -> FloatArray:
-    """A smooth line of about `width` pixels along the edge of `mask`, as an alpha [height, width] in 0..1."""
+def _band(mask: npt.NDArray[np.bool_] | npt.NDArray[np.unsignedinteger], width: float) -> FloatArray:
+    """A smooth line of about `width` pixels where the values of `mask` change, as an alpha [height, width] in 0..1."""
     image_module, filters = require("PIL.Image", "to draw"), require("PIL.ImageFilter", "to draw")
     edge = np.zeros(mask.shape, np.bool_)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]

@@ -1,0 +1,152 @@
+"""`segment --everything`: all masks of a photo, in one of the formats, with a picture to look at."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam._files import atomic_path
+from trt_sam.commands._decoder import keep_for_the_next, open_decoder
+from trt_sam.commands._options import write_json
+from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
+from trt_sam.errors import InputError
+from trt_sam.formats.pictures import index_picture, palette
+from trt_sam.formats.records import Photo, runs_of
+from trt_sam.formats.save import FOLDER, FORMATS, check_new_folder, encoded, format_of, save_masks, suffix_of
+from trt_sam.imaging.overlay import draw_regions
+from trt_sam.imaging.photos import read_image
+from trt_sam.masks import AutomaticMaskGenerator
+from trt_sam.progress import Progress, TerminalBar
+
+__all__ = ["add_everything_arguments", "check_flags_of_everything", "run_everything"]
+
+_POINTS_PER_SIDE = 32
+
+
+def add_everything_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `--everything`, what it takes, and `--format`."""
+    parser.add_argument("--everything", action="store_true", help="all masks of the image, instead of a prompt")
+    parser.add_argument(
+        "--points-per-side", type=int, metavar="N", help=f"with --everything: N x N clicks (default: {_POINTS_PER_SIDE})"
+    )
+    parser.add_argument(
+        "--least-iou", type=float, metavar="X", help="with --everything: the decoder's own estimate of a mask (default: 0.88)"
+    )
+    parser.add_argument(
+        "--least-stability", type=float, metavar="X", help="with --everything: how steady a mask's edge is (default: 0.95)"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of --output, where its suffix (.json, .png, .npz, or none) does not say it"
+    )
+
+
+def check_flags_of_everything(args: argparse.Namespace) -> None:
+    """Raise InputError where a flag goes with `--everything` and that is not given."""
+    for flag in ("--points-per-side", "--least-iou", "--least-stability"):
+        if getattr(args, flag[2:].replace("-", "_")) is not None:
+            raise InputError(f"{flag} goes with --everything; add that, or leave it out")
+
+
+def run_everything(args: argparse.Namespace) -> int:
+    """Find and write all masks; 0 when every file was written, also where there is no mask."""
+    started = time.perf_counter()
+    output, overlay, chosen = _outputs(args)
+    image = read_image(args.image)
+    photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
+    with open_decoder(args, image) as decoder:
+        generator = AutomaticMaskGenerator(
+            decoder.runner,
+            args.points_per_side or _POINTS_PER_SIDE,
+            pred_iou_thresh=0.88 if args.least_iou is None else args.least_iou,
+            stability_score_thresh=0.95 if args.least_stability is None else args.least_stability,
+            output_mode="coco_rle",
+        )
+        with _bar() as progress:
+            records = generator.generate_from_embedding(decoder.embedding, photo.size, progress)
+        report = {
+            "image": str(args.image),
+            "original_size": list(photo.size),
+            "checkpoint": args.checkpoint,
+            "onnx": None if args.onnx is None else str(args.onnx),
+            "embedding": None if args.embedding is None else str(args.embedding),
+            "executed": decoder.executed,
+            "from_cache": list(decoder.from_cache),
+            "masks": len(records),
+            "format": chosen,
+            "output": str(output),
+            "overlay": None if overlay is None else str(overlay),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        _write(args, output, overlay, chosen, image, photo, records, report)
+        if args.json != "-":
+            found = f"{len(records)} masks" if records else "no mask found; lower --least-iou or --least-stability"
+            print(f"{output}: {found}; decoder in {decoder.executed}, {report['seconds']:.1f} s")
+            if overlay is not None:
+                print(f"{overlay}: the masks over the image")
+            sys.stdout.flush()
+        keep_for_the_next(decoder)
+    return 0
+
+
+def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None, str]:
+    """Names of masks and picture and the format, once every fault that can be seen before the work was looked for."""
+    for flag, given in (("--point", args.point), ("--box", args.box), ("--all-masks", args.all_masks)):
+        if given:
+            raise InputError(f"{flag} came with --everything; give one of them")
+    output, overlay = args.output, args.overlay
+    if output is None:
+        output = args.image.with_name(f"{args.image.stem}.masks{suffix_of(args.format or 'json')}")
+        overlay = overlay or args.image.with_name(f"{args.image.stem}.overlay.png")
+    chosen = format_of(output, args.format)
+    check_picture_suffix("--overlay", overlay)
+    report = Path(args.json) if args.json not in (None, "-") else None
+    check_distinct({"IMAGE": args.image, "--output": output, "--overlay": overlay, "--json": report})
+    # The work takes minutes: what cannot be written is told before it.
+    for path in (None if chosen == FOLDER else output, overlay, report):
+        check_output_file(path)
+    if chosen == FOLDER:
+        check_new_folder(output)
+    return output, overlay, chosen
+
+
+def _write(
+    args: argparse.Namespace,
+    output: Path,
+    overlay: Path | None,
+    chosen: str,
+    image: npt.NDArray[np.uint8],
+    photo: Photo,
+    records: list[dict[str, Any]],
+    report: dict[str, Any],
+) -> None:
+    """Write masks, picture and report: all of them, or on failure none."""
+    with ExitStack() as stack:
+        if overlay is not None:
+            runs = [runs_of(record["segmentation"], photo.size) for record in records]
+            drawn = draw_regions(image, index_picture(runs, photo.size), palette(len(runs) + 1))
+            stack.enter_context(atomic_path(overlay)).write_bytes(picture_bytes(drawn, overlay.suffix.lower()))
+        if chosen == FOLDER:
+            save_masks(output, photo, records, chosen)
+        else:
+            stack.enter_context(atomic_path(output)).write_bytes(encoded(photo, records, chosen))
+        if args.json:
+            write_json(args.json, report)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress | None]:
+    """A bar for people; nothing where stderr is a file."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with TerminalBar(sys.stderr) as bar:
+        yield bar
