@@ -73,18 +73,22 @@ def check(ours: Sequence[Record], theirs: Sequence[Record], size: tuple[int, int
         assert one["area"] == pytest.approx(other["area"], rel=0.01)
 
 
-@pytest.mark.parametrize("run", GOLDEN, ids=lambda run: run["photo"])
-def test_stored_records_of_mobile_sam(run: dict[str, Any], checkpoint: Checkpoint, graph: Path) -> None:
-    with OnnxRunner(graph, threads=1) as runner:
+RUNS = [pytest.param(run, id=run["photo"], marks=() if number == 0 else pytest.mark.slow) for number, run in enumerate(GOLDEN)]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_stored_records_of_mobile_sam(run: dict[str, Any], checkpoint: Checkpoint) -> None:
+    with TorchRunner(checkpoint.decoder) as runner:
         ours = found(runner, checkpoint, run["photo"], **run["settings"])
     check(ours, run["records"], photo(run["photo"]).shape[:2])
 
 
 @pytest.mark.slow
-def test_stored_records_in_pytorch(checkpoint: Checkpoint) -> None:
-    run = GOLDEN[1]
-    with TorchRunner(checkpoint.decoder) as runner:
-        check(found(runner, checkpoint, run["photo"], **run["settings"]), run["records"], photo(run["photo"]).shape[:2])
+@pytest.mark.parametrize("run", RUNS)
+def test_stored_records_in_onnx_runtime(run: dict[str, Any], checkpoint: Checkpoint, graph: Path) -> None:
+    with OnnxRunner(graph, threads=1) as runner:
+        ours = found(runner, checkpoint, run["photo"], **run["settings"])
+    check(ours, run["records"], photo(run["photo"]).shape[:2])
 
 
 @pytest.mark.slow
