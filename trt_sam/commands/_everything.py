@@ -26,8 +26,9 @@ from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
 from trt_sam.masks import AutomaticMaskGenerator
 from trt_sam.progress import Progress, TerminalBar
+from trt_sam.runtime.interface import Runner
 
-__all__ = ["add_everything_arguments", "check_flags_of_everything", "run_everything"]
+__all__ = ["add_everything_arguments", "check_flags_of_everything", "generator_of", "progress_bar", "run_everything"]
 
 _POINTS_PER_SIDE = 32
 
@@ -63,15 +64,8 @@ def run_everything(args: argparse.Namespace) -> int:
     image = read_image(args.image)
     photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
     with open_decoder(args, image) as decoder:
-        generator = AutomaticMaskGenerator(
-            decoder.runner,
-            args.points_per_side or _POINTS_PER_SIDE,
-            pred_iou_thresh=0.88 if args.least_iou is None else args.least_iou,
-            stability_score_thresh=0.95 if args.least_stability is None else args.least_stability,
-            output_mode="coco_rle",
-        )
-        with _bar() as progress:
-            records = generator.generate_from_embedding(decoder.embedding, photo.size, progress)
+        with progress_bar() as progress:
+            records = generator_of(args, decoder.runner).generate_from_embedding(decoder.embedding, photo.size, progress)
         report = {
             "image": str(args.image),
             "original_size": list(photo.size),
@@ -95,6 +89,27 @@ def run_everything(args: argparse.Namespace) -> int:
             sys.stdout.flush()
         keep_for_the_next(decoder)
     return 0
+
+
+def generator_of(args: argparse.Namespace, runner: Runner) -> AutomaticMaskGenerator:
+    """The generator that the flags of `--everything` describe."""
+    return AutomaticMaskGenerator(
+        runner,
+        _POINTS_PER_SIDE if args.points_per_side is None else args.points_per_side,
+        pred_iou_thresh=0.88 if args.least_iou is None else args.least_iou,
+        stability_score_thresh=0.95 if args.least_stability is None else args.least_stability,
+        output_mode="coco_rle",
+    )
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar for people; nothing where stderr is a file."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with TerminalBar(sys.stderr) as bar:
+        yield bar
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None, str]:
@@ -140,13 +155,3 @@ def _write(
             stack.enter_context(atomic_path(output)).write_bytes(encoded(photo, records, chosen))
         if args.json:
             write_json(args.json, report)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Progress | None]:
-    """A bar for people; nothing where stderr is a file."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with TerminalBar(sys.stderr) as bar:
-        yield bar
