@@ -61,6 +61,14 @@ def metas_predictor(decoder: SamDecoder, mlp_dim: int = 2048) -> Any:
     return SamPredictor(sam.eval().requires_grad_(False))
 
 
+def metas_onnx_model(decoder: SamDecoder, mlp_dim: int = 2048) -> Any:
+    """Meta's `SamOnnxModel`, what its export script traces, with the weights of `decoder`."""
+    sam = metas_predictor(decoder, mlp_dim).model
+    with _torchvision_for_import():
+        from segment_anything.utils.onnx import SamOnnxModel
+    return SamOnnxModel(sam, return_single_mask=False)
+
+
 @contextlib.contextmanager
 def _torchvision_for_import() -> Iterator[None]:
     """Stand in for what segment-anything imports of torchvision; gone afterwards, for transformers looks for it too."""

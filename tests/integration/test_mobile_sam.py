@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trt_sam.torch_runner import TorchRunner
 
 from tests.fixtures.real import (
     GOLDEN_PHOTOS,
@@ -32,6 +31,7 @@ from trt_sam.model.image_encoder import ImageEncoder, preprocess
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.predictor import Predictor
+from trt_sam.runtime.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -2,6 +2,7 @@
 
 Example:
   trt-sam export --checkpoint standin --precision fp16 --output decoder.onnx
+  trt-sam export --checkpoint mobile_sam --interface meta --output sam_decoder.onnx   (for samexporter, annotation tools, ...)
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `export`."""
     add_checkpoint_argument(parser)
     add_graph_arguments(parser, target=True)
+    parser.add_argument(
+        "--interface",
+        choices=("trt-sam", "meta"),
+        default="trt-sam",
+        help="meta: names, order and types of Meta's own ONNX export, for programs made for that one (default: %(default)s)",
+    )
     parser.add_argument("--output", required=True, metavar="F.onnx", type=Path)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the graph was written and matches PyTorch."""
+    if args.interface == "meta":
+        args.mask_input = args.full_resolution = True
     recipe = recipe_from(args, precision="fp32")
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, must end in .onnx")
@@ -43,7 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)
-    report = export_decoder(checkpoint.decoder, args.output, recipe.graph, checkpoint_sha256=checkpoint.sha256)
+    report = export_decoder(
+        checkpoint.decoder,
+        args.output,
+        recipe.graph,
+        checkpoint_sha256=checkpoint.sha256,
+        metas_interface=args.interface == "meta",
+    )
     if args.json:
         write_json(args.json, {**report.to_dict(), "checkpoint": source, "sha256": sha256_of(args.output)})
     if args.json != "-":

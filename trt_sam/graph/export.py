@@ -25,6 +25,7 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_
 from trt_sam.errors import ExportError
 from trt_sam.graph.full_resolution import append_full_resolution
 from trt_sam.graph.mask_bits import append_mask_bits
+from trt_sam.graph.meta_interface import check_for_meta, to_metas_interface
 from trt_sam.graph.metadata import options_entry
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
@@ -66,7 +67,12 @@ class ExportReport:
 
 
 def export_decoder(
-    decoder: SamDecoder, path: str | os.PathLike[str], options: GraphOptions, *, checkpoint_sha256: str = ""
+    decoder: SamDecoder,
+    path: str | os.PathLike[str],
+    options: GraphOptions,
+    *,
+    checkpoint_sha256: str = "",
+    metas_interface: bool = False,
 ) -> ExportReport:
     """Write `decoder` (float32, any device: a copy is taken to the CPU) as an ONNX graph with the contract's tensors.
 
@@ -74,10 +80,20 @@ def export_decoder(
     for coordinates, LayerNorm statistics, softmax and the IoU head's last layer. The file appears only when ONNX Runtime
     agrees with PyTorch on it.
 
+    Args:
+        decoder: what is written.
+        path: of the file.
+        options: what the graph computes.
+        checkpoint_sha256: `Checkpoint.sha256`, for the metadata.
+        metas_interface: give it the inputs and outputs of Meta's own ONNX export (`meta_interface`), for programs made for that
+            one; our runners and TensorRT do not take such a graph.
+
     Raises:
         ExportError: the graph does not match PyTorch, or `options` ask for int8 or fp8, which need calibration.
-        InputError: `path` cannot be written.
+        InputError: `path` cannot be written, or `options` do not go with Meta's interface.
     """
+    if metas_interface:
+        check_for_meta(options)
     if options.precision not in EXPORT_PRECISIONS:
         raise ExportError(
             f"precision {options.precision} needs calibrated scales; use trt-sam calibrate --precision {options.precision}, "
@@ -96,6 +112,8 @@ def export_decoder(
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
         parity = _check_parity(reference, temporary, options)
+        if metas_interface:
+            _write_for_meta(model, temporary, options)
     return ExportReport(str(path), options, parity)
 
 
@@ -197,11 +215,15 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
     onnx.helper.set_model_props(model, metadata)
 
 
-def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOptions) -> tuple[ParityRow, ...]:
+def _session(path: os.PathLike[str]) -> Any:
     ort = require("onnxruntime", "to check the exported graph")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    session = ort.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
+
+
+def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOptions) -> tuple[ParityRow, ...]:
+    session = _session(path)
     rng = np.random.default_rng(0)
     rows = []
     wanted = [o.name for o in session.get_outputs()] if options.mask_bits else ["low_res_masks", "iou_predictions"]
@@ -230,6 +252,20 @@ def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphO
                 f"relative error {error:.2g} of masks, {iou_error:.2g} of IoU, allowed {tolerance:g}; nothing was written"
             )
     return tuple(rows)
+
+
+def _write_for_meta(model: onnx.ModelProto, path: os.PathLike[str], options: GraphOptions) -> None:
+    """Overwrite the graph at `path`, found good, by one with Meta's interface that gives the same, or raise ExportError."""
+    feed = random_feed(np.random.default_rng(1), 1, 3, options)
+    names = ["masks", "iou_predictions", "low_res_masks"]
+    expected = _session(path).run(names, feed)
+    to_metas_interface(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    found = _session(path).run(None, feed | {"orig_im_size": feed["orig_im_size"].astype(np.float32)})
+    for name, ours, metas in zip(names, expected, found, strict=True):
+        if not np.allclose(ours, metas, rtol=0, atol=PARITY_TOLERANCE["fp32"] * float(np.abs(ours).max())):
+            raise ExportError(f"{name} of the graph with Meta's interface differ from the same graph's with ours; a bug")
 
 
 def _check_bits(found: Mapping[str, np.ndarray[Any, Any]]) -> None:

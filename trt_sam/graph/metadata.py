@@ -17,10 +17,12 @@ from trt_sam.contract import TensorSpec, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
 from trt_sam.recipe import GraphOptions
 
-__all__ = ["GraphInfo", "check_decoder", "options_entry", "read_graph", "recorded_options"]
+__all__ = ["INTERFACE_KEY", "GraphInfo", "check_decoder", "options_entry", "read_graph", "recorded_options"]
 
 _OPTIONS_KEY = "trt_sam.options"
 """Names the metadata entry in which `trt-sam export` records what it made."""
+INTERFACE_KEY = "trt_sam.interface"
+"""Names the entry that a graph with Meta's interface has instead."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
     """Read any ONNX graph.
 
     Raises:
-        GraphError: it is not ONNX, or its `trt_sam.options` are not understood.
+        GraphError: it is not ONNX, was written with `--interface meta`, or its `trt_sam.options` are not understood.
         InputError: the file is missing, empty or unreadable.
         MissingDependencyError: the onnx package is not installed.
     """
@@ -112,8 +114,10 @@ def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions
     """The options in a graph's metadata; None for a graph of another origin. `graph` names it in an error.
 
     Raises:
-        GraphError: they are not JSON, or have a field or value that is unknown here.
+        GraphError: they are not JSON, or have a field or value that is unknown here, or the graph was made for others.
     """
+    if INTERFACE_KEY in metadata:
+        raise GraphError(f"{graph} was written with --interface meta, for other programs; export it without")
     text = metadata.get(_OPTIONS_KEY)
     if text is None:
         return None

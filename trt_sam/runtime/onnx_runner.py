@@ -38,6 +38,7 @@ _DTYPES = {
 _PROMPTS_PER_PASS_ON_A_GPU = 64
 _FULL_SIZE_BYTES = 256 << 20
 """What the masks of one pass may take in a full-resolution graph, in the frame and at the image's size together."""
+_TOO_NEW = re.compile(r"model IR version|official(ly)? support|Opset \d+ is under development", re.IGNORECASE)
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
@@ -83,7 +84,13 @@ class OnnxRunner:
                 os.fspath(path), settings, providers=wanted, disabled_optimizers=disabled_optimizers(chosen)
             )
         except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-            raise GraphError(f"{path} is not an ONNX graph that can be loaded ({_reason(error)}); export it again") from None
+            reason = _reason(error)
+            if _TOO_NEW.search(reason):
+                raise GraphError(
+                    f"{path} is too new for onnxruntime {ort.__version__} ({reason}); get a newer one: "
+                    "pip install --upgrade 'onnxruntime>=1.20'"
+                ) from None
+            raise GraphError(f"{path} is not an ONNX graph that can be loaded ({reason}); export it again") from None
         if session.get_providers()[0] != chosen[0]:
             raise InputError(f"provider {chosen[0]} could not be started; check its CUDA and driver, or leave it out")
         self._ort, self._session, self._path = ort, session, path
@@ -288,7 +295,9 @@ def _fits(seen: TensorSpec, expected: TensorSpec) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of ONNX Runtime's message, at most 200 characters, without its status and our path."""
+    """The first line of ONNX Runtime's message, at most 200 characters, without its status, our path and its source's place."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    return re.sub(r"^Load model from .* failed: ?", "", line)[:200]
+    line = re.sub(r"^Load model from .* failed: ?", "", line)
+    # "/onnxruntime_src/.../model.cc:179 onnxruntime::Model::Model(...) Unsupported ...": what is said comes last.
+    return re.sub(r"^\S+\.(?:cc|cpp|h|hpp):\d+ .*?\) (?=[A-Z])", "", line)[:200]

@@ -352,3 +352,22 @@ def test_what_is_no_provider(provider: Any, graphs: dict[str, Path]) -> None:
         OnnxRunner(graphs["plain"], providers=[provider])
     with pytest.raises(InputError, match="provider MyProvider is not in this onnxruntime"):
         OnnxRunner(graphs["plain"], providers=[("MyProvider", {})])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ir_version": 99}, r"Unsupported model IR version: 99, max supported IR version: \d+"),
+        ({"opset": 99}, "ONNX Runtime only .*guarantees"),
+    ],
+)
+def test_a_graph_that_is_too_new_says_what_to_update(
+    change: dict[str, int], reason: str, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    """As every graph is to ONNX Runtime 1.17, whose reason stands behind a long signature."""
+    model = onnx.load(graphs["plain"])
+    model.ir_version = change.get("ir_version", model.ir_version)
+    model.opset_import[0].version = change.get("opset", model.opset_import[0].version)
+    onnx.save(model, tmp_path / "new.onnx")
+    with pytest.raises(GraphError, match=rf"too new for onnxruntime \S+ \({reason}.*pip install --upgrade 'onnxruntime>=1.20'"):
+        OnnxRunner(tmp_path / "new.onnx")
