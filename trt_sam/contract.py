@@ -28,11 +28,14 @@ __all__ = [
     "LABEL_FOREGROUND",
     "LABEL_NOT_A_POINT",
     "LOW_RES_SIZE",
+    "MANIFEST_NAME",
     "NUM_MASKS",
     "PACKED_WIDTH",
     "TensorSpec",
     "adapt_meta_feed",
     "check_feed",
+    "encoder_input_specs",
+    "encoder_output_specs",
     "input_specs",
     "output_specs",
     "size_of",
@@ -44,6 +47,8 @@ EMBEDDING_SHAPE = (1, 256, 64, 64)
 EMBEDDING_BYTES = 4 * prod(EMBEDDING_SHAPE)
 LOW_RES_SIZE = 256
 NUM_MASKS = 4
+MANIFEST_NAME = "manifest.json"
+"""Of the file that makes a folder of graphs, and engines, a set."""
 PACKED_WIDTH = "packed_width"
 """Name of the dimension of `mask_bits` that holds a row of `width` pixels, eight to a byte."""
 
@@ -105,6 +110,22 @@ def output_specs(
         row = ("height", PACKED_WIDTH) if full_resolution else (LOW_RES_SIZE, LOW_RES_SIZE // 8)
         specs.append(TensorSpec("mask_bits", "uint8", ("num_prompts", num_masks, *row)))
     return tuple(specs)
+
+
+def encoder_input_specs() -> tuple[TensorSpec, ...]:
+    """The inputs of an `encode` graph: the photo in the frame, RGB, and the (height, width) that it has there.
+
+    What lies beyond the photo may hold anything; the graph puts the mean colour there.
+    """
+    return (
+        TensorSpec("image", "uint8", (1, FRAME_SIZE, FRAME_SIZE, 3)),
+        TensorSpec("image_size", "int32", (2,)),
+    )
+
+
+def encoder_output_specs(*, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+    """The output of an `encode` graph, what a decoder graph takes; float16 in a float16 graph."""
+    return (TensorSpec("image_embeddings", dtype, EMBEDDING_SHAPE),)
 
 
 def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:

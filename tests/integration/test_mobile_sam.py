@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from tests.fixtures.real import (
     GOLDEN_PHOTOS,
     Masks,
+    agreement,
     golden_embedding,
     golden_masks,
     mobile_sam_oracle,
@@ -89,19 +89,6 @@ def results(runner: Runner, name: str, embedding: np.ndarray) -> list[Masks]:
     predictor = Predictor(runner)
     predictor.set_image_embedding(embedding, photo(name).shape[:2])
     return replay(predictor, name)
-
-
-def agreement(ours: Sequence[Masks], golden: Sequence[Masks]) -> tuple[float, float, float]:
-    """(mean IoU of all masks at both sizes, the least, largest difference of a score)."""
-    assert len(ours) == len(golden) == 10
-    ious: list[float] = []
-    for one, other in zip(ours, golden, strict=True):
-        for a, b in ((one.masks, other.masks), (one.low_res, other.low_res)):
-            assert a.shape == b.shape
-            union = (a | b).sum((1, 2))
-            ious += np.where(union == 0, 1.0, (a & b).sum((1, 2)) / np.maximum(union, 1)).tolist()
-    scores = max(float(np.abs(a.scores - b.scores).max()) for a, b in zip(ours, golden, strict=True))
-    return float(np.mean(ious)), min(ious), scores
 
 
 @pytest.mark.parametrize("name", PHOTOS)

@@ -103,7 +103,7 @@ def export_decoder(
     graph = DecoderGraph(_decoder_form(reference, options), best_mask=options.best_mask).eval()
     with atomic_path(path) as temporary:
         model = _trace(graph, options)
-        _name_nodes(model)
+        name_nodes(model)
         if options.full_resolution:
             append_full_resolution(model)
         if options.mask_bits:
@@ -164,7 +164,7 @@ def _trace(graph: DecoderGraph, options: GraphOptions) -> onnx.ModelProto:
     prompts, points = torch.export.Dim("num_prompts", min=1), torch.export.Dim("num_points", min=1)
     dynamic = {"image_embeddings": None, "point_coords": {0: prompts, 1: points}, "point_labels": {0: prompts, 1: points}}
     dynamic |= {"mask_input": {0: prompts}, "has_mask_input": {0: prompts}}
-    with _quiet():
+    with quiet_export():
         program = torch.onnx.export(
             graph,
             tuple(torch.from_numpy(feed[name]) for name in inputs),
@@ -180,7 +180,7 @@ def _trace(graph: DecoderGraph, options: GraphOptions) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
+def name_nodes(model: onnx.ModelProto) -> None:
     """Name nodes after their module, and drop the exporter's notes, which hold file paths of this machine."""
     seen: dict[str, int] = {}
     for node in model.graph.node:
@@ -297,7 +297,7 @@ def random_feed(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Silence the exporter's log and warnings about itself; errors still come through."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE
-from trt_sam.errors import CheckpointError, InputError
-from trt_sam.imaging.photos import frame_shape
+from trt_sam.errors import CheckpointError
+from trt_sam.imaging.frame import to_frame
 from trt_sam.model import naming
 from trt_sam.model.encoders import TinyViT, Vit, fold_for_inference, settings_of_config, settings_of_state
 from trt_sam.model.state import check_fit, some, state_sha256
@@ -29,7 +28,8 @@ class ImageEncoder:
 
     def __init__(self, model: Callable[[Tensor], Tensor], kind: str, sha256: str) -> None:
         """Wrap `model`, which makes float32 [1, 256, 64, 64] of what `preprocess` gives."""
-        self._model = model
+        self.model = model
+        """The module inside; TinyViT's is folded for inference."""
         self.kind = kind
         self.sha256 = sha256
         """Of the weights by their names (a ViT's in `SamVisionEncoder`, TinyViT's in MobileSAM), as `state_sha256` has it."""
@@ -42,7 +42,7 @@ class ImageEncoder:
         """
         pixels = torch.from_numpy(preprocess(rgb))
         with torch.inference_mode():
-            embedding = self._model(pixels)
+            embedding = self.model(pixels)
         return embedding.float().contiguous().numpy().copy()
 
 
@@ -55,14 +55,10 @@ def preprocess(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     Raises:
         InputError: `rgb` is not uint8 [height, width, 3], or too narrow.
     """
-    image_module = require("PIL.Image", "to resize images")
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise InputError(f"image is {rgb.dtype} {list(rgb.shape)}, must be uint8 [height, width, 3], RGB")
-    height, width = frame_shape(*rgb.shape[:2])
-    resized = image_module.fromarray(rgb).resize((width, height), image_module.Resampling.BILINEAR)
+    frame, (height, width) = to_frame(rgb)
     mean, std = np.array(PIXEL_MEAN, dtype=np.float32), np.array(PIXEL_STD, dtype=np.float32)
     pixels = np.zeros((1, 3, FRAME_SIZE, FRAME_SIZE), dtype=np.float32)
-    pixels[0, :, :height, :width] = ((np.asarray(resized, dtype=np.float32) - mean) / std).transpose(2, 0, 1)
+    pixels[0, :, :height, :width] = ((frame[0, :height, :width].astype(np.float32) - mean) / std).transpose(2, 0, 1)
     return pixels
 
 
