@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     graph = manifest.graph("decode_mask")
     assert graph.inputs == input_specs(mask_input=True, full_resolution=True)
     assert graph.outputs == output_specs(full_resolution=True, mask_bits=True, dtype="float16")
-    assert graph.limits == {"num_prompts": (1, 32), "num_points": (1, 8), "height": (1, 4096), "width": (1, 4096)}
+    assert graph.limits == {"num_prompts": (1, 32), "num_points": (1, 32), "height": (1, 4096), "width": (1, 4096)}
     assert graph.options == manifest.recipe.graph == options
     assert graph.kernels == (KernelSummary(kernels=3),)
     assert (graph.onnx.sha256, graph.checkpoint_sha256) == (sha256_of(tmp_path / "decoder.onnx"), "ab" * 32)
@@ -78,7 +78,7 @@ def test_a_manifest_from_before_mask_bits_has_none(tmp_path: Path) -> None:
 
 def test_a_graph_without_mask_and_size_has_the_role_decode_and_no_size_limits(tmp_path: Path) -> None:
     manifest = tiny_set(tmp_path).manifest
-    assert manifest.graph("decode").limits == {"num_prompts": (1, 16), "num_points": (1, 8)}
+    assert manifest.graph("decode").limits == {"num_prompts": (1, 16), "num_points": (1, 32)}
     with pytest.raises(ManifestError, match="has no 'encode' graph, only decode"):
         manifest.graph("encode")
 
