@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/install_gpu_fixtures.sh $(wildcard tests/fixtures/hostcuda/*.*)
+$(STAMP): pyproject.toml constraints.txt scripts/install_gpu_fixtures.sh scripts/install_pycuda.sh $(wildcard tests/fixtures/hostcuda/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,rtx]'
@@ -27,7 +27,7 @@ test-all: install
 	$(PYTEST) -m "not gpu"
 
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python scripts/gpu_tests.py
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py --output benchmarks/results

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -110,7 +111,7 @@ def engine_sides(folder: Path) -> list[SideSpec]:
 
     meta = folder / "meta.onnx"
     export_meta_as_ours(meta)
-    backend = choose_flavour(None).backend
+    backend = os.environ.get("TRT_SAM_GPU_BACKEND") or choose_flavour(None).backend
     jobs = {
         "Meta's graph, TensorRT FP32": ["--onnx", str(meta)],
         "trt-sam, TensorRT FP32": ["--checkpoint", "standin", "--precision", "fp32"],

@@ -16,8 +16,6 @@ cxx=${CXX:-g++}
 # Builds and pip must not see a CUDA toolkit or settings of this machine: the same files come out everywhere.
 unset CUDA_ROOT CUDA_PATH CUDA_HOME CUDA_INC_DIR
 
-headers_wheels="nvidia-cuda-runtime==13.5.37 nvidia-cuda-profiler-api==13.5.25"
-pycuda_version=2026.1
 tensorrt_versions="10.16.1.11 11.4.0.106"
 
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
@@ -42,24 +40,8 @@ build_driver() {
 }
 
 build_pycuda() {
-    has pycuda && return
-    local work
-    work=$(mktemp -d)
     pip install -q -c "$repo/constraints.txt" setuptools wheel numpy
-    # shellcheck disable=SC2086
-    pip install -q --no-deps --target "$work/headers" $headers_wheels
-    pip download -q --no-deps --no-binary pycuda --no-build-isolation -d "$work" "pycuda==$pycuda_version"
-    tar -xzf "$work/pycuda-$pycuda_version.tar.gz" -C "$work"
-    local include
-    include=$(dirname "$(find "$work/headers" -name cuda.h | head -n 1)")
-    say "building PyCUDA $pycuda_version from its source, about two minutes"
-    (
-        cd "$work/pycuda-$pycuda_version"
-        "$python" configure.py --cuda-root="$work/headers" --cuda-inc-dir="$include" --cudadrv-lib-dir="$fixtures" \
-            --no-cuda-enable-curand
-        pip install -q --no-build-isolation -c "$repo/constraints.txt" .
-    ) >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; rm -rf "$work"; return 1; }
-    rm -rf "$work"
+    PIP_CONSTRAINT="$repo/constraints.txt" bash "$repo/scripts/install_pycuda.sh" "$python" "$fixtures"
 }
 
 # The bindings need three libraries by name and nine functions: stubs that answer "nothing" let them load. RPATH is $ORIGIN.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,7 @@ EXTRAS = {
 
 _CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 _CHECKOUT = Path(__file__).resolve().parents[1]
+_BUILD_PYCUDA = "scripts/install_pycuda.sh"
 
 
 def require(name: str, purpose: str) -> ModuleType:
@@ -67,6 +70,9 @@ def install_command(modules: Sequence[str]) -> str:
     else:
         place = "." if Path.cwd() == _CHECKOUT else _CHECKOUT
         command = f"pip install -e '{place}[{','.join(extras)}]'"
+    if "pycuda" in modules and (_CHECKOUT / _BUILD_PYCUDA).is_file():
+        # It comes as source, and pip would build it against whatever CUDA toolkit there is, or fail for want of one.
+        command = f"bash {os.path.relpath(_CHECKOUT / _BUILD_PYCUDA)} {sys.executable} && {command}"
     # Else pip takes the build for CUDA, which is several times as large.
     return f"{_CPU_TORCH} && {command}" if "torch" in modules else command
 

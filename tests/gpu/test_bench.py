@@ -8,21 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from trt_sam.engine.flavour import available_flavours
-from trt_sam.machine.driver import gpu_compute_capability
+from tests.fixtures.gpu import backend, needs_gpu
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(gpu_compute_capability() is None, reason="no CUDA GPU that the driver answers for"),
-]
+pytestmark = needs_gpu
 
 
 def test_engines_are_timed_on_the_device_and_agree(tmp_path: Path) -> None:
-    if not available_flavours():
-        pytest.skip("no TensorRT is installed")
+    backend()
     pytest.importorskip("matplotlib")
     from benchmarks.gpu import main
 

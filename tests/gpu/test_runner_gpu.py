@@ -111,6 +111,8 @@ def test_out_of_memory_is_said_and_a_new_runner_works(fp16: Path) -> None:
     from trt_sam.cuda.device import Device
 
     with Device() as device:
+        if device.driver.Device(0).get_attribute(device.driver.device_attribute.INTEGRATED):
+            pytest.skip("the GPU has no memory of its own: the machine would run out of it, not the GPU")
         size = 1 << 30
         while size >= 1 << 20:
             try:
@@ -146,9 +148,11 @@ def test_calls_go_on_while_an_image_waits_for_its_producer(runner: Any) -> None:
     runner.warm_up()
     given, image = clicks(1, 1, 1), runner.image_id
     wanted = runner.decode(*given, copy=True).masks
+    # Page-locked, and allocated before: anything else would have this thread wait for the sleep.
+    host, late = torch.from_numpy(embedding(1)).pin_memory(), torch.empty(1, 256, 64, 64, device="cuda")
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(4 * SLOW_CYCLES)
-        late = torch.from_numpy(embedding(1)).cuda(non_blocking=True)
+        late.copy_(host, non_blocking=True)
         coming = threading.Thread(target=runner.add_image, args=(late,))
         coming.start()
     time.sleep(0.05)

@@ -75,7 +75,10 @@ def _driver() -> Any:
     try:
         driver = require("pycuda.driver", "to run engines on a GPU")
     except ImportError as error:
-        raise InferenceError(f"PyCUDA does not load ({error}); is an NVIDIA driver installed? nvidia-smi tells") from error
+        advice = "is an NVIDIA driver installed? nvidia-smi tells"
+        if "undefined symbol: cu" in str(error):
+            advice = "it was built for a newer driver; in a checkout, bash scripts/install_pycuda.sh builds one that fits"
+        raise InferenceError(f"PyCUDA does not load ({error}); {advice}") from error
     try:
         driver.init()
     except driver.Error as error:

@@ -102,10 +102,7 @@ def _build(job: BuildJob) -> BuildResult:
     _configure(config, job)
     add_profiles(builder, config, network, job.recipe.profiles, job.path)
     if job.timing_cache is not None:
-        known = job.timing_cache.read_bytes() if job.timing_cache.exists() else b""
-        # One of another GPU or version is refused by set_timing_cache; the build then starts from an empty one.
-        if not config.set_timing_cache(config.create_timing_cache(known), False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)
+        _take_timings(config, job.timing_cache)
     config.progress_monitor = monitor = make_monitor(trt, job.progress, job.stop)
     calibrator = None
     if job.make_calibrator is not None:
@@ -135,6 +132,14 @@ def _build(job: BuildJob) -> BuildResult:
         warnings, written = (*calibrator.warnings, *warnings), calibrator.written
     seconds = time.perf_counter() - started
     return BuildResult(engine, summarize_layers(layers), layers, seconds, built_for, warnings, written)
+
+
+def _take_timings(config: Any, timing_cache: Path) -> None:
+    """Start from the timings that are kept, or from none where they are another GPU's, another version's or no timings."""
+    for known in (timing_cache.read_bytes() if timing_cache.exists() else b"", b""):
+        cache = config.create_timing_cache(known)  # None for what is no timing cache
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
 
 
 def _make_builder(flavour: Flavour, logger: Any) -> Any:

@@ -37,7 +37,10 @@ _PACKAGES = {
     "polygraphy": ("polygraphy", "{}"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "{}"),
     "tensorrt": ("tensorrt", "{}"),
-    "pycuda.driver": ("pycuda", "{'version': '.'.join(map(str, __import__('pycuda').VERSION))}"),
+    "pycuda.driver": (
+        "pycuda",
+        "{'version': '.'.join(map(str, __import__('pycuda').VERSION)), 'for CUDA': '.'.join(map(str, m.get_version()[:2]))}",
+    ),
     "cuda.bindings.driver": ("cuda-bindings", "{'version': __import__('cuda.bindings').bindings.__version__}"),
 }
 """Module to import: the distribution that brings it, and what else to ask, an expression over the module `m`."""
@@ -137,6 +140,9 @@ def _examine_package(module: str) -> Package:
         reason = (said[-1].strip() if said else f"the import ended the process, {how}")[:300]
         if "libcuda.so.1" in reason and "cannot open" in reason:
             return Package(module, "no driver", "", reason, "")
+        if "undefined symbol: cu" in reason:
+            # Its headers were newer than the driver: reinstalling it the same way would not help.
+            return Package(module, "broken", "", f"{reason}; it was built for a newer driver", install_command([top]))
         return Package(module, "broken", "", reason, again)
     details = json.loads(answer)
     return Package(module, "ok", details.pop("version"), "", "", details)

@@ -18,7 +18,7 @@ from calibrators.implicit import ImplicitCalibration
 from tests.engine_sets import write_tiny_graph
 from tests.fixtures.calibrator_calls import tensorrt_10
 from tests.fixtures.hostcuda import HostCuda
-from tests.fixtures.tensorrt_10 import CACHE, FakeTensorrt10
+from tests.fixtures.tensorrt_10 import CACHE, TIMINGS, FakeTensorrt10
 from trt_sam.cuda import device as cuda
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.callbacks import make_logger
@@ -116,6 +116,22 @@ def test_the_cache_of_one_build_feeds_the_next(trt: FakeTensorrt10, host_cuda: H
     assert not trt.batches
     assert result.calibration_cache is None
     assert "1 scales found their tensor, 1 did not (gone)" in result.warnings[0]
+
+
+@pytest.mark.hostcuda
+@pytest.mark.parametrize("kept", [None, b"of a program that is not TensorRT", TIMINGS])
+def test_timings_that_are_none_are_begun_anew(
+    trt: FakeTensorrt10, host_cuda: HostCuda, tmp_path: Path, kept: bytes | None
+) -> None:
+    path = tmp_path / "timings"
+    if kept is not None:
+        path.write_bytes(kept)
+    make = ImplicitCalibration(scales={"waves": 0.5})
+    result = build_engine(
+        write_graph(tmp_path / "g.onnx"), IMPLICIT, flavour=flavour_of(trt), make_calibrator=make, timing_cache=path
+    )
+    assert result.engine == b"engine"
+    assert path.read_bytes() == TIMINGS
 
 
 @pytest.mark.hostcuda
