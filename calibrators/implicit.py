@@ -43,7 +43,6 @@ class ImplicitCalibration:
         algorithm: str = "entropy",
         cache: CalibrationCache | None = None,
         scales: Mapping[str, float] | None = None,
-        device: int = 0,
     ) -> None:
         """Say what to calibrate with; nothing is read or allocated yet.
 
@@ -52,7 +51,6 @@ class ImplicitCalibration:
             algorithm: one of ALGORITHMS; a cache brings its own.
             cache: of an earlier build with the same version of TensorRT.
             scales: range / 127 by ONNX tensor name, found without a GPU on the same graph.
-            device: number of the GPU.
 
         Raises:
             InputError: none of the three or both of the last two, or an unknown algorithm.
@@ -62,11 +60,17 @@ class ImplicitCalibration:
         if feeds is None and cache is None and scales is None:
             raise InputError("there is nothing to calibrate with; give feeds, a calibration cache or scales")
         _check_algorithm(algorithm)
-        self._feeds, self._cache, self._scales, self._device = feeds, cache, scales, device
+        self._feeds, self._cache, self._scales = feeds, cache, scales
         self._algorithm = cache.algorithm if cache is not None else algorithm
 
     def __call__(
-        self, flavour: Flavour, shapes: Mapping[str, tuple[int, ...]], tensors: Sequence[str], stop: threading.Event
+        self,
+        flavour: Flavour,
+        shapes: Mapping[str, tuple[int, ...]],
+        tensors: Sequence[str],
+        stop: threading.Event,
+        *,
+        device: int = 0,
     ) -> Any:
         """The calibrator of one build; see `trt_sam.engine.job.MakeCalibrator`.
 
@@ -84,7 +88,7 @@ class ImplicitCalibration:
             notes = [f"calibration: {found}"] if found.unmatched or found.uncovered else []
             data = CalibrationCache(version_number(flavour.version), self._algorithm, found.scales).to_text().encode()
         calibrator = make_calibrator(
-            flavour.trt, self._feeds, shapes=shapes, algorithm=self._algorithm, cache=data, stop=stop, device=self._device
+            flavour.trt, self._feeds, shapes=shapes, algorithm=self._algorithm, cache=data, stop=stop, device=device
         )
         calibrator.warnings += notes
         return calibrator

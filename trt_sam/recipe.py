@@ -166,10 +166,14 @@ class EngineRecipe:
     """0 keeps all kernels on one stream (lowest latency for one prompt); None leaves it to TensorRT."""
     version_compatible: bool = False
     hardware_compatible: bool = False
+    any_model: bool = False
+    """For TensorRT 10 and 11: built for every GPU model of one compute capability, instead of tuned for the one that builds."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.decode_mask, bool):
             raise RecipeError(f"decode_mask is {self.decode_mask!r}, must be true or false")
+        if self.any_model and self.hardware_compatible:
+            raise RecipeError("any_model and hardware_compatible are both set; hardware_compatible covers all models already")
         if self.backend is not None:
             _check_choice("backend", self.backend, BACKENDS)
         if not self.profiles:

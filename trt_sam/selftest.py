@@ -183,7 +183,8 @@ class _Trial:
         with self._step(f"build {label}") as note:
             if flavour.needs_gpu_to_build and self.gpu is None:
                 raise _NotRun("it builds on a GPU only, and none is used")
-            (build,) = build_set([GraphSource(copy_graph(graph))], recipe, output, flavour=flavour).builds
+            gpu = (self.gpu or 0) if flavour.needs_gpu_to_build else 0
+            (build,) = build_set([GraphSource(copy_graph(graph))], recipe, output, flavour=flavour, device=gpu).builds
             kernels = f", {build.kernels[0].kernels} kernels" if build.kernels else ""
             note(f"{len(build.engine) / 1e6:.1f} MB in {build.seconds:.1f} s{kernels}")
         with self._step(f"execute {label}") as note:

@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
     add_capability_argument(parser)
+    parser.add_argument(
+        "--device", metavar="N", type=int, default=0, help="number of the GPU that builds (TensorRT 10 and 11; default: 0)"
+    )
     parser.add_argument("--timing-cache", metavar="F", type=Path, help="kernel timings to keep (TensorRT 10 and 11)")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
     add_json_argument(parser)
@@ -112,7 +115,15 @@ def run(args: argparse.Namespace) -> int:
             sources = [GraphSource(copy_graph(graph)) for graph in graphs]
         else:
             sources = _from_checkpoint(args, recipe)
-        built = build_set(sources, recipe, args.output, flavour=flavour, progress=bar, timing_cache=args.timing_cache)
+        built = build_set(
+            sources,
+            recipe,
+            args.output,
+            flavour=flavour,
+            progress=bar,
+            timing_cache=args.timing_cache,
+            device=args.device,
+        )
     # Two graphs of one decoder are warned of in the same words.
     for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
         print(f"trt-sam: warning: {flavour.title}: {warning}", file=sys.stderr)

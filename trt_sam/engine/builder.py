@@ -23,7 +23,7 @@ from trt_sam.engine.job import BuildJob, MakeCalibrator
 from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_layers
 from trt_sam.engine.profiles import add_profiles
 from trt_sam.errors import BuildError
-from trt_sam.machine.driver import gpu_compute_capability
+from trt_sam.machine.driver import current_gpu, gpu_compute_capability
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe
 
@@ -58,6 +58,7 @@ def build_engine(
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     make_calibrator: MakeCalibrator | None = None,
+    device: int = 0,
 ) -> BuildResult:
     """Build an engine from a graph in which every type is decided.
 
@@ -72,22 +73,32 @@ def build_engine(
         timing_cache: file of kernel timings, read where it exists and written at the end (TensorRT 10 and 11 only).
         make_calibrator: for `quantization.method = "implicit"`, which needs TensorRT 10 and a graph of float32; what its
             calibrator fails with stops the build and is raised here.
+        device: number of the GPU that builds and calibrates; TensorRT-RTX needs none, and takes none but 0.
 
     Raises:
         BuildError: the graph cannot be parsed or built, or the recipe asks for what this flavour cannot do.
-        InputError: the graph cannot be read, or the timing cache cannot be read or written.
+        InputError: the graph cannot be read, the timing cache cannot be read or written, or there is no such GPU.
         KeyboardInterrupt: the user pressed Ctrl-C; nothing was written.
     """
     path = existing_file(onnx_path, "ONNX graph")
     if timing_cache is not None and not flavour.has_timing_cache:
         raise BuildError(f"{flavour.title} times no kernels, so it has no timing cache; leave the timing cache out")
     check_method(recipe, make_calibrator, flavour)
+    if device and not flavour.needs_gpu_to_build:
+        raise BuildError(f"{flavour.title} builds on no GPU; leave the number of the GPU out")
     capabilities = tuple(dict.fromkeys(recipe.compute_capabilities))
     for value in capabilities:
         flavour.compute_capability(value)
     cache = Path(timing_cache) if timing_cache is not None else None
-    job = BuildJob(path, recipe, flavour, capabilities, progress, cache, make_calibrator, threading.Event())
-    return _on_own_thread(lambda: _build(job), job.stop)
+    job = BuildJob(path, recipe, flavour, capabilities, progress, cache, make_calibrator, threading.Event(), device)
+    return _on_own_thread(lambda: _build_there(job), job.stop)
+
+
+def _build_there(job: BuildJob) -> BuildResult:
+    if not job.flavour.needs_gpu_to_build:
+        return _build(job)
+    with current_gpu(job.device):
+        return _build(job)
 
 
 def _build(job: BuildJob) -> BuildResult:
@@ -124,7 +135,7 @@ def _build(job: BuildJob) -> BuildResult:
     if job.timing_cache is not None:
         write_atomically(job.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     built_for = job.capabilities
-    if flavour.needs_gpu_to_build and (here := gpu_compute_capability()) is not None:
+    if flavour.needs_gpu_to_build and (here := gpu_compute_capability(job.device)) is not None:
         built_for = (here,)
     layers, warnings = _layers(logger)
     written = None
@@ -190,6 +201,10 @@ def _configure(config: Any, job: BuildJob) -> None:
         )
     if recipe.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if recipe.any_model:
+        if not flavour.has_any_model_mode:
+            raise BuildError(f"{flavour.title} cannot build for all models of a compute capability; take any_model out")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if recipe.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 

@@ -30,6 +30,7 @@ from trt_sam.engine.job import MakeCalibrator
 from trt_sam.engine.manifest import CACHE_SUFFIX, MANIFEST_NAME, FileEntry, GraphEntry, Manifest, open_manifest, write_manifest
 from trt_sam.errors import BuildError, InputError, ManifestError
 from trt_sam.graph.metadata import GraphInfo, check_decoder, read_graph
+from trt_sam.machine.driver import gpu_model
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, GraphOptions
 
@@ -74,6 +75,7 @@ def build_set(
     flavour: Flavour,
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    device: int = 0,
     engine_builder: EngineBuilder = build_engine,
 ) -> BuiltSet:
     """Write `decoder.onnx`, `decoder.engine`, where there are two also `decoder_mask.*`, and `manifest.json` into `output`.
@@ -86,6 +88,7 @@ def build_set(
         flavour: the TensorRT that builds.
         progress: as in `build_engine`; it rises over all builds together.
         timing_cache: as in `build_engine`.
+        device: as in `build_engine`.
         engine_builder: stands in for `build_engine` in tests.
 
     Raises:
@@ -109,7 +112,7 @@ def build_set(
         # An implicit engine is INT8 from a graph that is not.
         made = options[0] if sources[0].make_calibrator is None else replace(options[0], precision="int8")
         recipe = replace(recipe, graph=made)
-        build = functools.partial(engine_builder, recipe=recipe, flavour=flavour, timing_cache=timing_cache)
+        build = functools.partial(engine_builder, recipe=recipe, flavour=flavour, timing_cache=timing_cache, device=device)
         builds = tuple(
             _build(stage, place, source, build, _part(progress, place, len(sources))) for place, source in enumerate(sources)
         )
@@ -137,6 +140,7 @@ def build_set(
             target=options[0].target,
             compute_capabilities=builds[0].compute_capabilities,
             calibration=entries[0].calibration,
+            gpu_model=gpu_model(device) if flavour.needs_gpu_to_build else None,
             created={
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "trt_sam": __version__,

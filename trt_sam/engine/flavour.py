@@ -91,6 +91,12 @@ class Flavour:
         return self.needs_gpu_to_build
 
     @property
+    def has_any_model_mode(self) -> bool:
+        """Whether engines can be built for every model of the GPU's compute capability."""
+        levels = getattr(self.trt, "HardwareCompatibilityLevel", None)
+        return self.has_compatibility_modes and hasattr(levels, "SAME_COMPUTE_CAPABILITY")
+
+    @property
     def network_flags(self) -> int:
         """Flags for `create_network` that make a strongly typed network."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

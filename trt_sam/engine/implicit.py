@@ -63,7 +63,9 @@ def add_calibrator(builder: Any, config: Any, network: Any, job: BuildJob, make_
     config.set_flag(trt.BuilderFlag.INT8)
     _keep_positions_float32(config, network, trt)
     _set_calibration_profile(builder, config, network, shape, path)
-    calibrator = make_calibrator(flavour, input_shapes(network, shape, path), _tensor_names(network), job.stop)
+    calibrator = make_calibrator(
+        flavour, input_shapes(network, shape, path), _tensor_names(network), job.stop, device=job.device
+    )
     config.int8_calibrator = calibrator
     return calibrator
 

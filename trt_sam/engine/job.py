@@ -32,7 +32,13 @@ class MakeCalibrator(Protocol):
     """Makes the calibrator of one build; called on the building thread, once the network is parsed."""
 
     def __call__(
-        self, flavour: Flavour, shapes: Mapping[str, tuple[int, ...]], tensors: Sequence[str], stop: threading.Event
+        self,
+        flavour: Flavour,
+        shapes: Mapping[str, tuple[int, ...]],
+        tensors: Sequence[str],
+        stop: threading.Event,
+        *,
+        device: int = 0,
     ) -> Calibrator:
         """Make it.
 
@@ -41,6 +47,7 @@ class MakeCalibrator(Protocol):
             shapes: what every batch must have, by input name; all inputs are float32.
             tensors: names of all tensors of the network.
             stop: set when the build is to end; the calibrator sets it on a failure.
+            device: number of the GPU that builds, which calibrates as well.
         """
 
 
@@ -58,3 +65,5 @@ class BuildJob:
     make_calibrator: MakeCalibrator | None
     stop: threading.Event
     """Set where the build is to end at its next step."""
+    device: int = 0
+    """Number of the GPU that builds, where one does."""

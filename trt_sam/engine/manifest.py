@@ -94,6 +94,8 @@ class Manifest:
     """GPUs it was built for; empty is RTX's default, all that RTX supports from 8.0."""
     calibration: str | None = None
     """That of the first graph; older manifests have no other."""
+    gpu_model: str | None = None
+    """The GPU that TensorRT 10 or 11 timed its kernels on; None where none was needed, and in older manifests."""
     created: Mapping[str, Any] = field(default_factory=dict)
     """Time (UTC), trt_sam's version, build seconds and machine; for people, nothing depends on it."""
 
@@ -154,6 +156,26 @@ class Manifest:
                 f"engine set {self.folder} was built for compute capability {gpus}, this GPU is {compute_capability}; "
                 f"build again with trt-sam build --backend {backend}{choose} --output {self.folder}"
             )
+
+        too_old = compute_capability is not None and parsing.version_numbers(compute_capability) < (8, 9)
+        if too_old and any(graph.options.precision == "fp8" for graph in self.graphs):
+            raise ManifestError(
+                f"engine set {self.folder} is FP8, which needs compute capability 8.9; this GPU is {compute_capability}; "
+                f"build FP16 or INT8 for it, trt-sam build --precision fp16 --output {self.folder}"
+            )
+
+    def other_model(self, gpu_model: str | None) -> str:
+        """What to say where the engines were tuned for another GPU model than this; empty where there is nothing to say.
+
+        NVIDIA warns of slower kernels, and of failures, where an engine runs on another model of its compute capability.
+        """
+        portable = self.recipe.any_model or self.recipe.hardware_compatible
+        if portable or not self.gpu_model or gpu_model in (None, self.gpu_model):
+            return ""
+        return (
+            f"engine set {self.folder} was built on {self.gpu_model}, this is {gpu_model}: it may be slow or fail here; build "
+            "it again on this GPU, or from a recipe with any_model = true"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON-able data, as the file holds it."""
@@ -239,6 +261,7 @@ def _parse(folder: Path, text: str) -> Manifest:
             target=parsing.choice(data, "target", ("cpu", "gpu")),
             compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),
             calibration=calibration,
+            gpu_model=parsing.optional_text(data, "gpu_model"),
             created=parsing.table(data, "created"),
         )
     except (ValueError, TypeError, RecursionError, InputError) as error:

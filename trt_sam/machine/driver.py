@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["RTX_GPUS", "Driver", "Gpu", "examine_driver", "gpu_compute_capability", "pci_bus_id", "rtx_runs_on"]
+from trt_sam.errors import InputError
+
+__all__ = [
+    "RTX_GPUS",
+    "Driver",
+    "Gpu",
+    "current_gpu",
+    "examine_driver",
+    "gpu_compute_capability",
+    "gpu_model",
+    "pci_bus_id",
+    "rtx_runs_on",
+]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR = 75, 76
-"""cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR, _ATTRIBUTE_MULTIPROCESSORS = 75, 76, 16
+"""cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT."""
 
 
 RTX_GPUS = "8.0, 8.6, 8.9, 12.0 and later"
@@ -69,6 +83,47 @@ def gpu_compute_capability(device: int = 0) -> str | None:
     if any(asked):
         return None
     return f"{major.value}.{minor.value}"
+
+
+def gpu_model(device: int = 0) -> str | None:
+    """The model of GPU number `device`, "NVIDIA H100 PCIe, 114 multiprocessors"; None without a driver or such a GPU."""
+    if (cuda := _libcuda()) is None:
+        return None
+    handle, count, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    asked = (
+        cuda.cuInit(0),
+        cuda.cuDeviceGet(ctypes.byref(handle), device),
+        cuda.cuDeviceGetName(name, len(name), handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(count), _ATTRIBUTE_MULTIPROCESSORS, handle),
+    )
+    return None if any(asked) else f"{name.value.decode(errors='replace')}, {count.value} multiprocessors"
+
+
+@contextlib.contextmanager
+def current_gpu(device: int) -> Iterator[None]:
+    """Make GPU number `device` the one that libraries on this thread use (TensorRT builds on that), by its primary context.
+
+    Nothing happens without a driver, for number 0: who needs a GPU then says so.
+
+    Raises:
+        InputError: there is no such GPU.
+    """
+    cuda, handle, context = _libcuda(), ctypes.c_int(), ctypes.c_void_p()
+    missing = cuda is None or cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), device)
+    if missing and device == 0:
+        yield
+        return
+    if cuda is None or missing or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
+        raise InputError(f"there is no usable GPU number {device}; trt-sam doctor lists what the driver has")
+    try:
+        pushed = cuda.cuCtxPushCurrent_v2(context) == 0
+        try:
+            yield
+        finally:
+            if pushed:
+                cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(handle)
 
 
 def rtx_runs_on(compute_capability: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam.cuda.device import Device
 from trt_sam.engine.manifest import CACHE_SUFFIX, GraphEntry, Manifest, open_manifest
 from trt_sam.errors import ManifestError
+from trt_sam.machine.driver import gpu_model
 from trt_sam.runner.engine import Engine
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def open_engines(
     gpu = Device(device)
     try:
         manifest.check_fits(flavour, gpu.compute_capability)
+        if words := manifest.other_model(gpu_model(device)):
+            logging.getLogger(__name__).warning(words)
         plans = [manifest.read(graph.engine) for graph in graphs]
         with gpu.active():
             engines = _deserialize(manifest, flavour, graphs, plans, runtime_cache=runtime_cache)

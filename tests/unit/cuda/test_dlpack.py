@@ -157,6 +157,7 @@ def test_results_on_the_device_are_taken_by_others(host_cuda: HostCuda) -> None:
         assert (arrays.masks.shape, str(arrays.masks.dtype)) == ((3, 4, 256, 256), "float32")
         told = arrays.iou_predictions.__cuda_array_interface__
         assert told["shape"] == (3, 4)
+        assert told["data"][1] is False, "torch.as_tensor refuses what is read-only"
         with device.active():
             theirs, host = Stream(device), page_locked(device, 3 * 4 * 4)
             borrowed = borrow(arrays.iou_predictions, "scores", (3, 4), device, theirs)

@@ -74,6 +74,8 @@ def test_what_the_builder_touches_exists_in_tensorrt_10_and_11(major: str) -> No
         major,
         """
 import threading
+from pathlib import Path
+from trt_sam.engine.job import BuildJob
 from trt_sam.engine.callbacks import make_logger, make_monitor
 from trt_sam.engine.builder import _configure
 from trt_sam.recipe import EngineRecipe
@@ -90,7 +92,13 @@ logger, config = make_logger(trt), Config()
 logger.log(trt.ILogger.ERROR, "Error Code 1: Myelin (broken In f at /_src/a.cpp:1)")
 assert logger.errors == ["broken"], logger.errors
 config.progress_monitor = make_monitor(trt, None, threading.Event())
-_configure(config, EngineRecipe(max_aux_streams=2, version_compatible=True, hardware_compatible=True), (), flavour)
+def configure(**asked):
+    recipe = EngineRecipe(max_aux_streams=2, **asked)
+    _configure(config, BuildJob(Path("g"), recipe, flavour, (), None, None, None, threading.Event()))
+
+configure(any_model=True)
+assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+configure(version_compatible=True, hardware_compatible=True)
 assert config.flags == [trt.BuilderFlag.VERSION_COMPATIBLE]
 assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
 assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED and config.max_aux_streams == 2

@@ -26,6 +26,7 @@ from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.engine.implicit import position_layers
 from trt_sam.errors import BuildError, InputError
+from trt_sam.machine.driver import current_gpu
 from trt_sam.recipe import EngineRecipe, GraphOptions, QuantizationOptions, ShapeProfile
 
 PROFILE = ShapeProfile(num_prompts=(1, 2, 4), num_points=(1, 2, 3))
@@ -116,6 +117,32 @@ def test_the_cache_of_one_build_feeds_the_next(trt: FakeTensorrt10, host_cuda: H
     assert not trt.batches
     assert result.calibration_cache is None
     assert "1 scales found their tensor, 1 did not (gone)" in result.warnings[0]
+
+
+@pytest.mark.hostcuda
+def test_the_gpu_that_builds_is_the_one_that_calibrates(
+    trt: FakeTensorrt10, host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph, make = write_graph(tmp_path / "g.onnx"), ImplicitCalibration(feeds())
+    with pytest.raises(InputError, match="no usable GPU number 1"):
+        build_engine(graph, IMPLICIT, flavour=flavour_of(trt), make_calibrator=make, device=1)
+    assert not trt.batches
+    with pytest.raises(BuildError, match="builds on no GPU"):
+        build_engine(graph, EngineRecipe(), flavour=load_flavour("rtx"), device=1)
+    seen: list[int] = []
+    device = cuda.Device
+
+    def opened(index: int) -> cuda.Device:
+        seen.append(index)
+        return device(0)  # the driver of the tests has one
+
+    # As if the driver had more: number 2 is the one it has.
+    monkeypatch.setattr("calibrators.implicit.Device", opened)
+    monkeypatch.setattr("trt_sam.engine.builder.current_gpu", lambda index: current_gpu(index - 2))
+    build_engine(graph, IMPLICIT, flavour=flavour_of(trt), make_calibrator=make, device=2)
+    assert seen == [2]
+    assert host_cuda.count("cuDevicePrimaryCtxRetain") >= 1
+    assert host_cuda.count("context_depth") == 0
 
 
 @pytest.mark.hostcuda

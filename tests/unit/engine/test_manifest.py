@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.layers import KernelSummary
 from trt_sam.engine.manifest import Manifest, open_manifest, write_manifest
-from trt_sam.errors import BuildError, GraphError, InputError, ManifestError
+from trt_sam.errors import BuildError, GraphError, InputError, ManifestError, RecipeError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -247,6 +248,29 @@ def test_compatibility_modes_of_tensorrt_widen_what_fits() -> None:
         manifest_for(TRT, ("8.6",), hardware_compatible=True).check_fits(TRT, "7.5")
     with pytest.raises(ManifestError, match=r"this GPU is 9\.0"):
         manifest_for(TRT, ("8.6",)).check_fits(TRT, "9.0")
+
+
+def test_fp8_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
+    recipe = EngineRecipe(compute_capabilities=("8.6", "8.9"))
+    tiny_set(tmp_path, recipe=recipe, options=GraphOptions(precision="fp8"))
+    manifest = open_manifest(tmp_path)
+    manifest.check_fits(rtx(), "8.9")
+    with pytest.raises(
+        ManifestError, match=r"is FP8, which needs compute capability 8\.9; this GPU is 8\.6; build FP16 or INT8"
+    ):
+        manifest.check_fits(rtx(), "8.6")
+
+
+def test_another_model_of_the_same_compute_capability_is_named() -> None:
+    built, here = "NVIDIA RTX A6000, 84 multiprocessors", "NVIDIA GeForce RTX 3060, 28 multiprocessors"
+    tuned = replace(manifest_for(TRT, ("8.6",)), gpu_model=built)
+    assert tuned.other_model(built) == tuned.other_model(None) == ""
+    assert f"built on {built}, this is {here}" in tuned.other_model(here)
+    assert manifest_for(TRT, ("8.6",)).other_model(here) == ""  # an older set does not say
+    for portable in ({"any_model": True}, {"hardware_compatible": True}):
+        assert replace(manifest_for(TRT, ("8.6",), **portable), gpu_model=built).other_model(here) == ""
+    with pytest.raises(RecipeError, match="any_model and hardware_compatible are both set"):
+        EngineRecipe(any_model=True, hardware_compatible=True)
 
 
 def fail(*_: object, **__: object) -> Any:

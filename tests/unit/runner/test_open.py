@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,16 +37,20 @@ RECIPE = EngineRecipe(
 )
 
 
-def flavour(cuda: HostCuda, *, deserializes: bool = True) -> Flavour:
-    """TensorRT-RTX as far as `open` uses it; its one engine is the toy decoder."""
+def flavour(cuda: HostCuda, *, deserializes: bool = True, code_in_plan: bool = False, backend: str = "rtx") -> Flavour:
+    """TensorRT as far as `open` uses it; its one engine is the toy decoder."""
 
     class Runtime:
+        engine_host_code_allowed = False
+
         def __init__(self, logger: object) -> None:
             self.logger = logger
 
         def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine | None:
             assert plan == b"engine"
             assert cuda.count("context_depth") == 1
+            if code_in_plan and not self.engine_host_code_allowed:
+                return None  # as TensorRT does with the lean runtime of a version-compatible plan
             profiles = [
                 {n: (getattr(p, n)[0], getattr(p, n)[2]) for n in ("num_prompts", "num_points", *SIZES)} for p in PROFILES
             ]
@@ -58,7 +64,7 @@ def flavour(cuda: HostCuda, *, deserializes: bool = True) -> Flavour:
 
     names = {name: thing for kind in (FakeRtx.__mro__[1], FakeRtx) for name, thing in vars(kind).items() if name[0] != "_"}
     module: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, **names)
-    return Flavour("rtx", "1.7.1.116", module)
+    return Flavour(backend, "1.7.1.116", module)
 
 
 PROFILES = RECIPE.profiles
@@ -87,6 +93,33 @@ def test_a_set_is_opened_by_folder_or_manifest(
         with pytest.raises(ContractError, match="no profile of this engine takes num_prompts = 3, num_points = 4"):
             runner.run(toy_feed(1, 3, 4, OPTIONS))
         assert np.isfinite(runner.run(feed)["low_res_masks"]).all()
+
+
+def test_a_version_compatible_set_is_opened(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for compatible, folder in ((True, tmp_path / "with"), (False, tmp_path / "without")):
+        recipe = dataclasses.replace(RECIPE, version_compatible=compatible)
+        tiny_set(folder, recipe=recipe, options=OPTIONS)
+        use(monkeypatch, flavour(host_cuda, code_in_plan=compatible))
+        with DecoderRunner.open(folder) as runner:
+            assert runner.limits["num_prompts"] == (1, 3)
+    # Code in a plan is executed for a set that says so, and for no other.
+    use(monkeypatch, flavour(host_cuda, code_in_plan=True))
+    with pytest.raises(ManifestError, match=r"could not load decoder\.engine"):
+        DecoderRunner.open(tmp_path / "without")
+
+
+def test_an_engine_tuned_on_another_gpu_model_is_warned_of(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, flavour(host_cuda))
+    tiny_set(tmp_path, recipe=RECIPE, options=OPTIONS)
+    path = tmp_path / "manifest.json"
+    written = json.loads(path.read_text())
+    for model, warned in (("host-memory CUDA (tests), 0 multiprocessors", False), ("NVIDIA L4, 58 multiprocessors", True)):
+        caplog.clear()
+        path.write_text(json.dumps({**written, "gpu_model": model}))
+        DecoderRunner.open(tmp_path).close()
+        assert ("built on NVIDIA L4, 58 multiprocessors, this is host-memory CUDA" in caplog.text) == warned
 
 
 def test_what_cannot_be_opened_is_said_and_leaves_nothing(
