@@ -1,7 +1,7 @@
 """Engines beside PyTorch and Meta's graph on this machine's GPU; `make bench-gpu`. Leaves with the reason where there is none.
 
-Builds the stand-in in FP32 and FP16 with the TensorRT that is installed, and Meta's graph in FP32. Writes <gpu>.json, <gpu>.md
-and <gpu>.svg.
+Builds the stand-in and Meta's graph in FP32 and FP16 with the TensorRT that is installed; stops where Meta's, which ours is
+compared with, cannot be built. Writes <gpu>.json, <gpu>.md and <gpu>.svg.
 
 Example:
   python benchmarks/gpu.py --output benchmarks/results
@@ -36,6 +36,7 @@ from trt_sam.machine.driver import examine_driver  # noqa: E402
 _PROFILES = ("[1, 1, 4]", "[5, 64, 256]")
 """Of num_prompts: one tuned for one prompt, one for many."""
 _SIDES = "trt_sam.bench.sides"
+_BASELINE = "Meta's graph, TensorRT FP16"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="trt-sam-bench-gpu-") as folder:
         sides = [*torch_sides(), *engine_sides(Path(folder))]
         sides += [_engine(name, Path(directory).resolve()) for name, _, directory in own]
-        report = run_benchmark(
-            sides, plan, title="SAM mask decoder on a GPU", baseline="Meta's graph, TensorRT FP32", progress=say
-        )
-    note = "Meta's graph has no mask branch here and is FP32, as its users build it; TensorRT may use TF32 for FP32 products."
+        report = run_benchmark(sides, plan, title="SAM mask decoder on a GPU", baseline=_BASELINE, progress=say)
+    note = (
+        "Meta's graph has no mask branch here. Ratios are to its FP16 engine, so that they are not those of the precisions; "
+        "TensorRT may use TF32 for FP32 products."
+    )
     report = dataclasses.replace(report, notes=(*report.notes, note))
     name = re.sub(r"[^a-z0-9]+", "-", examine_driver().gpus[0].name.lower()).strip("-")
     files = {"json": json.dumps(report.to_dict(), indent=2) + "\n", "md": markdown(report), "svg": plot_svg(report)}
@@ -95,24 +97,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def torch_sides() -> list[SideSpec]:
-    """PyTorch in FP16 on the GPU, eager and compiled."""
+    """PyTorch in FP16 on the GPU, eager and compiled in two ways."""
     torch = require("torch", "for the benchmark")
     lacking = "" if torch.cuda.is_available() else f"this torch ({torch.__version__}) has no CUDA"
     settings = {"checkpoint": "standin", "device": "cuda:0", "precision": "fp16", "threads": 1}
     return [
         SideSpec(name, f"{_SIDES}:open_torch", settings | {"compiled": compiled}, not_here=lacking)
-        for name, compiled in (("PyTorch FP16, eager", False), ("PyTorch FP16, torch.compile", True))
+        for name, compiled in (
+            ("PyTorch FP16, eager", False),
+            ("PyTorch FP16, torch.compile", True),
+            ("PyTorch FP16, torch.compile max-autotune", "max-autotune"),
+        )
     ]
 
 
 def engine_sides(folder: Path) -> list[SideSpec]:
-    """Build Meta's graph and ours below `folder`; what cannot be built keeps its reason."""
+    """Build Meta's graph and ours below `folder`; what of ours cannot be built keeps its reason.
+
+    Raises:
+        BuildError: Meta's cannot, and there is nothing to compare with.
+    """
     from benchmarks.peer_sides import export_meta_as_ours
 
-    meta = folder / "meta.onnx"
+    meta, half = folder / "meta.onnx", folder / "meta_fp16.onnx"
     export_meta_as_ours(meta)
+    export_meta_as_ours(half, half=True)
     backend = os.environ.get("TRT_SAM_GPU_BACKEND") or choose_flavour(None).backend
     jobs = {
+        _BASELINE: ["--onnx", str(half)],
         "Meta's graph, TensorRT FP32": ["--onnx", str(meta)],
         "trt-sam, TensorRT FP32": ["--checkpoint", "standin", "--precision", "fp32"],
         "trt-sam, TensorRT FP16": ["--checkpoint", "standin", "--precision", "fp16"],
@@ -124,6 +136,8 @@ def engine_sides(folder: Path) -> list[SideSpec]:
         try:
             build(source, target, backend)
         except BuildError as error:
+            if name.startswith("Meta"):
+                raise BuildError(f"{name} cannot be built, and there is nothing to compare with: {error}") from error
             sides.append(SideSpec(name, "", not_here=str(error)))
         else:
             sides.append(_engine(name, target))
@@ -142,7 +156,7 @@ def build(source: list[str], target: Path, backend: str) -> None:
 def _profiles(source: list[str], target: Path) -> list[str]:
     """`--recipe` of a file with our profiles and the precision of the graph that is given."""
     recipe = target.with_suffix(".toml")
-    precision = "fp16" if "fp16" in source else "fp32"
+    precision = "fp16" if any("fp16" in each for each in source) else "fp32"
     profiles = "".join(f"[[profiles]]\nnum_prompts = {prompts}\nnum_points = [1, 2, 4]\n" for prompts in _PROFILES)
     recipe.write_text(f'[graph]\nprecision = "{precision}"\ntarget = "gpu"\n{profiles}')
     return ["--recipe", str(recipe)]

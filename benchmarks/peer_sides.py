@@ -65,7 +65,10 @@ class MetaGraph(nn.Module):
             dense = has_mask_input * encoder.mask_downscaling(mask_input) + (1 - has_mask_input) * dense
         image = image_embeddings.expand(sparse.shape[0], -1, -1, -1) + dense
         image = image.flatten(2).transpose(1, 2)
-        return self.decoder.mask_decoder.predict_masks(image, self.decoder.image_pe, sparse, grid=self.decoder.grid)
+        kind = self.decoder.mask_decoder.mask_tokens.weight.dtype  # float16 where it is to be
+        pe = self.decoder.image_pe.to(kind)
+        masks, iou = self.decoder.mask_decoder.predict_masks(image.to(kind), pe, sparse.to(kind), grid=self.decoder.grid)
+        return masks, iou.float()
 
 
 def export_meta(decoder: SamDecoder, path: str | os.PathLike[str], *, mask_branch: bool) -> None:
@@ -93,16 +96,21 @@ def export_meta(decoder: SamDecoder, path: str | os.PathLike[str], *, mask_branc
         )
 
 
-def export_meta_as_ours(path: str | os.PathLike[str]) -> None:
-    """Write Meta's graph of the stand-in, without mask branch, under the contract's tensors: `trt-sam build` takes it."""
+def export_meta_as_ours(path: str | os.PathLike[str], *, half: bool = False) -> None:
+    """Write Meta's graph of the stand-in, without mask branch, under the contract's tensors: `trt-sam build` takes it.
+
+    With `half` all after the position encoding is float16, as its users build it; for timing, its masks are not judged.
+    """
     checkpoint = load_checkpoint("standin")
+    if half:
+        checkpoint.decoder.mask_decoder.half()
     export_meta(checkpoint.decoder, path, mask_branch=False)
     model = onnx.load(path)
     del model.graph.output[:]
-    for spec in output_specs():
+    for spec in output_specs(dtype="float16" if half else "float32"):
         element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         model.graph.output.append(onnx.helper.make_tensor_value_info(spec.name, element, list(spec.dims)))
-    options = GraphOptions(precision="fp32", target="gpu")
+    options = GraphOptions(precision="fp16" if half else "fp32", target="gpu")
     metadata = {
         "trt_sam.version": trt_sam.__version__,
         "trt_sam.options": json.dumps(dataclasses.asdict(options)),

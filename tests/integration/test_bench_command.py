@@ -226,6 +226,12 @@ def test_metas_graph_can_be_built_like_ours(tmp_path: Path) -> None:
     graph = read_graph(tmp_path / "meta.onnx")
     assert check_decoder(graph).precision == "fp32"
     assert graph.nodes["ConvTranspose"] == 2
+    export_meta_as_ours(tmp_path / "half.onnx", half=True)
+    half = read_graph(tmp_path / "half.onnx")
+    assert check_decoder(half).precision == "fp16"
+    assert [spec.dtype for spec in half.outputs] == ["float16", "float32"]
+    # Another arithmetic, not another graph.
+    assert half.nodes["MatMul"] == graph.nodes["MatMul"]
 
 
 @pytest.mark.skipif(gpu_compute_capability() is not None, reason="here it would run")

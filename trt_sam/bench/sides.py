@@ -153,8 +153,11 @@ def _prompts_of(feed: Mapping[str, Array], runner: Runner) -> dict[str, Array]:
     return prompts
 
 
-def open_torch(checkpoint: str, device: str, precision: str, threads: int, *, compiled: bool) -> BenchSide:
-    """A checkpoint's decoder in PyTorch, on `device` ("cpu", "cuda:0") where this torch can, else on the CPU in float32."""
+def open_torch(checkpoint: str, device: str, precision: str, threads: int, *, compiled: bool | str) -> BenchSide:
+    """A checkpoint's decoder in PyTorch, on `device` ("cpu", "cuda:0") where this torch can, else on the CPU in float32.
+
+    `compiled` may name a mode of `torch.compile`, for a GPU.
+    """
     torch = require("torch", "to time PyTorch")
     from trt_sam.bench.torch_sides import TorchGpuSide, TorchSide
     from trt_sam.model.checkpoint import load_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ __all__ = ["TorchGpuSide", "TorchSide"]
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]
 
+_AHEAD = 3
+"""Inferences that keep the GPU busy while those that are timed are queued: else each would begin with Python's launch."""
 _MOST_COMPILATIONS = 1000
 """In a process; beyond, the side says that it cannot."""
 
@@ -26,7 +29,9 @@ class TorchSide:
 
     _compile_mode: str | None = None
 
-    def __init__(self, decoder: nn.Module, *, half: bool = False, compiled: bool = False, device: str = "cpu") -> None:
+    def __init__(self, decoder: nn.Module, *, half: bool = False, compiled: bool | str = False, device: str = "cpu") -> None:
+        if isinstance(compiled, str):
+            self._compile_mode = compiled
         self._device = torch.device(device)
         self._set_precision()
         self._model = _WithImage(decoder).to(self._device)
@@ -75,7 +80,7 @@ class TorchGpuSide(TorchSide):
 
     _compile_mode = "reduce-overhead"
 
-    def __init__(self, decoder: nn.Module, *, half: bool, compiled: bool, device: str) -> None:
+    def __init__(self, decoder: nn.Module, *, half: bool, compiled: bool | str, device: str) -> None:
         torch.cuda.set_device(device)  # events and streams are those of the current one
         super().__init__(decoder, half=half, compiled=compiled, device=device)
         self._results: dict[str, list[Tensor]] = {}
@@ -112,17 +117,16 @@ class TorchGpuSide(TorchSide):
             return self._fetch("best", (masks[self._rows, best], iou[self._rows, best]))
 
     def device_ms(self, count: int) -> list[float] | None:
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        times = []
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         with torch.inference_mode():
-            for _ in range(count):
-                torch.compiler.cudagraph_mark_step_begin()
-                first.record()
-                self._decode(*self._there)
-                last.record()
-                last.synchronize()
-                times.append(float(first.elapsed_time(last)))
-        return times
+            for index in range(_AHEAD + count + 1):
+                if index:
+                    torch.compiler.cudagraph_mark_step_begin()
+                    self._decode(*self._there)
+                if index >= _AHEAD:
+                    marks[index - _AHEAD].record()
+            marks[-1].synchronize()
+        return [float(first.elapsed_time(then)) for first, then in itertools.pairwise(marks)]
 
     def _run(self) -> tuple[Tensor, Tensor]:
         for given, staged, there in zip(self._prompts, self._staged, self._there, strict=True):

@@ -227,9 +227,10 @@ class DecoderRunner(ImageCalls):
         return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
 
     def device_times(self, feed: Mapping[str, Array], count: int) -> list[float]:
-        """Run one feed `count` times (after one that does not count) and time the inference alone, without copies.
+        """Run one feed `count` times (after some that do not count) and time the inference alone, without copies.
 
-        Returns milliseconds between CUDA events before and after each, every one waited for before the next is queued.
+        Returns milliseconds between CUDA events before and after each. All are queued at once, so that the GPU goes from one to
+        the next and the times are its own: waited for one by one, each would begin with the wait for Python's launch.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -241,7 +242,7 @@ class DecoderRunner(ImageCalls):
         def read(plan: Plan) -> list[float]:
             return plan.device_times(count)
 
-        return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
+        return self._submit(checked.prompts, self._current, None, checked.embedding, alone=True).collect(read)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None, *, image_size: tuple[int, int] | None = None) -> None:
         """Make what first calls would make, in every slot: contexts, compiled kernels, CUDA graphs; and run each once.
@@ -293,13 +294,16 @@ class DecoderRunner(ImageCalls):
             self._give_back(lease, error)
             raise
 
-    def _submit(self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None) -> Submission:
+    def _submit(
+        self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None, *, alone: bool = False
+    ) -> Submission:
+        """Queue a call; with `alone` its inference is also recorded without copies."""
         lease = Lease(self._free)
         try:
             slot = self._take(lease, timeout)
             with _NOTHING if embedding is None else self._uploading, self._lock:
                 try:
-                    plan = self._queue(slot, prompts, image, embedding)
+                    plan = self._queue(slot, prompts, image, embedding, alone=alone)
                 except BaseException as error:
                     self._failed(lease, error)
                     raise
@@ -308,12 +312,14 @@ class DecoderRunner(ImageCalls):
             lease.give_back()
             raise
 
-    def _queue(self, slot: Slot, prompts: Prompts, image: int, embedding: Array | None) -> Plan:
+    def _queue(self, slot: Slot, prompts: Prompts, image: int, embedding: Array | None, *, alone: bool) -> Plan:
         images = self._open_images()
         with self._device.active():
             if slot.readers:
                 slot.begin()
             plan = self._calls.plan(slot, prompts.kind, prompts.known)
+            if alone:
+                plan.program.record()
             prompts.fill(plan)
             if embedding is not None:
                 slot.image = None

@@ -52,8 +52,20 @@ def test_the_inference_alone_is_repeated_between_events(host_cuda: HostCuda) -> 
         runner.run(feed)
         before, events = runs_of(fake), outstanding().get("events", 0)
         assert runner.device_times(feed, 5) == [1.0] * 5
-        assert runs_of(fake) == before + 6
+        assert runs_of(fake) == before + 1 + 3 + 5  # the call itself, those that keep the GPU busy, and those that are timed
         assert outstanding().get("events", 0) == events
+        # Nothing is waited for between the first mark and the last, and all are launches of one graph.
+        start = len(host_cuda.log)
+        runner.device_times(feed, 4)
+        log = [
+            line.split()[0]
+            for line in host_cuda.log[start:]
+            if line.startswith(("cuGraphLaunch", "cuEventRecord", "cuEventSync"))
+        ]
+        # The call itself and its copies, then three that keep the GPU busy.
+        assert log == ["cuGraphLaunch"] * 4 + ["cuEventRecord"] + ["cuGraphLaunch", "cuEventRecord"] * 4 + [
+            "cuEventSynchronize"
+        ]
         # What it left behind is a runner that works.
         assert np.isfinite(runner.run(feed)["low_res_masks"]).all()
 
