@@ -76,8 +76,10 @@ class Event(Owned):
 
     kind = "events"
 
-    def __init__(self, device: Device, *, timing: bool = False) -> None:
-        flags = device.driver.event_flags.DEFAULT if timing else device.driver.event_flags.DISABLE_TIMING
+    def __init__(self, device: Device, *, timing: bool = False, blocking: bool = False) -> None:
+        """With `blocking`, a thread that waits for it sleeps until the driver wakes it; else the driver may have it spin."""
+        kinds = device.driver.event_flags
+        flags = (kinds.DEFAULT if timing else kinds.DISABLE_TIMING) | (kinds.BLOCKING_SYNC if blocking else 0)
         with device.active(), guard("making an event"):
             event = device.driver.Event(flags)
         super().__init__(device, event)

@@ -43,6 +43,7 @@ __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
 
+_WAITS = ("auto", "block")
 _NOTHING = contextlib.nullcontext()
 _POLL_SECONDS = 0.001
 """Between two looks at the slots that a warm-up waits for."""
@@ -59,9 +60,11 @@ class DecoderRunner(ImageCalls):
         graphs: record the inference of each bucket as a CUDA graph.
         prompt_buckets: numbers of prompts that are executed; calls between them are filled up. None: powers of two.
         point_buckets: the same for points.
+        wait: how a thread waits for its result. "auto" is CUDA's choice, which spins on a core where the machine has cores to
+            spare: the lowest latency. "block" sleeps until the driver wakes it: the core is free, and the wake-up comes on top.
 
     Raises:
-        ContractError: `in_flight` or `image_bytes` is too small, or buckets are no sizes that the engine takes.
+        ContractError: `in_flight` or `image_bytes` is too small, buckets are no sizes that the engine takes, or another `wait`.
         InferenceError: the GPU has too little memory for the largest shapes, or CUDA failed.
     """
 
@@ -75,6 +78,7 @@ class DecoderRunner(ImageCalls):
         graphs: bool = True,
         prompt_buckets: Sequence[int] | None = None,
         point_buckets: Sequence[int] | None = None,
+        wait: str = "auto",
     ) -> None:
         engines = [engine] if isinstance(engine, Engine) else engine
         super().__init__(engines, device)
@@ -89,9 +93,11 @@ class DecoderRunner(ImageCalls):
                 raise ContractError(
                     f"in_flight is {in_flight}, must be 1 or more; image_bytes is {image_bytes}, must hold an image"
                 )
+            if wait not in _WAITS:
+                raise ContractError(f"wait is {wait!r}, must be one of {', '.join(_WAITS)}")
             self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
             with device.active():
-                self._slots.extend(Slot(device, engines, graphs=graphs) for _ in range(in_flight))
+                self._slots.extend(Slot(device, engines, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
                 self._images = Images(device, image_bytes // EMBEDDING_BYTES, functools.partial(_pending_events, self._slots))
             for slot in self._slots:
                 slot.owner = weakref.ref(self)

@@ -90,12 +90,13 @@ class Slot:
         device: owns the memory.
         engines: those that run here; all have the blocks in common.
         graphs: record the inference as a CUDA graph where that can be done.
+        blocking: sleep in `wait` instead of whatever CUDA chooses.
 
     Raises:
         InferenceError: the GPU has too little memory.
     """
 
-    def __init__(self, device: Device, engines: Sequence[Engine], *, graphs: bool) -> None:
+    def __init__(self, device: Device, engines: Sequence[Engine], *, graphs: bool, blocking: bool = False) -> None:
         self.device = device
         self._graphs = graphs
         self.lock = threading.Lock()
@@ -117,6 +118,7 @@ class Slot:
         outputs = max(extent(e.outputs, n) for e, n in zip(engines, sizes, strict=True))
         self.stream = Stream(device)
         self.event = Event(device)
+        self._alarm = Event(device, blocking=True) if blocking else None
         self.embedding = device.buffer(EMBEDDING_BYTES)
         self.device_in = device.buffer(inputs)
         self.device_out = device.buffer(outputs)
@@ -174,7 +176,11 @@ class Slot:
 
     def wait(self) -> None:
         """Wait for what is queued; raises what went wrong in it."""
-        self.stream.synchronize()
+        if self._alarm is None:
+            self.stream.synchronize()
+        else:
+            self._alarm.record(self.stream)
+            self._alarm.synchronize()
         self.pending = False
 
     def forget(self) -> None:

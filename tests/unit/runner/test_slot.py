@@ -240,3 +240,23 @@ def test_a_kind_of_call_may_be_forgotten_before_it_is_queued(host_cuda: HostCuda
         prompts = runner._calls.prompts(*clicks(1, 1, 1), None, None, "all", bits=False, image_size=None)
         runner._calls._known.clear()  # as another thread's call does when the table is full
         assert runner._submit(prompts, runner._current, None).result().masks.shape[0] == 1
+
+
+def test_a_wait_blocks_where_that_is_asked(host_cuda: HostCuda) -> None:
+    given = clicks(1, 2, 2)
+    with opened(host_cuda, wait="block") as (runner, _):
+        # CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING
+        assert sum(line == "cuEventCreate 3" for line in host_cuda.log) == 1
+        runner.set_image(toy_embedding(4))
+        for masks in ("all", "best"):
+            runner.decode(*given, masks=masks)
+            start = len(host_cuda.log)
+            check_decoded(
+                runner.decode(*given, masks=masks), tokens(toy_embedding(4), *given), best=masks == "best", options=PLAIN
+            )
+            log = [line.split()[0] for line in host_cuda.log[start:]]
+            assert "cuStreamSynchronize" not in log
+            assert log.count("cuEventSynchronize") == (2 if masks == "best" else 1)
+    with pytest.raises(ContractError, match="wait is 'spin', must be one of auto, block"):
+        make(host_cuda, wait="spin")
+    assert not host_cuda.held
