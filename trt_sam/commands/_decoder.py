@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
     from trt_sam.runtime.onnx_runner import OnnxRunner
 
-__all__ = ["OpenedDecoder", "keep_for_the_next", "open_decoder"]
+__all__ = ["OpenedDecoder", "OpenedForPhotos", "keep_for_the_next", "open_decoder", "open_for_photos"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,28 @@ def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iter
         yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.keep_graph)
     finally:
         runner.close()
+
+
+@dataclass(frozen=True)
+class OpenedForPhotos:
+    """What many photos need."""
+
+    runner: Runner = field(repr=False)
+    embed: Callable[[Path, npt.NDArray[np.uint8]], npt.NDArray[np.float32]] = field(repr=False)
+    """The embedding float32 [1, 256, 64, 64] of a photo, by its file and its pixels."""
+
+
+@contextlib.contextmanager
+def open_for_photos(args: argparse.Namespace) -> Iterator[OpenedForPhotos]:
+    """Open what `--checkpoint` and `--onnx` name, once for all photos.
+
+    Raises:
+        TrtSamError: one of them cannot be used, or they do not belong together.
+    """
+    source = _Source(args)
+    runner, _ = source.runner()
+    with runner:
+        yield OpenedForPhotos(runner, source.embed)
 
 
 def keep_for_the_next(decoder: OpenedDecoder) -> None:

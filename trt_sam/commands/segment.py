@@ -4,6 +4,8 @@ Example:
   trt-sam segment photo.jpg --checkpoint mobile_sam --point 500,375
   trt-sam segment photo.jpg --checkpoint mobile_sam --box 80,40,600,420 --point 90,50,0 --output mask.png --overlay overlay.png
   trt-sam segment photo.jpg --checkpoint mobile_sam --everything --output masks.json --overlay overlay.png
+  trt-sam segment photos/ --checkpoint mobile_sam --everything --output masks.jsonl
+  trt-sam segment photos/ --checkpoint mobile_sam --prompts prompts.json --output masks.jsonl
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
 
 writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name. The mask holds 0 and 255, at
@@ -11,6 +13,10 @@ the image's size: of three candidates, the one with the best predicted IoU; --al
 
 --everything clicks on a grid of points and writes all masks that the decoder is sure of: --output names a list of annotations
 as SA-1B has them (.json), a picture of numbers (.png), packed bits (.npz) or a folder; --format takes other JSON formats.
+
+A folder of photos, or --prompts with many prompts (as calibrate takes them, or COCO's boxes), goes into JSON lines: one photo
+a line as a file of SA-1B has it, written as soon as it is done. The same command goes on where it was stopped. A photo that
+cannot be read is named and left out, and the exit code is 1.
 
 The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
 torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. The embedded stand-in has only learned
@@ -33,6 +39,7 @@ import numpy.typing as npt
 from trt_sam._files import atomic_path
 from trt_sam.commands._decoder import OpenedDecoder, keep_for_the_next, open_decoder
 from trt_sam.commands._everything import add_everything_arguments, check_flags_of_everything, run_everything
+from trt_sam.commands._many import add_many_arguments, is_of_many, run_many
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_distinct, check_picture_suffix, picture_bytes
 from trt_sam.commands._prompt_flags import add_prompt_arguments, check_inside, prompt_of
@@ -50,7 +57,7 @@ _CANDIDATES = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `segment`."""
-    parser.add_argument("image", metavar="IMAGE", type=Path)
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="a photo, or a folder of photos")
     add_checkpoint_argument(parser)
     parser.add_argument("--onnx", metavar="F.onnx", type=Path, help="run this exported decoder")
     parser.add_argument("--embedding", metavar="F.npz", type=Path, help="the image's embedding file, instead of the encoder")
@@ -69,12 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all-masks", action="store_true", help="also write the candidates, as MASK-0.png and so on")
     add_everything_arguments(parser)
+    add_many_arguments(parser)
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew, and keep nothing")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one image; 0 when every file was written."""
+    if is_of_many(args):
+        return run_many(args)
     if args.everything:
         return run_everything(args)
     check_flags_of_everything(args)

@@ -1,0 +1,184 @@
+"""`trt-sam segment` over a folder and with a file of prompts: lines of JSON that grow photo by photo."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import save_with_options
+from PIL import Image
+
+from tests.fixtures.toy_decoder import toy_decoder
+from trt_sam.cli import main
+from trt_sam.formats.lines import LinesFile, read_lines
+from trt_sam.formats.records import runs_of
+from trt_sam.recipe import GraphOptions
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"a.png": (120, 160), "b.png": (60, 40), "d.jpg": (90, 90)}
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `photos` of three sizes and one broken file, and a toy decoder that knows of no checkpoint."""
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "photos").mkdir()
+    for name, size in SIZES.items():
+        Image.fromarray(np.random.default_rng(size[0]).integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+            folder / "photos" / name
+        )
+    (folder / "photos" / "c.png").write_bytes((folder / "photos" / "a.png").read_bytes()[:900])
+    options = GraphOptions(precision="fp32", mask_bits=True)
+    model = onnx.load_from_string(toy_decoder(options))
+    save_with_options(model, options, folder / "toy.onnx")
+    model = onnx.load(folder / "toy.onnx")
+    kept = [entry for entry in model.metadata_props if entry.key != "trt_sam.checkpoint_sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, folder / "toy.onnx")
+    prompts = {
+        "a.png": [
+            {"points": [[10, 10]], "labels": [1]},
+            {"box": [10, 10, 60, 50]},
+            {"points": [[5, 9]], "labels": [0], "box": [1, 1, 9, 9]},
+        ],
+        "b.png": [{"points": [[1, 1], [5, 5]], "labels": [1, 0]}],
+        "d.jpg": [{"box": [10, 10, 600, 50]}],
+    }
+    (folder / "prompts.json").write_text(json.dumps({"images": prompts}))
+    return folder
+
+
+def command(inputs: Path, output: Path, *more: str) -> list[str]:
+    start = ["segment", str(inputs / "photos"), "--checkpoint", "standin", "--onnx", str(inputs / "toy.onnx")]
+    return [*start, "--output", str(output), *more]
+
+
+EVERYTHING = ("--everything", "--points-per-side", "2", "--least-iou", "0", "--least-stability", "0")
+
+
+def masks_of(line: dict[str, Any]) -> list[Any]:
+    size = (line["image"]["height"], line["image"]["width"])
+    return [runs_of(annotation["segmentation"], size).mask() for annotation in line["annotations"]]
+
+
+def test_one_broken_file_among_many(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "masks.jsonl"
+    assert main(command(inputs, output, *EVERYTHING)) == 1
+    said = capsys.readouterr()
+    assert "3 photos" in said.out
+    assert "1 could not be done" in said.out
+    assert "c.png" in said.err
+    assert "damaged or truncated" in said.err
+    assert "Traceback" not in said.err
+    lines = read_lines(output)
+    assert {line["image"]["file_name"]: (line["image"]["height"], line["image"]["width"]) for line in lines} == SIZES
+    assert all(masks_of(line) for line in lines)
+
+
+def test_it_goes_on_where_it_was_stopped(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "masks.jsonl"
+    main(command(inputs, output, *EVERYTHING))
+    whole = output.read_bytes()
+    first, second = whole.splitlines(keepends=True)[:2]
+    output.write_bytes(first + second[:50])  # as after a power cut
+    capsys.readouterr()
+    assert main(command(inputs, output, *EVERYTHING)) == 1
+    assert "2 photos" in capsys.readouterr().out
+    assert output.read_bytes() == whole
+    assert main(command(inputs, output, *EVERYTHING)) == 1
+    assert "0 photos, 0 masks, 3 were there" in capsys.readouterr().out
+    assert output.read_bytes() == whole
+    assert main([*command(inputs, output, *EVERYTHING), "--least-iou", "0.5"]) == 2
+    assert "is of other settings" in capsys.readouterr().err
+    assert output.read_bytes() == whole
+
+
+def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "masks.jsonl"
+    assert main(command(inputs, output, "--prompts", str(inputs / "prompts.json"))) == 1
+    said = capsys.readouterr()
+    assert "d.jpg: --box 10,10,600,50 is outside the image of 90x90" in said.err
+    lines = {line["image"]["file_name"]: line for line in read_lines(output)}
+    assert set(lines) == {"a.png", "b.png"}
+    assert [len(line["annotations"]) for line in lines.values()] == [3, 1]
+    box = lines["a.png"]["annotations"][1]
+    assert box["prompt"] == {"points": [], "labels": [], "box": [10.0, 10.0, 60.0, 50.0]}
+    # Each is what the command gives for it alone.
+    for number, prompt in enumerate((["--point", "10,10"], ["--box", "10,10,60,50"], ["--point", "5,9,0", "--box", "1,1,9,9"])):
+        single = [
+            word if word != str(inputs / "photos") else str(inputs / "photos" / "a.png")
+            for word in command(inputs, tmp_path / "m.png")
+        ]
+        assert main([*single, *prompt]) == 0
+        with Image.open(tmp_path / "m.png") as picture:
+            np.testing.assert_array_equal(np.array(picture) > 0, masks_of(lines["a.png"])[number])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--everything", "--prompts", "p.json"], "give either --everything or --prompts"),
+        ([], "give either --everything or --prompts"),
+        ([*EVERYTHING, "--point", "5,5"], "--point is for one photo"),
+        ([*EVERYTHING, "--overlay", "o.png"], "--overlay is for one photo"),
+        ([*EVERYTHING, "--output", "m.json"], "give --output F.jsonl"),
+        (["--prompts", "cut.json"], "it is not JSON"),
+        (["--prompts", "none.json"], "prompt file not found"),
+        ([*EVERYTHING, "--output", "old.jsonl"], "line 1 is not a JSON object"),
+    ],
+)
+def test_refused_in_one_line(
+    more: list[str],
+    message: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.json").write_bytes((inputs / "prompts.json").read_bytes()[:60])
+    (tmp_path / "old.jsonl").write_text("[1, 2]\n")
+    assert main([*command(inputs, tmp_path / "masks.jsonl"), *more]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "old.jsonl"]
+    assert (tmp_path / "old.jsonl").read_text() == "[1, 2]\n"
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    """A limit of 3000 bytes a file fails a write in the middle, as a full disk does."""
+    code = (
+        "from trt_sam.errors import InputError\nfrom trt_sam.formats.lines import LinesFile\n"
+        "with LinesFile('m.jsonl') as lines:\n    try:\n        for number in range(10):\n"
+        "            lines.append({'number': number, 'text': 'x' * 800})\n"
+        "    except InputError as error:\n        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "cannot write m.jsonl any further" in done.stdout, done.stderr
+    assert [line["number"] for line in read_lines(tmp_path / "m.jsonl")] == [0, 1, 2]
+    with LinesFile(tmp_path / "m.jsonl") as lines:
+        lines.append({"number": 3})
+    assert (tmp_path / "m.jsonl").read_bytes().count(b"\n") == 4
