@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_decoder"]
 
+_log = logging.getLogger(f"trt_sam.{__name__}")
+
 _PRECISIONS = ("int8", "fp8")
 _WEIGHTS = {"export": 4, "channels": 3, "counts": 3, "trials": 12, "check": 2}
 """About how long the stages take, for the progress bar."""
@@ -49,6 +52,7 @@ def quantize_decoder(
     quantization: QuantizationOptions,
     output: str | os.PathLike[str],
     *,
+    judges: CalibrationFeeds | None = None,
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Calibrate `checkpoint` on `feeds` and write the quantized graph.
@@ -59,6 +63,7 @@ def quantize_decoder(
         options: of the graph; its precision is "int8" or "fp8".
         quantization: how; its prompts_per_image and seed are only recorded, the feeds have theirs.
         output: the `.onnx` file, written whole or not at all.
+        judges: images that are not calibrated on, to judge the masks by; None for some of those that are.
         progress: told how far it is.
 
     Raises:
@@ -81,15 +86,18 @@ def quantize_decoder(
         onnx.save(delivered, temporary)
         stages.start("check")
         _check_runs(temporary, feeds, options)
-        trials = Trials(plain, trial_feeds(calibration.with_sizes(), images=_CHECKED_IMAGES, prompts=_CHECKED_PROMPTS))
-        agreement = trials.score(work.quantized(amax))
+        few = {"images": _CHECKED_IMAGES, "prompts": _CHECKED_PROMPTS}
+        judged = trial_feeds(calibration.with_sizes(), **few) if judges is None else trial_feeds(judges.with_sizes())
+        agreement = Trials(plain, judged).score(work.quantized(amax))
     stages.finish()
+    for row in (rows := work.rows(calibrators)):
+        _log.debug("%s: %s, range %.4g of the largest %.4g", row.tensor, row.calibrator, row.amax, row.largest)
     return CalibrationReport(
         path=str(output),
         options=options,
         quantization=quantization,
         checkpoint_sha256=checkpoint.sha256,
-        tensors=work.rows(calibrators),
+        tensors=rows,
         quantized_share=quantization_share(plain, work.found),
         left_out=(*quantization.keep_fp16, *(choice.left_out if choice is not None else ())),
         feeds=calibration.to_dict(),
@@ -99,6 +107,7 @@ def quantize_decoder(
             **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")},
         },
         choice=choice,
+        held_back=0 if judges is None else min(judges.num_images, TRIAL_IMAGES),
     )
 
 

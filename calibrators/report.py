@@ -62,10 +62,12 @@ class CalibrationReport:
     feeds: Mapping[str, Any]
     """`CalibrationFeeds.to_dict`: fingerprint, images, prompts."""
     agreement: Score
-    """Masks of the quantized float32 graph against the float32 graph's on a few of the calibration prompts, in ONNX Runtime."""
+    """Masks of the quantized float32 graph against the float32 graph's, in ONNX Runtime, on a few prompts."""
     versions: Mapping[str, str]
     choice: Choice | None = field(default=None, repr=False)
     """What "auto" tried and decided."""
+    held_back: int = 0
+    """Images of `agreement` that nothing was calibrated on; 0 where it was measured on some of the calibration prompts."""
 
     @property
     def coarse(self) -> tuple[str, ...]:

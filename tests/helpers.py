@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,15 @@ MLP_DIM = 128
 CHECKPOINT_SHA256 = "5a" * 32
 
 PLAIN = GraphOptions(precision="fp32", target="cpu")
+
+
+def error_line(err: str) -> str:
+    """The one error of a command's stderr, its last line; only lines of stages stand before it."""
+    *stages, error = err.splitlines(keepends=True)
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in stages), err
+    assert error.startswith("trt-sam: error: ")
+    assert error.endswith("\n")
+    return error
 
 
 def make_decoder() -> SamDecoder:

@@ -12,12 +12,14 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from trt_sam import __version__
 from trt_sam._cache import cache_set_to
 from trt_sam.errors import TrtSamError
+from trt_sam.progress import write_line
 
 __all__ = ["main"]
 
@@ -52,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(subparser)
+        subparser.add_argument("-v", "--verbose", action="store_true", help="also say what the library notes on the way")
         subparser.set_defaults(run=module.run)
     if not words:
         parser.print_help()
         return 0
     try:
         args = parser.parse_args(words)
-        with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr():
+        with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr(verbose=args.verbose):
             code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -75,19 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """What the package logs, from INFO on, as plain lines on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+def _messages_on_stderr(*, verbose: bool) -> Iterator[None]:
+    """What the package logs, from INFO on, or all of it, as lines on stderr."""
+    handler = _Lines()
     logger = logging.getLogger("trt_sam")
     before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    """Writes a record with the time since the command began, a warning as such, and who noted what only --verbose shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            line = f"trt-sam: {record.levelname.lower()}: {message}"
+        else:
+            source = f"{record.name}: " if record.levelno < logging.INFO else ""
+            line = f"[{time.monotonic() - self._started:6.1f} s] {source}{message}"
+        try:
+            write_line(line, sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,36 +1,146 @@
-"""How far long work has come: what callers pass in to be told, and the bar that shows it on a terminal."""
+"""How far long work has come: what callers pass in to be told, and what a command says of it.
+
+A command says each stage in a line of the log (`trt_sam.progress`, level INFO), also into a pipe or a file. On a terminal one
+bar for all stages stands below the lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TextIO
+import contextlib
+import importlib
+import importlib.util
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
-__all__ = ["Progress", "TerminalBar"]
+__all__ = ["Progress", "Stages", "counted", "write_line"]
 
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done (0 to 1, never falling) and the innermost phase; may come from any thread."""
 
+_log = logging.getLogger(__name__)
+_SHAPE = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} so far, about {remaining} left"
+_LONGEST = 40
+"""Characters of a phase that the bar shows."""
+_SILENCE = 30.0
+"""Seconds after which work without a bar says again how far it is."""
+_TICK = 1.0
+"""Seconds after which the bar's clock moves at the latest."""
 
-class TerminalBar:
-    """A progress bar on one line of `stream`; a context manager that clears the line at the end. Call it as a `Progress`."""
 
-    def __init__(self, stream: TextIO, width: int = 30) -> None:
+class Stages:
+    """The stages of one command, begun one after the other; a context manager that takes the bar away at its end.
+
+    The bar never falls: a stage has its place by its share of all, and one that is left out is jumped over.
+    """
+
+    def __init__(self, shares: Mapping[str, float], *, stream: TextIO | None = None) -> None:
+        """Take the stages in their order.
+
+        Args:
+            shares: of each stage, about how long it takes compared with the others.
+            stream: where a bar is drawn if it is a terminal and tqdm is installed; None for sys.stderr.
+        """
+        self._shares = dict(shares)
         self._stream = stream
-        self._width = width
-        self._shown = ""
+        self._lock = threading.Lock()
+        self._before, self._share = 0.0, 0.0
+        self._phase = ""
+        self._spoken = time.monotonic()
+        self._best = 0.0
+        self._bar: Any = None
+        self._ended = threading.Event()
 
-    def __call__(self, fraction: float, phase: str) -> None:
-        full = int(fraction * self._width)
-        line = f"[{'#' * full}{'.' * (self._width - full)}] {fraction:4.0%} {phase[:40]:40}"
-        if line != self._shown:
-            self._shown = line
-            self._stream.write("\r" + line)
-            self._stream.flush()
+    def begin(self, stage: str, line: str, *, phases: bool = False) -> Progress:
+        """Say `line`, and give who is to be told how far this stage is.
 
-    def __enter__(self) -> TerminalBar:
+        Args:
+            stage: one of `shares`.
+            line: what is done now, for people.
+            phases: whether each phase that the work names gets a line, in place of one for the stage.
+        """
+        names = list(self._shares)
+        total = sum(self._shares.values())
+        with self._lock:
+            self._before = sum(self._shares[name] for name in names[: names.index(stage)]) / total
+            self._share = self._shares[stage] / total
+            self._phase = ""
+        if not phases:
+            self._say(line)
+        self._show(0.0, line)
+
+        def tell(fraction: float, phase: str) -> None:
+            if phases and phase != self._phase:
+                self._phase = phase
+                self._say(f"{line}: {phase}")
+            elif self._bar is None and time.monotonic() - self._spoken > _SILENCE:
+                self._say(f"{line}: {phase}, {fraction:.0%}")
+            self._show(min(max(fraction, 0.0), 1.0), phase or line)
+
+        return tell
+
+    def later(self, stage: str, line: str) -> Progress:
+        """As `begin`, but the stage begins when the work first tells how far it is."""
+        begun: list[Progress] = []
+
+        def tell(fraction: float, phase: str) -> None:
+            if not begun:
+                begun.append(self.begin(stage, line))
+            begun[0](fraction, phase)
+
+        return tell
+
+    def __enter__(self) -> Stages:
+        stream = self._stream or sys.stderr
+        if stream.isatty() and importlib.util.find_spec("tqdm") is not None:
+            # smoothing=0: what is left is judged by all that was done, not by the last step.
+            self._bar = importlib.import_module("tqdm").tqdm(
+                total=1.0, bar_format=_SHAPE, file=stream, leave=False, smoothing=0, dynamic_ncols=True
+            )
+            threading.Thread(target=self._tick, name="trt_sam.progress", daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._stream.write("\r" + " " * len(self._shown) + "\r")
-            self._stream.flush()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        with self._lock:
+            bar, self._bar = self._bar, None
+            if bar is not None:
+                bar.close()
+        if kind is None:
+            _log.info("done")
+
+    def _say(self, line: str) -> None:
+        self._spoken = time.monotonic()
+        _log.info("%s", line)
+
+    def _show(self, fraction: float, phase: str) -> None:
+        with self._lock:
+            self._best = max(self._best, self._before + self._share * fraction)
+            if self._bar is None:
+                return
+            self._bar.set_description_str(phase[:_LONGEST], refresh=False)
+            self._bar.update(self._best - self._bar.n)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_TICK):
+            with self._lock, contextlib.suppress(OSError, ValueError):  # a terminal that has gone
+                if self._bar is not None:
+                    self._bar.refresh()
+
+
+def counted(progress: Progress) -> Callable[[str, int, int], None]:
+    """`progress` for work that tells the phase, what of it is done, and how much it is in all."""
+    return lambda phase, done, total: progress(min(1.0, done / max(total, 1)), phase)
+
+
+def write_line(line: str, stream: TextIO) -> None:
+    """Write a line to `stream`, above a bar that stands there."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None or not stream.isatty():
+        stream.write(line + "\n")
+        stream.flush()
+    else:
+        tqdm.tqdm.write(line, file=stream)

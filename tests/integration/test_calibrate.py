@@ -112,12 +112,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- The command ---
 
 
-def test_photos_to_an_int8_graph_and_a_report(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photos_to_an_int8_graph_and_a_report(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     output, report_path = tmp_path / "int8.onnx", tmp_path / "report.json"
     flags = ("--checkpoint", "standin", "--photos", photos, "--prompts-per-image", 4, "--calibrator", "entropy")
     assert run(*flags, "--output", output, "--json", report_path) == 0
-    out, err = capsys.readouterr()
-    assert err == "trt-sam: warning: 2 images are few; give 8 or more\n"
+    out, _ = capsys.readouterr()
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        "calibrating on few images: 2, give 16 or more"
+    ]
     assert out.count("\n") == 1
     assert "int8, 5 tensors by entropy, 74% of multiply-adds; 2 images, 8 prompts" in out
 

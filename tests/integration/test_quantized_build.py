@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import calibrators.pipeline
+from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.feeds.scenes import make_scene
@@ -120,10 +121,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     command = ["build", "--checkpoint", "standin", "--backend", "rtx", *flags, "--output", "set"]
     assert main(command) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("trt-sam: error:")
-    assert error.count("\n") == 1
-    assert words in error
+    assert words in error_line(capsys.readouterr().err)
     assert not (tmp_path / "set").exists()
 
 

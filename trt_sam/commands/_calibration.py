@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from calibrators.report import CalibrationReport
     from calibrators.request import CalibrationRequest
 
-__all__ = ["add_calibration_arguments", "calibration_recipe", "calibration_request", "warn_of_coarse"]
+__all__ = [
+    "FEW_IMAGES",
+    "add_calibration_arguments",
+    "calibration_recipe",
+    "calibration_request",
+    "warn_of_coarse",
+    "warn_of_few",
+]
+
+_log = logging.getLogger(__name__)
+
+FEW_IMAGES = 16
+"""Below it a warning: what so few photos hold of the world is left to luck."""
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -81,7 +93,13 @@ def calibration_request(args: argparse.Namespace, recipe: EngineRecipe, *, cache
     )
 
 
+def warn_of_few(images: int) -> None:
+    """Warn of too few images."""
+    if images < FEW_IMAGES:
+        _log.warning("calibrating on few images: %d, give %d or more", images, FEW_IMAGES)
+
+
 def warn_of_coarse(report: CalibrationReport) -> None:
-    """A line on stderr for each tensor that far values leave too few steps."""
+    """Warn of each tensor that far values leave too few steps."""
     for line in report.coarse:
-        print(f"trt-sam: warning: {line}", file=sys.stderr)
+        _log.warning("%s", line)

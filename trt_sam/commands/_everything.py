@@ -25,7 +25,7 @@ from trt_sam.formats.save import FOLDER, FORMATS, check_new_folder, encoded, for
 from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
 from trt_sam.masks import AutomaticMaskGenerator
-from trt_sam.progress import Progress, TerminalBar
+from trt_sam.progress import Progress, Stages
 from trt_sam.runtime.interface import Runner
 
 __all__ = ["add_everything_arguments", "check_flags_of_everything", "generator_of", "progress_bar", "run_everything"]
@@ -103,13 +103,10 @@ def generator_of(args: argparse.Namespace, runner: Runner) -> AutomaticMaskGener
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """A bar for people; nothing where stderr is a file."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with TerminalBar(sys.stderr) as bar:
-        yield bar
+def progress_bar() -> Iterator[Progress]:
+    """Who is told how far the search is: it is said in a line, on a terminal by a bar."""
+    with Stages({"everything": 1}) as stages:
+        yield stages.begin("everything", "looking for everything in the picture")
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None, str]:

@@ -20,9 +20,8 @@ import argparse
 import contextlib
 import dataclasses
 import platform
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
-from trt_sam.progress import TerminalBar
+from trt_sam.progress import Progress, Stages
 from trt_sam.recipe import GraphOptions
 
 if TYPE_CHECKING:
@@ -84,21 +83,22 @@ def run(args: argparse.Namespace) -> int:
     _check_names(names, [name for name, _ in given])
     check_output_folder(args.output)
     check_output_file(args.json)
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime", "PIL"), "to measure accuracy")
-    from trt_sam.accuracy.examples import make_examples
-    from trt_sam.accuracy.measurement import measure
-    from trt_sam.accuracy.page import accuracy_page
-    from trt_sam.accuracy.report import make_report, markdown
-    from trt_sam.feeds.realistic import shares
-    from trt_sam.model.checkpoint import load_checkpoint
-    from trt_sam.runtime.torch_runner import TorchRunner
-
-    checkpoint = load_checkpoint(args.checkpoint)
     quantized = [name for name in names if name not in _FLOAT]
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+    times = {"load": 1, "images": 5, "export": 3, "calibrate": 2 * len(quantized), "measure": 4 * len(names) + 4 * len(given)}
+    with Stages(times) as stages, contextlib.ExitStack() as stack:
+        stages.begin("load", f"loading {args.checkpoint}")
+        require_all(("torch", "onnx", "onnxscript", "onnxruntime", "PIL"), "to measure accuracy")
+        from trt_sam.accuracy.examples import make_examples
+        from trt_sam.accuracy.measurement import measure
+        from trt_sam.accuracy.page import accuracy_page
+        from trt_sam.accuracy.report import make_report, markdown
+        from trt_sam.feeds.realistic import shares
+        from trt_sam.model.checkpoint import load_checkpoint
+        from trt_sam.runtime.torch_runner import TorchRunner
+
+        checkpoint = load_checkpoint(args.checkpoint)
         variants = [_variant(name, path, checkpoint) for name, path in given]
-        work = _Work(args, checkpoint, Path(stack.enter_context(tempfile.TemporaryDirectory())), bar)
+        work = _Work(args, checkpoint, Path(stack.enter_context(tempfile.TemporaryDirectory())), stages)
         images = work.open_images(calibrate=bool(quantized))
         made = {variant.name: variant for variant in work.make(names, images)}
         variants = [*(made[name] for name in names), *variants]
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             decode=decoder_for_prompts(args, checkpoint),
             earlier_masks=all(_takes_masks(path) for _, path in given),
         )
-        progress = _counted(bar, total)
+        progress = _counted(stages.begin("measure", f"measuring {len(variants)} variants on {args.images} images"), total)
         measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, progress=progress)
     report = make_report(
         measurement,
@@ -138,8 +138,8 @@ def run(args: argparse.Namespace) -> int:
 class _Work:
     """Makes the variants in a temporary folder."""
 
-    def __init__(self, args: argparse.Namespace, checkpoint: Checkpoint, folder: Path, bar: TerminalBar | None) -> None:
-        self._args, self._checkpoint, self._folder, self._bar = args, checkpoint, folder, bar
+    def __init__(self, args: argparse.Namespace, checkpoint: Checkpoint, folder: Path, stages: Stages) -> None:
+        self._args, self._checkpoint, self._folder, self._stages = args, checkpoint, folder, stages
         self.about: dict[str, Any] = {}
         """Of the calibration, for the report's head."""
         self.facts: dict[str, Any] = {}
@@ -148,7 +148,8 @@ class _Work:
     def open_images(self, *, calibrate: bool) -> Images:
         folder = self._folder / "calibration"
         folder.mkdir()
-        return open_images(self._args, self._checkpoint, folder, calibrate=calibrate, progress=self._bar)
+        progress = self._stages.begin("images", "opening the images")
+        return open_images(self._args, self._checkpoint, folder, calibrate=calibrate, progress=progress)
 
     def make(self, names: Sequence[str], images: Images) -> Iterator[Variant]:
         from calibrators.feeds import FeedOptions, calibration_feeds
@@ -172,7 +173,8 @@ class _Work:
         parsed = [parse_variant(name) for name in names if name not in _FLOAT]
         spelled = {str(name): text for name, text in zip(parsed, (n for n in names if n not in _FLOAT), strict=True)}
         plain, half = self._export("fp32"), self._export("fp16")
-        for written in write_variants(parsed, plain, half, feeds, self._folder, progress=self._bar):
+        progress = self._stages.begin("calibrate", f"calibrating {len(parsed)} variants", phases=True)
+        for written in write_variants(parsed, plain, half, feeds, self._folder, progress=progress):
             name = spelled[written.name]
             self.facts[name] = written.facts
             yield dataclasses.replace(_variant(name, written.path, self._checkpoint), description=written.description)
@@ -184,8 +186,7 @@ class _Work:
 
         path = self._path(precision)
         if not path.exists():
-            if self._bar is not None:
-                self._bar(0.0, f"export {precision}")
+            self._stages.begin("export", f"exporting the {precision} graph")
             options = GraphOptions(precision=precision, target="gpu", mask_input=True)
             export_decoder(self._checkpoint.decoder, path, options, checkpoint_sha256=self._checkpoint.sha256)
         return onnx.load(path)
@@ -264,13 +265,12 @@ def _conditions(checkpoint: Checkpoint, args: argparse.Namespace, images: Images
     }
 
 
-def _counted(bar: TerminalBar | None, total: int) -> Any:
+def _counted(tell: Progress, total: int) -> Callable[[str, int], None]:
     done: dict[str, int] = {}
 
     def progress(name: str, prompts: int) -> None:
         done[name] = prompts
-        if bar is not None:
-            bar(min(1.0, sum(done.values()) / total), f"measure {name}")
+        tell(min(1.0, sum(done.values()) / total), name)
 
     return progress
 

@@ -14,8 +14,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from trt_sam.recipe import GraphOptions
 
 HELP = "latency and throughput, side by side"
+
+_log = logging.getLogger(__name__)
 
 SIDES = ("torch", "torch-compile", "onnxruntime", "engine")
 _SIDES_MODULE = "trt_sam.bench.sides"
@@ -74,15 +76,14 @@ def run(args: argparse.Namespace) -> int:
     # Asked for now: minutes later would be late.
     if not args.no_plot:
         require("matplotlib", "to draw the plot (or give --no-plot)")
-    quiet = args.json == "-"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trt-sam-bench-graph-")))
         inputs = _open_inputs(args, sides, device, folder)
         specs = [_spec(name, inputs, device, plan) for name in sides]
         number = gpu_number(device) if device != "cpu" else None
-        report = run_benchmark(specs, plan, title="trt-sam bench", device=number, progress=None if quiet else _say)
+        report = run_benchmark(specs, plan, title="trt-sam bench", device=number, progress=_log.info)
         if args.profile:
-            report = _with_profile(report, inputs, plan, quiet=quiet)
+            report = _with_profile(report, inputs, plan)
     _write(args, report)
     return 0
 
@@ -162,12 +163,14 @@ def _use_checkpoint(found: _Inputs, sides: list[str], device: str, folder: Path)
     from trt_sam.model.checkpoint import load_checkpoint
 
     assert found.checkpoint is not None
+    _log.info("loading %s", found.checkpoint)
     checkpoint = load_checkpoint(found.checkpoint)
     if "onnxruntime" not in sides or found.graph is not None:
         return
     require_all(("onnx", "onnxscript", "onnxruntime"), "to time ONNX Runtime (or leave onnxruntime out of --sides)")
     from trt_sam.graph.export import export_decoder
 
+    _log.info("exporting its graph for ONNX Runtime")
     found.graph = folder / "decoder.onnx"
     export_decoder(
         checkpoint.decoder, found.graph, _graph_options(found.precision, device), checkpoint_sha256=checkpoint.sha256
@@ -205,13 +208,12 @@ def _spec(name: str, inputs: _Inputs, device: str, plan: Plan) -> SideSpec:
     return SideSpec(name, f"{_SIDES_MODULE}:open_engine", settings)
 
 
-def _with_profile(report: BenchmarkReport, inputs: _Inputs, plan: Plan, *, quiet: bool) -> BenchmarkReport:
+def _with_profile(report: BenchmarkReport, inputs: _Inputs, plan: Plan) -> BenchmarkReport:
     if inputs.graph is None:
         return dataclasses.replace(report, notes=(*report.notes, "no profile: there is no graph for ONNX Runtime"))
     from trt_sam.bench.profile import profile_graph
 
-    if not quiet:
-        _say("profiling ONNX Runtime")
+    _log.info("profiling ONNX Runtime")
     profiles = tuple(profile_graph(inputs.graph, prompts, threads=plan.threads) for prompts in plan.prompts)
     return dataclasses.replace(report, profiles=profiles)
 
@@ -233,7 +235,3 @@ def _write(args: argparse.Namespace, report: BenchmarkReport) -> None:
     if args.json != "-":
         print(markdown(report).partition("\n## Machine")[0].rstrip())
         print(f"\nwrote {', '.join(files)} to {args.output}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import sys
+import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam._lazy import require_all
-from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe, calibration_request
+from trt_sam.commands._build_summary import Modelled, build_summary, modelled
+from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe, calibration_request, warn_of_few
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
     add_cache_argument,
@@ -34,22 +36,22 @@ from trt_sam.commands._options import (
     recipe_from,
     write_json,
 )
-from trt_sam.commands._quantized import EMBEDDINGS, STEPS, finished_set, quantized_graph, shipped_graph
+from trt_sam.commands._quantized import EMBEDDINGS, STEPS, Quantized, finished_set, quantized_graph, shipped_graph
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.implicit import check_method
-from trt_sam.engine.manifest import MANIFEST_NAME, Manifest
-from trt_sam.errors import InputError
+from trt_sam.engine.manifest import Manifest
+from trt_sam.errors import BuildError, GraphError, InputError
 from trt_sam.graph.metadata import check_decoder, read_graph
-from trt_sam.progress import TerminalBar
+from trt_sam.progress import Stages
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions, ShapeProfile
 
 if TYPE_CHECKING:
-    from trt_sam.engine.builder import BuildResult
-    from trt_sam.engine.manifest import GraphEntry
     from trt_sam.model.checkpoint import Checkpoint
 
 HELP = "checkpoint or ONNX to TensorRT engine"
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,35 +102,50 @@ def run(args: argparse.Namespace) -> int:
     flavour = choose_flavour(recipe.backend)
     for value in recipe.compute_capabilities:
         flavour.compute_capability(value)
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
+    with Stages(_shares(recipe)) as stages, contextlib.ExitStack() as stack:
+        judged: list[str] = []
+        checkpoint: Checkpoint | None = None
         if args.onnx:
             sources = [_from_onnx(args, recipe)]
         elif calibrates and recipe.quantization.method == "implicit":
-            sources = _implicit(args, recipe, flavour, bar, stack)
+            sources = _implicit(args, recipe, flavour, stages, stack)
         elif calibrates:
-            graphs = _calibrated(args, recipe, bar)
-            if (manifest := finished_set(args.output, graphs, recipe, flavour)) is not None:
+            checkpoint, graphs = _calibrated(args, recipe, stages)
+            paths = [graph.path for graph in graphs]
+            judged = [graph.judged for graph in graphs]
+            if (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
                 done = "the same graph" if len(graphs) == 1 else "the same graphs"
                 _report(args, manifest, f"{args.output}: built before from {done}, nothing to do")
                 return 0
-            sources = [GraphSource(copy_graph(graph)) for graph in graphs]
+            sources = [GraphSource(copy_graph(path)) for path in paths]
         else:
-            sources = _from_checkpoint(args, recipe)
+            sources = _from_checkpoint(args, recipe, stages)
+        progress = stages.later("engine", f"building with {flavour.title}")
         built = build_set(
             sources,
             recipe,
             args.output,
             flavour=flavour,
-            progress=bar,
+            progress=progress,
             timing_cache=args.timing_cache,
             device=args.device,
         )
-    # Two graphs of one decoder are warned of in the same words.
-    for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
-        print(f"trt-sam: warning: {flavour.title}: {warning}", file=sys.stderr)
-    _report(args, built.manifest, _summary(built, flavour.title))
+        # Two graphs of one decoder are warned of in the same words.
+        for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
+            _log.warning("%s: %s", flavour.title, warning)
+        times = _modelled(built, flavour, stages, checkpoint)
+    source = None if args.onnx else checkpoint_of(args, recipe)
+    facts = {"judged": judged, "modelled": [dataclasses.asdict(time) for time in times]}
+    summary = build_summary(built, flavour.title, judged=judged, times=times, checkpoint=source)
+    _report(args, built.manifest, summary, **facts)
     return 0
+
+
+def _shares(recipe: EngineRecipe) -> dict[str, float]:
+    """About how long the stages take, in their order; those that a build does not have are jumped over."""
+    graphs = [" mask" if each.graph.mask_input else "" for each in _graph_recipes(recipe)]
+    calibration = {f"{stage}{of}": share for of in graphs for stage, share in (("data", 6), ("calibrate", 14))}
+    return {"load": 1, **calibration, **{f"export{of}": 3 for of in graphs}, "engine": 4, "model": 4}
 
 
 def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: bool) -> None:
@@ -184,33 +201,34 @@ def _graph_recipes(recipe: EngineRecipe) -> list[EngineRecipe]:
     return [recipe, dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, mask_input=True))]
 
 
-def _report(args: argparse.Namespace, manifest: Manifest, summary: str) -> None:
+def _report(args: argparse.Namespace, manifest: Manifest, summary: str, **facts: Any) -> None:
     if args.json:
-        write_json(args.json, {"folder": str(args.output), **manifest.to_dict()})
+        write_json(args.json, {"folder": str(args.output), **manifest.to_dict(), **facts})
     if args.json != "-":
         print(summary)
 
 
-def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, bar: TerminalBar | None) -> list[Path]:
-    """The quantized graphs, each calibrated on prompts of its own; without data, by the ranges that the package has."""
+def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> tuple[Checkpoint, list[Quantized]]:
+    """The checkpoint, and the quantized graphs: each calibrated on its own prompts, or by the ranges that the package has."""
     from calibrators.shipped import shipped_ranges
 
-    checkpoint = _load(args, recipe, "to calibrate")
+    checkpoint = _load(args, recipe, stages, "to calibrate")
     steps = args.output / STEPS
     ranges = None if _has_data(args) else shipped_ranges(checkpoint)
     if ranges is None and not _has_data(args):
         raise _needs_data(recipe)
-    paths = []
+    graphs = []
     for each in _graph_recipes(recipe):
         if ranges is not None:
-            paths.append(shipped_graph(ranges, checkpoint, each, steps)[0])
+            line = f"quantizing by the ranges that come with the package for {ranges.checkpoint}"
+            stages.begin(f"calibrate{' mask' if each.graph.mask_input else ''}", line)
+            graphs.append(shipped_graph(ranges, checkpoint, each, steps))
             continue
         request = calibration_request(args, each, cache=steps / EMBEDDINGS)
-        path, was_there = quantized_graph(request, checkpoint, each, steps, bar)
-        if was_there:
-            print(f"trt-sam: calibrated before from the same data: {path}", file=sys.stderr)
-        paths.append(path)
-    return paths
+        graphs.append(quantized_graph(request, checkpoint, each, steps, stages))
+        if graphs[-1].was_there:
+            _log.info("calibrated before from the same data: %s", graphs[-1].path)
+    return checkpoint, graphs
 
 
 def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
@@ -227,30 +245,32 @@ def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
     return GraphSource(copy_graph(args.onnx))
 
 
-def _from_checkpoint(args: argparse.Namespace, recipe: EngineRecipe) -> list[GraphSource]:
-    checkpoint = _load(args, recipe, "to export a graph; build --onnx needs none of them but onnx")
-    return [_exported(checkpoint, each.graph) for each in _graph_recipes(recipe)]
+def _from_checkpoint(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> list[GraphSource]:
+    checkpoint = _load(args, recipe, stages, "to export a graph; build --onnx needs none of them but onnx")
+    return [_exported(checkpoint, each.graph, stages) for each in _graph_recipes(recipe)]
 
 
-def _load(args: argparse.Namespace, recipe: EngineRecipe, why: str, *more: str) -> Checkpoint:
+def _load(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages, why: str, *more: str) -> Checkpoint:
     source = checkpoint_of(args, recipe)
+    stages.begin("load", f"loading {source}")
     require_all(("torch", "onnx", "onnxscript", "onnxruntime", *more), why)
     from trt_sam.model.checkpoint import load_checkpoint
 
     return load_checkpoint(source)
 
 
-def _exported(checkpoint: Checkpoint, options: GraphOptions, **calibrated: Any) -> GraphSource:
+def _exported(checkpoint: Checkpoint, options: GraphOptions, stages: Stages, **calibrated: Any) -> GraphSource:
     from trt_sam.graph.export import export_decoder
 
     def write(path: Path) -> None:
+        stages.begin(f"export{' mask' if options.mask_input else ''}", f"exporting {path.name} in {options.precision}")
         export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
 
     return GraphSource(write, **calibrated)
 
 
 def _implicit(
-    args: argparse.Namespace, recipe: EngineRecipe, flavour: Flavour, bar: TerminalBar | None, stack: contextlib.ExitStack
+    args: argparse.Namespace, recipe: EngineRecipe, flavour: Flavour, stages: Stages, stack: contextlib.ExitStack
 ) -> list[GraphSource]:
     """Float32 graphs, each with its calibrator for TensorRT 10's implicit INT8; the feeds live as long as `stack`."""
     if recipe.graph.precision != "int8":
@@ -264,38 +284,38 @@ def _implicit(
         raise InputError(
             f'calibrator is {recipe.quantization.calibrator!r}; with quantization.method = "implicit" it is entropy or max'
         )
-    checkpoint = _load(args, recipe, "to calibrate with TensorRT 10", "pycuda")
+    checkpoint = _load(args, recipe, stages, "to calibrate with TensorRT 10", "pycuda")
     from calibrators.implicit import ImplicitCalibration
 
     sources = []
     for each in _graph_recipes(recipe):
         request = calibration_request(args, each, cache=args.output / STEPS / EMBEDDINGS)
-        feeds = stack.enter_context(request.open(checkpoint, bar))
+        progress = stages.begin(f"data{' mask' if each.graph.mask_input else ''}", f"reading {request.data}")
+        feeds = stack.enter_context(request.open(checkpoint, progress))
+        warn_of_few(feeds.num_images)
         calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
         plain = dataclasses.replace(each.graph, precision="fp32")
-        sources.append(_exported(checkpoint, plain, make_calibrator=calibrator, calibration=feeds.fingerprint))
+        sources.append(_exported(checkpoint, plain, stages, make_calibrator=calibrator, calibration=feeds.fingerprint))
     return sources
 
 
-def _summary(built: BuiltSet, title: str) -> str:
-    manifest, builds = built.manifest, built.builds
-    targets = ", ".join(manifest.compute_capabilities) or "all that RTX supports from 8.0"
-    files = [file.name for graph in manifest.graphs for file in (graph.onnx, graph.engine)]
-    seconds = sum(build.seconds for build in builds)
-    lines = [
-        f"{manifest.folder}: {', '.join(files)}, {MANIFEST_NAME}",
-        f"  {manifest.graphs[0].options.precision}, {title}, compute capability {targets}, built in {seconds:.1f} s",
-    ]
-    for graph, build in zip(manifest.graphs, builds, strict=True):
-        lines += _graph_summary(graph, build, f"{graph.role}: " if len(builds) > 1 else "")
-    return "\n".join(lines)
+def _modelled(built: BuiltSet, flavour: Flavour, stages: Stages, calibrated: Checkpoint | None) -> tuple[Modelled, ...]:
+    """The modelled time of a click with the decoder, of a `calibrated` one beside FP16's; none without a layer list."""
+    if not built.builds[0].layers:
+        return ()
+    entry = built.manifest.graphs[0]
+    graphs = {entry.options.precision: built.manifest.folder / entry.onnx.name}
+    progress = stages.begin("model", "modelling the time of one click")
+    with tempfile.TemporaryDirectory() as folder:
+        if calibrated is not None:
+            from trt_sam.graph.export import export_decoder
 
-
-def _graph_summary(graph: GraphEntry, build: BuildResult, head: str) -> list[str]:
-    lines = [f"  {head}engine {graph.engine.size / 1e6:.1f} MB, graph {graph.onnx.size / 1e6:.1f} MB"]
-    for number, summary in enumerate(build.kernels, start=1):
-        lines.append(
-            f"  {head}profile {number}: {summary.kernels} kernels, {summary.matrix_products} matrix products, "
-            f"{summary.fused_attentions} fused attentions"
-        )
-    return lines
+            graphs["fp16"] = Path(folder) / "fp16.onnx"
+            options = dataclasses.replace(entry.options, precision="fp16")
+            export_decoder(calibrated.decoder, graphs["fp16"], options, checkpoint_sha256=calibrated.sha256)
+        try:
+            return modelled(graphs, flavour, progress=progress)
+        except (BuildError, GraphError) as error:
+            # The set is whole, and its files do not depend on this figure.
+            _log.warning("the time of one click is not modelled: %s", error)
+            return ()

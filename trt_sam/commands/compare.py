@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from trt_sam._lazy import require
 from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
 from trt_sam.errors import InputError
+from trt_sam.progress import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,15 +62,17 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.feeds.feeds import common_feeds, stored_images
 
     images = stored_images(args.embeddings) if args.embeddings is not None else []
-    with contextlib.ExitStack() as stack:
+    with Stages({"A": 1, "B": 1, "compare": 4}) as stages, contextlib.ExitStack() as stack:
         sides = []
-        for source in (args.reference, args.other):
+        for name, source in (("A", args.reference), ("B", args.other)):
+            stages.begin(name, f"opening {source}")
             sides.append(open_side(source, device=device))
             stack.callback(sides[-1].runner.close)
         reference, other = sides
         data, meaningful = f"{len(images)} embeddings of {args.embeddings}", True
         if not images:
             images, data, meaningful = _default_images(reference, other, -(-args.prompts // _PROMPTS_PER_IMAGE))
+        stages.begin("compare", f"comparing both on {args.prompts} prompts")
         feeds = common_feeds(images, args.prompts, [side.runner for side in sides])
         report = compare_sides(reference, other, feeds, data=data, masks_mean_something=meaningful)
     if args.json:

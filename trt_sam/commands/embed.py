@@ -11,7 +11,6 @@ width), file_name, encoder_sha256.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from trt_sam.commands._outputs import check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.imaging.embeddings import embed_pixels, save_embedding
 from trt_sam.imaging.photos import list_images, read_image
+from trt_sam.progress import Stages
 
 HELP = "photos to embedding files"
 
@@ -39,23 +39,24 @@ def run(args: argparse.Namespace) -> int:
     """Embed all photos; each file appears whole, in the order of the photos, and earlier ones stay if a later photo fails."""
     photos = list_images(args.photos)
     targets = _targets(photos, args.output)
-    require_all(("torch", "PIL"), "to run the image encoder")
-    from trt_sam.model.checkpoint import load_checkpoint
-
-    encoder = load_checkpoint(args.checkpoint).image_encoder()
     rows: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    for number, (photo, target) in enumerate(zip(photos, targets, strict=True), start=1):
-        _progress(f"[{number}/{len(photos)}] {photo.name}")
-        rgb = read_image(photo)
-        begun = time.perf_counter()
-        embedding = embed_pixels(rgb, photo.name, encoder)
-        seconds = time.perf_counter() - begun
-        save_embedding(target, embedding)
-        size = list(embedding.original_size)
-        row = {"photo": str(photo), "file": str(target), "original_size": size, "encoder_seconds": round(seconds, 4)}
-        rows.append(row)
-    _progress("")
+    with Stages({"load": 1, "embed": len(photos)}) as stages:
+        stages.begin("load", f"loading {args.checkpoint}")
+        require_all(("torch", "PIL"), "to run the image encoder")
+        from trt_sam.model.checkpoint import load_checkpoint
+
+        encoder = load_checkpoint(args.checkpoint).image_encoder()
+        progress = stages.begin("embed", f"embedding {len(photos)} photos")
+        started = time.perf_counter()
+        for number, (photo, target) in enumerate(zip(photos, targets, strict=True)):
+            progress(number / len(photos), f"{number + 1} of {len(photos)}, {photo.name}")
+            rgb = read_image(photo)
+            begun = time.perf_counter()
+            embedding = embed_pixels(rgb, photo.name, encoder)
+            seconds = time.perf_counter() - begun
+            save_embedding(target, embedding)
+            size = list(embedding.original_size)
+            rows.append({"photo": str(photo), "file": str(target), "original_size": size, "encoder_seconds": round(seconds, 4)})
     if args.json:
         head = {"checkpoint": args.checkpoint, "encoder_kind": encoder.kind, "encoder_sha256": encoder.sha256}
         write_json(args.json, {**head, "embeddings": rows})
@@ -74,10 +75,3 @@ def _targets(photos: Sequence[Path], folder: Path) -> list[Path]:
         if other != photo:
             raise InputError(f"{other} and {photo} would both become {photo.stem}.npz; rename one, or embed them apart")
     return [folder / f"{photo.stem}.npz" for photo in photos]
-
-
-def _progress(text: str) -> None:
-    """Show `text` in place of the line before it, on a terminal only."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()

@@ -21,6 +21,7 @@ from trt_sam.commands._options import (
     write_json,
 )
 from trt_sam.errors import InputError
+from trt_sam.progress import Stages
 
 HELP = "checkpoint to ONNX"
 
@@ -47,18 +48,21 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, must end in .onnx")
     source = checkpoint_of(args, recipe)
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export a graph")
-    from trt_sam.graph.export import export_decoder
-    from trt_sam.model.checkpoint import load_checkpoint
+    with Stages({"load": 1, "export": 4}) as stages:
+        stages.begin("load", f"loading {source}")
+        require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export a graph")
+        from trt_sam.graph.export import export_decoder
+        from trt_sam.model.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(source)
-    report = export_decoder(
-        checkpoint.decoder,
-        args.output,
-        recipe.graph,
-        checkpoint_sha256=checkpoint.sha256,
-        metas_interface=args.interface == "meta",
-    )
+        checkpoint = load_checkpoint(source)
+        stages.begin("export", f"exporting the decoder in {recipe.graph.precision} and running it beside PyTorch")
+        report = export_decoder(
+            checkpoint.decoder,
+            args.output,
+            recipe.graph,
+            checkpoint_sha256=checkpoint.sha256,
+            metas_interface=args.interface == "meta",
+        )
     if args.json:
         write_json(args.json, {**report.to_dict(), "checkpoint": source, "sha256": sha256_of(args.output)})
     if args.json != "-":

@@ -11,9 +11,7 @@ Example:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,8 @@ from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError
 from trt_sam.graph.arithmetic import Arithmetic, count_graph
 from trt_sam.graph.metadata import read_graph
-from trt_sam.progress import TerminalBar
+from trt_sam.machine.driver import RTX_GPUS
+from trt_sam.progress import Stages
 from trt_sam.recipe import BACKENDS, EngineRecipe, ShapeProfile
 
 HELP = "tensors, types, metadata, arithmetic and kernels of a graph or engine"
@@ -123,9 +122,9 @@ def _compile(args: argparse.Namespace, profile: ShapeProfile, arithmetic: Arithm
     capabilities = capabilities_from(args.compute_capability) if args.compute_capability else ()
     recipe = EngineRecipe(profiles=(profile,), compute_capabilities=capabilities)
     flavour = load_flavour(args.backend or "rtx")
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
-        build = build_engine(args.file, recipe, flavour=flavour, progress=bar)
+    with Stages({"compile": 1}) as stages:
+        progress = stages.begin("compile", f"compiling {args.file} with {flavour.title}")
+        build = build_engine(args.file, recipe, flavour=flavour, progress=progress)
     layers = [{"name": layer.name, "type": layer.type, "onnx_nodes": list(layer.onnx_nodes)} for layer in build.layers]
     report = {
         "tensorrt": {"flavour": flavour.name, "version": flavour.version},
@@ -210,7 +209,7 @@ def _arithmetic_lines(counted: dict[str, Any]) -> list[str]:
 
 
 def _builder(report: dict[str, Any]) -> str:
-    targets = ", ".join(report["compute_capabilities"]) or "all that RTX supports from 8.0"
+    targets = ", ".join(report["compute_capabilities"]) or RTX_GPUS
     return f"{report['tensorrt']['flavour']} {report['tensorrt']['version']} for compute capability {targets}"
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
-from trt_sam.progress import TerminalBar
+from trt_sam.progress import Stages, counted
 from trt_sam.recipe import CALIBRATORS, TIERS, GraphOptions, QuantizationOptions
 
 if TYPE_CHECKING:
@@ -57,36 +56,35 @@ def run(args: argparse.Namespace) -> int:
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
     check_output_file(args.json)
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to rank products")
-    import onnx
+    with Stages({"load": 1, "images": 5, "calibrate": 5, "judge": 2, "rank": 20}) as stages, contextlib.ExitStack() as stack:
+        stages.begin("load", f"loading {args.checkpoint}")
+        require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to rank products")
+        import onnx
 
-    from calibrators.calibration import Calibration
-    from calibrators.feeds import FeedOptions, calibration_feeds
-    from calibrators.sensitivity import Goal, rank_groups
-    from calibrators.trials import Trials
-    from trt_sam.accuracy.examples import make_examples
-    from trt_sam.graph.export import export_decoder
-    from trt_sam.model.checkpoint import load_checkpoint
+        from calibrators.calibration import Calibration
+        from calibrators.feeds import FeedOptions, calibration_feeds
+        from calibrators.sensitivity import Goal, rank_groups
+        from calibrators.trials import Trials
+        from trt_sam.accuracy.examples import make_examples
+        from trt_sam.graph.export import export_decoder
+        from trt_sam.model.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(TerminalBar(sys.stderr)) if sys.stderr.isatty() else None
-
-        def tell(phase: str, done: int, total: int) -> None:
-            if bar is not None:
-                bar(min(1.0, done / max(total, 1)), phase)
-
+        checkpoint = load_checkpoint(args.checkpoint)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "calibration").mkdir()
-        images = open_images(args, checkpoint, folder / "calibration", calibrate=True, progress=bar)
+        images = open_images(
+            args, checkpoint, folder / "calibration", calibrate=True, progress=stages.begin("images", "images")
+        )
         assert images.calibration is not None
         options = FeedOptions(prompts_per_image=args.calibration_prompts, seed=args.seed, mask_input=True)
         decode = decoder_for_prompts(args, checkpoint)
         feeds = calibration_feeds(images.calibration, options, encoder_sha256=images.encoder_sha256, decode=decode)
+        calibrating = stages.begin("calibrate", f"calibrating on {feeds.num_images} images", phases=True)
         path = folder / "decoder.onnx"
         plain = GraphOptions(precision="fp32", target="gpu", mask_input=True)
         export_decoder(checkpoint.decoder, path, plain, checkpoint_sha256=checkpoint.sha256)
-        calibration = Calibration(onnx.load(path), feeds, quantization, args.precision, progress=tell)
+        calibration = Calibration(onnx.load(path), feeds, quantization, args.precision, progress=counted(calibrating))
+        stages.begin("judge", f"judging {args.images} other images in float32")
         examples = make_examples(images.evaluation(), args.prompts_per_image, seed=args.seed, decode=decode, earlier_masks=True)
         trials = Trials(calibration.plain, ((example.feed, example.image.original_size) for example in examples))
         goal = Goal(args.mean_iou, args.p5_iou, args.clear_flips)
@@ -98,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             moments=calibration.moments,
             precision=args.precision,
             goal=goal,
-            progress=tell,
+            progress=counted(stages.begin("rank", "trying each group of products")),
         )
     head = {
         "checkpoint": args.checkpoint,

@@ -6,6 +6,7 @@ exception is implicit INT8 (`_implicit.py`), which TensorRT 10 alone has.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ from trt_sam.recipe import EngineRecipe
 __all__ = ["BuildResult", "build_engine"]
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def _build(job: BuildJob) -> BuildResult:
     network = builder.create_network(flavour.network_flags if job.make_calibrator is None else 0)  # 0: weakly typed
     parser = trt.OnnxParser(network, logger)
     _parse(parser, network, job.path, flavour)
+    _log.debug("%s parsed %s: %d layers", flavour.title, job.path, network.num_layers)
     config = builder.create_builder_config()
     _configure(config, job)
     add_profiles(builder, config, network, job.recipe.profiles, job.path)
@@ -142,6 +146,9 @@ def _build(job: BuildJob) -> BuildResult:
     if calibrator is not None:
         warnings, written = (*calibrator.warnings, *warnings), calibrator.written
     seconds = time.perf_counter() - started
+    _log.debug("built in %.1f s: %d bytes, %d layers", seconds, len(engine), len(layers))
+    for warning in warnings:
+        _log.debug("%s", warning)
     return BuildResult(engine, summarize_layers(layers), layers, seconds, built_for, warnings, written)
 
 

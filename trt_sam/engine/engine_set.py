@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import platform
 import shutil
@@ -42,6 +43,8 @@ ENGINE_NAMES = ("decoder.engine", "decoder_mask.engine")
 _STAGING = ".trt-sam-build-"
 _TWO_GRAPHS = ".trt-sam-two-graphs"
 """Stands in the folder while files of a second graph may lie there without a manifest that says so."""
+
+_log = logging.getLogger(__name__)
 
 EngineBuilder = Callable[..., BuildResult]
 
@@ -209,6 +212,7 @@ def _publish(stage: Path, folder: Path, manifest: Manifest) -> None:
             (folder / left).unlink(missing_ok=True)
     _sync_folder(folder)
     write_manifest(manifest)
+    _log.debug("%s holds %s", folder, ", ".join(names))
     marker.unlink(missing_ok=True)
     _sync_folder(folder)
 

@@ -40,14 +40,15 @@ class Gpu:
     """Bytes per second."""
     peaks: Mapping[str, float]
     """Dense FLOP per second by type of the products; "vector" is float32 without tensor cores."""
+    compute_capability: str = ""
 
 
 # H100 SXM5: NVIDIA H100 datasheet (3.35 TB/s; tensor peaks there are with sparsity, twice these) and the "H100 Tensor Core GPU
 # Architecture" whitepaper's table of peak rates. RTX 4090: "NVIDIA Ada GPU Architecture" whitepaper, appendix A; float16
 # and FP8 with float32 accumulation, which is half of the rate with float16 accumulation. TF32 is not assumed for float32.
 GPUS = (
-    Gpu("H100 SXM", 3.35e12, {"int8": 1978.9e12, "fp8": 1978.9e12, "half": 989.4e12, _VECTOR: 66.9e12}),
-    Gpu("RTX 4090", 1.008e12, {"int8": 660.6e12, "fp8": 330.3e12, "half": 165.2e12, _VECTOR: 82.6e12}),
+    Gpu("H100 SXM", 3.35e12, {"int8": 1978.9e12, "fp8": 1978.9e12, "half": 989.4e12, _VECTOR: 66.9e12}, "9.0"),
+    Gpu("RTX 4090", 1.008e12, {"int8": 660.6e12, "fp8": 330.3e12, "half": 165.2e12, _VECTOR: 82.6e12}, "8.9"),
 )
 
 

@@ -42,6 +42,8 @@ PARITY_SHAPES = ((1, 1), (1, 2), (3, 5), (16, 2))
 PARITY_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 """Largest |difference| of logits allowed, relative to the largest |logit|, against float32 PyTorch."""
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ParityRow:
@@ -114,6 +116,8 @@ def export_decoder(
         parity = _check_parity(reference, temporary, options)
         if metas_interface:
             _write_for_meta(model, temporary, options)
+    for row in parity:
+        _log.debug("%s: %s", path, row)
     return ExportReport(str(path), options, parity)
 
 

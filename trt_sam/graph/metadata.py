@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trt_sam._files import existing_file
@@ -39,6 +40,8 @@ class GraphInfo:
     options: GraphOptions | None
     """What `trt-sam export` recorded; None for a graph of another origin."""
     checkpoint_sha256: str
+    constant_bytes: Mapping[str, int] = field(default_factory=dict)
+    """How many bytes its constants have in each type, most first."""
 
     @property
     def calibration(self) -> str | None:
@@ -81,6 +84,7 @@ def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
         nodes=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         options=recorded_options(metadata, str(path)),
         checkpoint_sha256=metadata.get("trt_sam.checkpoint_sha256", ""),
+        constant_bytes=_constant_bytes(onnx, model),
     )
 
 
@@ -135,6 +139,15 @@ def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions
 def options_entry(options: GraphOptions) -> dict[str, str]:
     """The metadata entry that `recorded_options` reads."""
     return {_OPTIONS_KEY: json.dumps(dataclasses.asdict(options))}
+
+
+def _constant_bytes(onnx: Any, model: Any) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        bits = 4 if name.endswith("int4") else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        sizes[name] += math.prod(tensor.dims) * bits // 8
+    return dict(sizes.most_common())
 
 
 def _spec(onnx: Any, value: Any) -> TensorSpec:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_engines"]
 
+_log = logging.getLogger(__name__)
+
 _DECODERS = ("decode", "decode_mask")
 
 
@@ -73,6 +75,7 @@ def _deserialize(
         ]
         cache = Path(manifest.folder, graph.engine.name + CACHE_SUFFIX) if runtime_cache else None
         # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
+        _log.debug("%s of %s loaded by %s", graph.engine.name, manifest.folder, flavour.title)
         engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache))
     return engines
 

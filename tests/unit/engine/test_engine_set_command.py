@@ -19,12 +19,13 @@ import calibrators.pipeline
 import trt_sam.commands.build as command
 import trt_sam.graph.export
 from tests.engine_sets import RTX, tiny_build, write_tiny_graph
+from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.engine.engine_set import build_set
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.manifest import open_manifest
-from trt_sam.progress import TerminalBar
+from trt_sam.progress import Progress, Stages
 from trt_sam.recipe import EngineRecipe, GraphOptions, QuantizationOptions
 
 
@@ -35,8 +36,14 @@ class Calibrated:
         self.asked: list[tuple[bool, float]] = []
         """Whether the graph takes masks, and the share of prompts that brought one."""
         self.fails_with_mask = False
+        self.feeds: list[Any] = []
+        self.judges: list[Any] = []
 
-    def __call__(self, checkpoint: Any, feeds: Any, options: GraphOptions, quantization: Any, path: Path, **_: object) -> Any:
+    def __call__(
+        self, checkpoint: Any, feeds: Any, options: GraphOptions, quantization: Any, path: Path, **options_: Any
+    ) -> Any:
+        self.feeds.append(feeds)
+        self.judges.append(options_["judges"])
         if options.mask_input and self.fails_with_mask:
             raise KeyboardInterrupt
         flags = [feed.get("has_mask_input", np.zeros(len(feed["point_labels"]))) for feed in feeds]
@@ -76,7 +83,7 @@ def test_each_graph_is_calibrated_on_its_own_prompts_and_no_step_is_done_twice(
     precision: str, calibrated: Calibrated, embeddings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "set"
-    build = ["build", "--checkpoint", "standin", "--precision", precision, "--embeddings", str(embeddings)]
+    build = ["build", "--checkpoint", "standin", "--precision", precision, "--embeddings", str(embeddings), "--random-prompts"]
     build += ["--prompts-per-image", "8", "--output", str(output)]
     both = [*build, "--decode-mask"]
 
@@ -162,10 +169,7 @@ def test_what_cannot_be_is_one_line(flags: list[str], words: str, tmp_path: Path
     write_tiny_graph(files["GRAPH"])
     arguments = [str(files.get(flag, flag)) for flag in flags]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("trt-sam: error:")
-    assert error.count("\n") == 1
-    assert words in error
+    assert words in error_line(capsys.readouterr().err)
     assert not (tmp_path / "set").exists()
 
 
@@ -178,13 +182,15 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
         def __init__(self, mask_input: bool) -> None:
             super().__init__(["mask" if mask_input else "plain"])
             self.fingerprint = f"of {self[0]}"
+            self.num_images = 1
 
     class Request:
         def __init__(self, args: object, recipe: EngineRecipe, *, cache: Path) -> None:
             self._mask_input = recipe.graph.mask_input
+            self.data = "photos"
 
         @contextlib.contextmanager
-        def open(self, checkpoint: object, bar: TerminalBar | None) -> Iterator[Feeds]:
+        def open(self, checkpoint: object, progress: Progress) -> Iterator[Feeds]:
             yield Feeds(self._mask_input)
 
     def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
@@ -205,10 +211,47 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
     recipe = EngineRecipe(
         decode_mask=True, graph=GraphOptions(precision="int8"), quantization=QuantizationOptions(method="implicit")
     )
-    with contextlib.ExitStack() as stack:
-        sources = command._implicit(SimpleNamespace(output=tmp_path), recipe, flavour, None, stack)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as stack, Stages(command._shares(recipe)) as stages:
+        sources = command._implicit(SimpleNamespace(output=tmp_path), recipe, flavour, stages, stack)  # type: ignore[arg-type]
         built = build_set(sources, recipe, tmp_path, flavour=flavour, engine_builder=builder)
     assert made == [("decoder.onnx", ["plain"]), ("decoder_mask.onnx", ["mask"])]
     assert [graph.calibration for graph in built.manifest.graphs] == ["of plain", "of mask"]
     assert [graph.options.precision for graph in built.manifest.graphs] == ["fp32", "fp32"]
     assert open_manifest(tmp_path).recipe == recipe
+
+
+@pytest.mark.parametrize("mask_input", [False, True])
+def test_one_graph_is_calibrated_and_warned_of(
+    mask_input: bool,
+    calibrated: Calibrated,
+    embeddings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [
+        "--precision",
+        "int8",
+        "--embeddings",
+        str(embeddings),
+        "--random-prompts",
+        *(["--mask-input"] if mask_input else []),
+    ]
+    assert main(["build", "--checkpoint", "standin", *flags, "--output", str(tmp_path / "set")]) == 0
+    out, err = capsys.readouterr()
+    assert "trt-sam: warning: calibrating on few images: 2, give 16 or more\n" in err
+    assert "9.0 (H100, H200) and 10.0 (B200) are not among them" in out
+    assert "trt-sam bench --engine" in out
+    assert calibrated.judges == [None]
+
+
+def test_of_sixteen_images_four_are_held_back_from_calibration(
+    calibrated: Calibrated, embeddings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(3, 17):
+        np.save(embeddings / f"{seed}.npy", np.random.default_rng(seed).normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32))
+    flags = ["--precision", "int8", "--embeddings", str(embeddings), "--random-prompts", "--prompts-per-image", "2"]
+    assert main(["build", "--checkpoint", "standin", *flags, "--output", str(tmp_path / "set")]) == 0
+    assert "few images" not in capsys.readouterr().err
+    (judges,), (used,) = calibrated.judges, calibrated.feeds
+    assert (used.num_images, judges.num_images) == (12, 4)
+    assert not set(used.names) & set(judges.names)
