@@ -86,6 +86,9 @@ def test_doctor_imports_nothing_heavy_itself_and_asks_a_driver_for_its_gpus() ->
         assert float(driver["gpus"][0]["compute_capability"]) > 0
         # PyCUDA loads where there is a libcuda.
         assert packages["pycuda.driver"]["status"] != "no driver"
+        if packages["pycuda.driver"]["status"] == "ok":
+            major, minor = packages["pycuda.driver"]["details"]["for CUDA"].split(".")
+            assert (int(major), int(minor)) < (12, 8), "it would need driver R570"
 
 
 ALL_OK = tuple(

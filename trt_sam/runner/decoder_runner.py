@@ -251,7 +251,8 @@ class DecoderRunner(ImageCalls):
         return self._submit(checked.prompts, self._current, None, checked.embedding, alone=True).collect(read)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None, *, image_size: tuple[int, int] | None = None) -> None:
-        """Make what first calls would make, in every slot: contexts, compiled kernels, CUDA graphs; and run each once.
+        """Make what first calls would make: in every slot contexts, compiled kernels, CUDA graphs, each run once; and the
+        memory of all images that `image_bytes` has room for.
 
         Args:
             sizes: (num_prompts, num_tokens) of calls to come; tokens are the points, and two corners or one "not a point".
@@ -280,6 +281,8 @@ class DecoderRunner(ImageCalls):
                 if warm:
                     time.sleep(_POLL_SECONDS)
         with self._lock:
+            with self._device.active():
+                self._open_images().allocate()
             self._save_runtime_caches()
 
     def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:

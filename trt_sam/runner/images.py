@@ -122,6 +122,14 @@ class Images:
             raise
         return buffer
 
+    def allocate(self) -> None:
+        """Allocate the memory of all images that are to be held, under the runner's lock.
+
+        Raises:
+            InferenceError: the GPU is out of memory.
+        """
+        self._residents.allocate()
+
     def put(self, image: int, buffer: DeviceBuffer) -> None:
         """Hold what `start` gave as `image`, under the runner's lock."""
         self._residents.put(image, buffer)
@@ -173,9 +181,16 @@ class Residents:
         self.capacity = capacity
         self._held: OrderedDict[int, DeviceBuffer] = OrderedDict()
         self._spare: list[DeviceBuffer] = []
+        self._fresh: list[DeviceBuffer] = []
+        """Never written."""
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def allocate(self) -> None:
+        """Allocate what is lacking for `capacity` images; raises InferenceError where the GPU is out of memory."""
+        for _ in range(self.capacity - len(self._held) - len(self._spare) - len(self._fresh)):
+            self._fresh.append(self._device.buffer(EMBEDDING_BYTES))
 
     def take(self) -> tuple[DeviceBuffer, bool]:
         """Memory for one more image, and whether queued work may still read what was in it."""
@@ -183,6 +198,8 @@ class Residents:
             return self._spare.pop(), True
         if len(self._held) >= self.capacity:
             return self._held.popitem(last=False)[1], True
+        if self._fresh:
+            return self._fresh.pop(), False
         return self._device.buffer(EMBEDDING_BYTES), False
 
     def put(self, image: int, buffer: DeviceBuffer) -> None:
@@ -216,3 +233,4 @@ class Residents:
         """Forget all; the device frees the memory."""
         self._held.clear()
         self._spare.clear()
+        self._fresh.clear()
