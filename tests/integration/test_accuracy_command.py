@@ -45,8 +45,8 @@ def test_a_tiny_table_of_the_standin(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert name in printed
     assert figures["fp16"]["sqnr_db"] > figures["int8-max-A"]["sqnr_db"] > figures["fp8-max-A"]["sqnr_db"]
     facts = {variant["name"]: variant["facts"] for variant in data["variants"]}
-    # Two precisions share one calibration; `max` does not depend on the precision.
-    assert facts["int8-max-A"]["ranges"] == facts["fp8-max-A"]["ranges"]
+    # INT8 takes the middle of each channel's range off, FP8 the mean: the ranges about the middle are the smaller ones.
+    assert all(facts["int8-max-A"]["ranges"][name] <= limit for name, limit in facts["fp8-max-A"]["ranges"].items())
     assert len(facts["int8-max-A"]["ranges"]) == 5
     assert facts["int8-auto-A"]["choice"]["score"]["prompts"] == 4
     assert "stand-in" in data["conditions"]["checkpoint"]

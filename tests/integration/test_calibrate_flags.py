@@ -49,8 +49,8 @@ def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
         assert recipe.graph.target == "gpu"
         return recipe.graph.precision, recipe.quantization.calibrator
 
-    assert chosen() == ("int8", "entropy")
-    assert chosen("--recipe", "standin") == ("int8", "entropy")
+    assert chosen() == ("int8", "auto")
+    assert chosen("--recipe", "standin") == ("int8", "auto")
     assert chosen("--precision", "fp8") == ("fp8", "max")
     assert chosen("--precision", "fp8", "--calibrator", "mse") == ("fp8", "mse")
 

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from calibrators.shipped import ShippedRanges, ShippedTensor, quantize_by_ranges, shipped_ranges
+from calibrators.thresholds import THRESHOLDS
 from trt_sam.errors import InputError
 from trt_sam.quantize.share import ChannelChange
 from trt_sam.recipe import GraphOptions, QuantizationOptions
+
+DECODER = "eb4555b9ab5d053f2a8bd1c9c744225dea4da1a07b6a803f352fc490f932c716"
+"""`Checkpoint.sha256` of mobile_sam.pt."""
 
 
 def made() -> ShippedRanges:
@@ -32,6 +36,31 @@ def test_a_file_gives_back_what_was_put_in() -> None:
 def test_ranges_are_found_by_weights_and_encoder_and_not_by_name() -> None:
     unknown: Any = SimpleNamespace(sha256="00" * 32, encoder_kind="mobile_sam")
     assert shipped_ranges(unknown) is None
+
+
+def test_mobile_sams_are_those_of_its_photographs_and_tensors() -> None:
+    found = shipped_ranges(SimpleNamespace(sha256=DECODER, encoder_kind="mobile_sam"))  # type: ignore[arg-type]
+    assert found is not None
+    assert found.checkpoint == "mobile_sam"
+    assert found.made_from["images"] == len(found.made_from["photographs"]) == 16
+    # The demo and the tests judge by these.
+    assert not {"astronaut", "chelsea", "coffee"} & set(found.made_from["photographs"])
+    channels = {name: len(each.mean) for name, each in found.tensors.items()}
+    assert channels == {
+        "block0.image input": 256,
+        "block0.image_out input": 128,
+        "block1.image input": 256,
+        "block1.image_out input": 128,
+        "final.image input": 256,
+        "upscale1 input": 64,
+    }
+    for name, each in found.tensors.items():
+        assert set(each.amax) == set(THRESHOLDS), name
+        assert each.amax["max"] == max(each.amax.values()), name
+        # Within the range: the mean of what was seen.
+        assert (np.abs(each.mean) < each.amax["max"]).all(), name
+    # The same decoder behind SAM ViT-H's encoder sees other embeddings.
+    assert shipped_ranges(SimpleNamespace(sha256=DECODER, encoder_kind="vit_h")) is None  # type: ignore[arg-type]
 
 
 def test_other_precisions_need_photos() -> None:
