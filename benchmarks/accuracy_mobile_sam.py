@@ -5,7 +5,7 @@ on, and others, which neither saw, to judge by. Prompts are as people give them 
 as they are delivered, in ONNX Runtime on the CPU, against PyTorch in FP32.
 
 Each step runs in a process of its own and is kept in --work, so that an interrupted run goes on where it stopped. A whole run
-(100 prompts on each of 20 photographs) takes hours on two cores; --prompts-per-image 12 gave the table in benchmarks/results.
+(100 prompts on each of 20 photographs) takes hours on two cores.
 
 Example:
   python benchmarks/accuracy_mobile_sam.py --work /tmp/mobile_sam --output benchmarks/results/accuracy_mobile_sam.json
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts-per-image", type=int, default=100, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
     parser.add_argument("--split", type=int, default=0, metavar="N", help="seed of the split of photographs (default: 0)")
+    parser.add_argument("--note", default="", metavar="TEXT", help="stands in the head of the report")
     parser.add_argument("--step", nargs=2, metavar=("STEP", "NAME"), help=argparse.SUPPRESS)
     return finish("accuracy_mobile_sam", run, parser.parse_args(argv))
 

@@ -48,6 +48,7 @@ def write_report(
         "checkpoint": f"{args.checkpoint}; its decoder is SAM ViT-H's weight for weight",
         "judged on": f"{len(uses['judging'])} photographs that neither calibration nor tuning saw, {len(unknown)} prompts "
         f"({kinds}), seed {args.seed}, split {args.split}",
+        **({"note": args.note} if args.note else {}),
         "calibrated on": f"{calibrated.get('images', 0)} other photographs, {calibrated.get('prompts', 0)} prompts; auto holds "
         "a quarter of them back to judge by",
         "reference": "PyTorch, FP32, on the CPU",

@@ -4,7 +4,7 @@ One JSON file per checkpoint: of each tensor its shift, scale and ranges by cali
 the decoder's weights and to the kind of image encoder: the decoder of MobileSAM is SAM ViT-H's too, but sees other embeddings.
 
 Weights are rounded to the nearest here, for second-order rounding needs the inputs' moments, which are as large as the weights;
-the bias still makes good for what rounding does to the mean. One's own photos are better, by a little (`docs/production.md`).
+the bias still makes good for what rounding does to the mean. One's own photos are a little better: see benchmarks/results.
 """
 
 from __future__ import annotations
