@@ -82,7 +82,7 @@ def quantize_decoder(
         calibrators = work.calibrators(choice)
         amax = work.ranges(calibrators)
         delivered = work.deliver(half, amax)
-        _describe(delivered, calibration, quantization, calibrators, work.alpha)
+        _describe(delivered, calibration, held_out, quantization, calibrators, work.alpha)
         onnx.save(delivered, temporary)
         stages.start("check")
         _check_runs(temporary, feeds, options)
@@ -170,6 +170,7 @@ def _export(
 def _describe(
     model: onnx.ModelProto,
     feeds: CalibrationFeeds,
+    held_out: CalibrationFeeds | None,
     quantization: QuantizationOptions,
     calibrators: Mapping[str, str],
     alpha: float | None,
@@ -177,6 +178,8 @@ def _describe(
     """Put into the graph's metadata what it was calibrated on, and how."""
     about = {
         **{key: value for key, value in feeds.to_dict().items() if key not in ("prompts_by_kind", "images_without_prompts")},
+        # What "auto" chose by was seen too: a graph must not be judged on it.
+        "held_out_sha256": [] if held_out is None else held_out.to_dict()["image_sha256"],
         "alpha": alpha,
         "quantization": dataclasses.asdict(quantization),
         "calibrators": dict(calibrators),

@@ -51,6 +51,8 @@ class GroupSensitivity:
     """Nothing else quantized."""
     left_out: Score | None
     """Everything else quantized; None where there is nothing else."""
+    nodes: tuple[str, ...] = ()
+    """Of its products in the ONNX graph; the module is what stands before the last slash."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def rank_groups(
         gained = (1.0 if left_out is None else left_out.mean_iou) - whole.mean_iou
         cost = ((1.0 - alone.mean_iou) + gained) / 2
         work = sum(product.multiply_adds for product in members)
-        rows.append(GroupSensitivity(name, members[0].tier, work, cost, alone, left_out))
+        rows.append(GroupSensitivity(name, members[0].tier, work, cost, alone, left_out, tuple(each.name for each in members)))
     rows.sort(key=lambda row: (-row.cost, -row.alone.clear_flips, -row.alone.flips))
     keep: list[str] = []
     kept: Score | None = whole

@@ -30,6 +30,7 @@ COMMANDS = (
     "calibrate",
     "build",
     "segment",
+    "golden",
     "compare",
     "accuracy",
     "sensitivity",

@@ -15,19 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam._lazy import install_command
-from trt_sam.accuracy.compare import compare_sides
-from trt_sam.accuracy.sides import Side, open_side, torch_side
+from trt_sam.accuracy.metrics import decibels
+from trt_sam.accuracy.sides import open_side
 from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, available_flavours
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError, TrtSamError
-from trt_sam.feeds.feeds import common_feeds, scene_images
+from trt_sam.gate.comparison import Questions, compare_with, fitting
+from trt_sam.gate.golden import Golden, load_golden, shipped_golden
+from trt_sam.gate.limits import DEFAULTS
+from trt_sam.gate.questions import golden_questions
+from trt_sam.gate.report.text import to_dict
+from trt_sam.gate.verdict import FAIL
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.machine.report import MachineReport, examine
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
 
 if TYPE_CHECKING:
-    from trt_sam.feeds.feeds import Image
     from trt_sam.model.checkpoint import Checkpoint
 
 __all__ = ["SelftestReport", "Step", "run_selftest"]
@@ -150,17 +154,17 @@ class _Trial:
         from trt_sam.model.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(_STANDIN)
-        images = scene_images(checkpoint.image_encoder().embed, 1)
+        path = shipped_golden(checkpoint.sha256)
+        assert path is not None, "the stand-in's golden data belong to the package"
+        golden = load_golden(path)
         flavours = available_flavours()
         for precision in EXPORT_PRECISIONS:
-            self._try_precision(checkpoint, images, precision, flavours)
+            self._try_precision(checkpoint, golden, precision, flavours)
         if not flavours:
             with self._step("build engines"):
                 raise _NotRun(f"no TensorRT is installed: {install_command(['tensorrt_rtx'])}")
 
-    def _try_precision(
-        self, checkpoint: Checkpoint, images: list[Image], precision: str, flavours: tuple[Flavour, ...]
-    ) -> None:
+    def _try_precision(self, checkpoint: Checkpoint, golden: Golden, precision: str, flavours: tuple[Flavour, ...]) -> None:
         from trt_sam.graph.export import export_decoder
 
         options = GraphOptions(precision=precision, target="gpu")
@@ -171,13 +175,11 @@ class _Trial:
         if not graph.exists():
             return
         with self._step(f"compare {precision} graph with PyTorch") as note:
-            self._compare(checkpoint, images, str(graph), note)
+            self._compare(golden, str(graph), note)
         for flavour in flavours:
-            self._try_flavour(checkpoint, images, graph, EngineRecipe(graph=options), flavour)
+            self._try_flavour(golden, graph, EngineRecipe(graph=options), flavour)
 
-    def _try_flavour(
-        self, checkpoint: Checkpoint, images: list[Image], graph: Path, recipe: EngineRecipe, flavour: Flavour
-    ) -> None:
+    def _try_flavour(self, golden: Golden, graph: Path, recipe: EngineRecipe, flavour: Flavour) -> None:
         label = f"{graph.stem} engine, {flavour.title}"
         output = self.folder / f"{graph.stem}-{flavour.name}"
         with self._step(f"build {label}") as note:
@@ -196,21 +198,26 @@ class _Trial:
                 open_manifest(output).check_fits(flavour, gpu_compute_capability(self.gpu))
             except TrtSamError as error:
                 raise _NotRun(str(error)) from error
-            self._compare(checkpoint, images, str(output), note)
+            self._compare(golden, str(output), note)
 
-    def _compare(self, checkpoint: Checkpoint, images: list[Image], source: str, note: _Note) -> None:
-        reference: Side = torch_side(checkpoint)
+    def _compare(self, golden: Golden, source: str, note: _Note) -> None:
+        """Against PyTorch's answers in float64 that are in the package."""
         other = open_side(source, device=self.gpu or 0)
-        with reference.runner, other.runner:
-            feeds = common_feeds(images, PROMPTS, (reference.runner, other.runner))
-            report = compare_sides(reference, other, feeds, data="a synthetic scene", masks_mean_something=True)
-        note.comparison = report.to_dict()
-        logits = next(output for output in report.outputs if output.name == "low_res_masks")
+        with other.runner:
+            found = golden_questions(golden, PROMPTS)
+            questions = Questions(fitting(found.examples, [other]), found.description)
+            about = (golden.checkpoint, "PyTorch in float64", golden.checkpoint_sha256)
+            comparison = compare_with(None, [other], questions, DEFAULTS, about=about)
+        note.comparison = to_dict(comparison)
+        judged = comparison.candidates[0]
+        logits = judged.figures.outputs["low_res_masks"]
+        sqnr = decibels(logits.signal, logits.noise)
+        missed = [check.sentence for check in judged.verdict.checks if check.status == FAIL]
         note(
-            f"{other.executed_by}: relative logit error {logits.error:.1e} (allowed {logits.tolerance:.0e}), "
-            f"mean mask IoU {report.masks.mean_iou:.5f}"
+            f"{other.executed_by}: relative logit error {logits.error:.1e}, SQNR {sqnr:.0f} dB, "
+            f"mean mask IoU {judged.figures.iou.mean():.5f}" + "".join(f"; {sentence}" for sentence in missed)
         )
-        note.failed = not report.passed
+        note.failed = bool(missed)
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[_Note]:

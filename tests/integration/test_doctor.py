@@ -42,8 +42,8 @@ def test_broken_packages_are_lines_of_the_report_and_the_rest_is_found(tmp_path:
     assert packages["onnxruntime"]["status"] == "ok"
     assert "CPUExecutionProvider" in packages["onnxruntime"]["details"]["providers"]
     able = {ability["name"]: ability for ability in report["abilities"]}
-    assert not able["compare"]["able"]
-    assert "force-reinstall polygraphy" in able["compare"]["pip"]
+    assert not able["judge with Polygraphy"]["able"]
+    assert "force-reinstall polygraphy" in able["judge with Polygraphy"]["pip"]
     assert able["run a graph on the CPU"]["able"]
 
 

@@ -61,11 +61,24 @@ def test_one_command_gives_a_set_that_knows_its_calibration(built: Path) -> None
 
 
 def test_the_graph_is_compared_with_pytorch(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "standin", str(built / "decoder.onnx"), "--prompts", "8", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["arithmetic"] == "quantized"
+    wide = [
+        "--min-mean-iou",
+        "0.9",
+        "--min-p5-iou",
+        "0",
+        "--min-iou",
+        "0",
+        "--min-mean-iou-four",
+        "0",
+        "--min-p5-iou-four",
+        "0",
+    ]
+    few = ["--prompts", "8", "--min-prompts", "8", "--max-clear-flips", "1"]
+    assert main(["compare", "standin", str(built / "decoder.onnx"), *few, *wide, "--json"]) == 0
+    (judged,) = json.loads(capsys.readouterr().out)["candidates"]
+    assert judged["arithmetic"] == "quantized"
     # Neither broken nor, by mistake, the float graph.
-    assert 0.95 <= report["masks"]["mean_iou"] < 0.9999
+    assert 0.95 <= judged["figures"]["iou_mean"] < 0.9999
 
 
 def test_what_is_finished_is_not_done_again(

@@ -33,7 +33,10 @@ def test_ranking_the_upscaling_of_the_standin(
     few = ("--images", 1, "--prompts-per-image", 3, "--calibration-images", 2, "--calibration-prompts", 2)
     report = tmp_path / "report.json"
     arguments = ("--checkpoint", "standin", "--tiers", "B", *few, "--mean-iou", 0, "--p5-iou", 0, "--clear-flips", 1)
-    assert run(*arguments, "--json", report) == 0
+    assert run(*arguments, "--json", report, "--report", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "upscaling.second/MatMul" in page
+    assert "<svg" in page
     data = json.loads(report.read_text())
     assert {row["group"] for row in data["groups"]} == {"upscale0", "upscale1"}
     costs = [row["cost"] for row in data["groups"]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from trt_sam.runtime.onnx_runner import OnnxRunner
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["Side", "open_side", "torch_side"]
+__all__ = ["Side", "calibration_images", "open_side", "torch_side"]
 
 Array = npt.NDArray[Any]
 _OF_CHECKPOINTS = (
@@ -48,6 +49,8 @@ class Side:
     """Of the decoder's weights; empty where unknown."""
     checkpoint: Checkpoint | None = field(default=None, repr=False)
     """Where the side is a checkpoint."""
+    calibration_images: frozenset[str] = field(default=frozenset(), repr=False)
+    """SHA-256 of the embeddings that a quantized graph was calibrated with; empty where it does not say."""
 
 
 def open_side(source: str, *, device: int = 0) -> Side:
@@ -88,7 +91,8 @@ def _open_graph(path: Path) -> Side:
     runner = OnnxRunner(path, emulate_quantization=True)
     if runner.options.precision in QUANTIZED_PRECISIONS:
         executed = "ONNX Runtime on the CPU, quantization emulated"
-        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256)
+        used = calibration_images(runner.metadata)
+        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256, calibration_images=used)
     if runner.options.precision != "fp16":
         return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256)
     emulation = EmulationRunner(path, runner)
@@ -117,7 +121,21 @@ def _open_engine(path: Path, device: int) -> Side:
     kinds = {"fp32": "tf32", "fp16": "fp16"} if manifest.recipe.graph.precision == graph.options.precision else {}
     arithmetic = kinds.get(graph.options.precision, "quantized")
     executed = f"{manifest.flavour} {manifest.flavour_version} on GPU {device}"
-    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256)
+    used: frozenset[str] = frozenset()
+    if arithmetic == "quantized" and (folder / graph.onnx.name).exists():
+        from trt_sam.graph.metadata import read_graph
+
+        used = calibration_images(read_graph(folder / graph.onnx.name).metadata)
+    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256, calibration_images=used)
+
+
+def calibration_images(metadata: Mapping[str, str]) -> frozenset[str]:
+    """The hashes of the embeddings that a graph's ranges were measured or chosen on; empty where it does not say."""
+    try:
+        about = json.loads(metadata["trt_sam.calibration"])
+        return frozenset(map(str, (*about["image_sha256"], *about.get("held_out_sha256", ()))))
+    except (KeyError, ValueError, TypeError):
+        return frozenset()
 
 
 def _any_name(path: Path) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ Example:
 Variants are fp16, fp32, or PRECISION-CALIBRATOR-TIERS, calibrated here on other images than those that are judged. Without
 --embeddings or --photos the stand-ins are judged on synthetic scenes that none of them was trained on.
 
+A verdict by the limits of `compare` closes the table; with --limits or a flag of a limit the exit code is 1 where a variant
+does not keep them.
+
 Everything runs on the CPU. Quantized graphs are measured as they are delivered, float16 around the pairs, with the pairs in
 floating point, so that no figure depends on the CPU's integer instructions; ONNX Runtime took 1.3 times as long for that as for
 the same pairs in a float32 graph. It computes their float16 parts in float32. FP16 itself runs in the emulation that
@@ -28,8 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam import __version__
 from trt_sam._files import existing_file, write_atomically
+from trt_sam._json import strict
 from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
+from trt_sam.commands._limits import add_limit_arguments, limits_given, limits_of
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
@@ -73,11 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--graph", metavar="NAME=F.onnx", action="append", default=[], help="judge this graph of the checkpoint too; repeatable"
     )
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=f"for {', '.join(_REPORTS)}")
+    add_limit_arguments(parser)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure; 0 when the report was written."""
+    """Measure; 0 when the report was written, 1 when limits were given and a variant does not keep them."""
+    limits = limits_of(args)
     names = [part.strip() for part in args.variants.split(",") if part.strip()]
     given = _given_graphs(args.graph)
     _check_names(names, [name for name, _ in given])
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         from trt_sam.accuracy.page import accuracy_page
         from trt_sam.accuracy.report import make_report, markdown
         from trt_sam.feeds.realistic import shares
+        from trt_sam.gate.of_accuracy import judge_variants, verdict_lines
         from trt_sam.model.checkpoint import load_checkpoint
         from trt_sam.runtime.torch_runner import TorchRunner
 
@@ -124,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
         descriptions={variant.name: variant.description for variant in variants},
         facts=work.facts,
     )
-    data = report.to_dict()
+    verdicts = judge_variants(measurement, _arithmetics(names, given), limits)
+    data = {**report.to_dict(), "verdicts": strict({name: dataclasses.asdict(each) for name, each in verdicts.items()})}
     write_json(str(args.output / "report.json"), data)
     write_atomically(args.output / "report.md", markdown(report))
     write_atomically(args.output / "report.html", accuracy_page(report, measurement.worst))
@@ -132,7 +141,18 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, data)
     if args.json != "-":
         print(_summary(report, args.output))
-    return 0
+        print("\n".join(verdict_lines(verdicts)))
+    return 1 if limits_given(args) and not all(verdict.passed for verdict in verdicts.values()) else 0
+
+
+def _arithmetics(names: Sequence[str], given: Sequence[tuple[str, Path]]) -> dict[str, str]:
+    """By variant, whose limits count for it."""
+    from trt_sam.graph.metadata import read_graph
+
+    options = {name: read_graph(path).options for name, path in given}
+    precisions = {name: each.precision for name, each in options.items() if each is not None}
+    precisions |= {name: name for name in names if name in _FLOAT}
+    return {name: p if (p := precisions.get(name, "")) in _FLOAT else "quantized" for name in (*names, *options)}
 
 
 class _Work:

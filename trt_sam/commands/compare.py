@@ -1,11 +1,16 @@
-"""Compare two decoders on the same prompts: a checkpoint in PyTorch, an ONNX graph, an engine where it can execute.
+"""Judge graphs and engines by a reference on the same prompts: one verdict each, by limits on masks, scores and logits.
 
-A is the reference. Prompts are clicks, boxes, several clicks, padded rows, and earlier masks where both sides take them. They
-are put on your embeddings with --embeddings, else on synthetic scenes where a side is the stand-in, else on random embeddings.
-An FP16 graph is compared through an emulation that rounds every FP16 tensor. Exit code 1 when a tolerance fails.
+The reference and every candidate is a checkpoint, an ONNX graph, or an engine set where a GPU can run it. Prompts are put on
+--photos, --embeddings (with --photos beside them as pictures for the report) or --golden data, which bring the reference's
+answers along. Without these a stand-in is judged on scenes that it was not trained on, and mobile_sam on the golden data in the
+package. An FP16 graph is compared through an emulation that rounds every FP16 tensor.
+
+Exit code 0 when every candidate passes; 1 when a limit is missed or there are too few prompts to tell; 2 for bad input.
 
 Example:
-  trt-sam compare standin engines/built/standin/decoder.onnx --prompts 48 --json report.json
+  trt-sam compare mobile_sam engines/built/mobile_sam/decoder.onnx --embeddings embeddings/ --photos photos/ --report report/
+  trt-sam compare --golden golden.npz engines/built/mobile_sam --min-mean-iou 0.995
+  trt-sam compare standin fp16.onnx int8.onnx --limits limits.toml --json report.json
 """
 
 from __future__ import annotations
@@ -13,118 +18,244 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trt_sam._lazy import require
+from trt_sam.commands._limits import add_limit_arguments, limits_of
 from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
+from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
-from trt_sam.progress import Stages
+from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     import numpy.typing as npt
 
-    from trt_sam.accuracy.compare import ComparisonReport
     from trt_sam.accuracy.sides import Side
-    from trt_sam.feeds.feeds import Image
+    from trt_sam.gate.comparison import Asked, Comparison, Questions
+    from trt_sam.gate.golden import Golden
 
     Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
-HELP = "errors and mask IoU between a checkpoint, a graph and an engine"
+HELP = "a verdict on graphs and engines, by limits on masks, scores and logits"
 
-DEFAULT_PROMPTS = 24
-_PROMPTS_PER_IMAGE = 12
+DEFAULT_PROMPTS = 256
+REPORTS = ("report.html", "report.md", "report.json", "junit.xml")
+_ASKED = {"fp32": "fp32", "tf32": "tf32", "fp16": "fp16", "int8": "quantized", "fp8": "quantized"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `compare`."""
     what = "mobile_sam, standin or another checkpoint, a .onnx graph, or an engine set's folder"
-    parser.add_argument("reference", metavar="A", help=f"the reference: {what}")
-    parser.add_argument("other", metavar="B", help=what)
+    parser.add_argument("sides", metavar="REFERENCE CANDIDATE", nargs="+", help=f"{what}; with --golden candidates alone")
     add_cache_argument(parser)
-    parser.add_argument("--prompts", metavar="N", type=int, default=DEFAULT_PROMPTS, help="how many (default: %(default)s)")
-    parser.add_argument("--embeddings", metavar="DIR", type=Path, help="put them on the embeddings in DIR")
+    data = parser.add_argument_group("what it is judged on")
+    data.add_argument(
+        "--golden", metavar="G.npz", type=Path, help="prompts and answers of trt-sam golden; no reference is named"
+    )
+    data.add_argument(
+        "--golden-inputs", metavar="F.json", type=Path, help="its inputs, where --golden is outputs of Polygraphy"
+    )
+    data.add_argument("--embeddings", metavar="DIR", type=Path, help="embeddings of trt-sam embed")
+    data.add_argument("--photos", metavar="DIR", type=Path, help="photos, embedded on the way, or the pictures of --embeddings")
+    data.add_argument("--random-embeddings", action="store_true", help="noise: compares arithmetic, says nothing of masks")
+    data.add_argument("--prompts", metavar="N", type=int, help=f"how many (default: {DEFAULT_PROMPTS}, or all golden ones)")
+    data.add_argument("--seed", metavar="N", type=int, default=0, help="of the prompts (default: 0)")
+    data.add_argument(
+        "--allow-calibration-images", action="store_true", help="judge a graph even on images that it was calibrated with"
+    )
+    add_limit_arguments(parser)
+    parser.add_argument("--precision", choices=tuple(_ASKED), help="what the candidates should be; a coarser one fails")
+    parser.add_argument(
+        "--layers", action="store_true", help="compare tensors too, and name the first node that breaks a limit"
+    )
+    parser.add_argument("--report", metavar="DIR", type=Path, help=f"write {', '.join(REPORTS)}")
+    parser.add_argument("--force", action="store_true", help="replace reports that are there")
     parser.add_argument("--device", metavar="cuda:N", default="cuda:0", help="GPU for engines (default: %(default)s)")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare; 0 when every tolerance holds, 1 when one does not."""
-    if args.prompts < 1:
-        raise InputError(f"--prompts is {args.prompts}, must be at least 1")
+    """Judge; 0 when every candidate passes, 1 when one does not."""
+    _check_flags(args)
+    limits = limits_of(args)
     device = gpu_number(args.device)
-    require("polygraphy", "to compare")
-    from trt_sam.accuracy.compare import compare_sides
     from trt_sam.accuracy.sides import open_side
-    from trt_sam.feeds.feeds import common_feeds, stored_images
+    from trt_sam.gate.comparison import Questions, compare_with, fitting
+    from trt_sam.gate.overlap import refuse_calibration_images
+    from trt_sam.gate.reference import half_of
 
-    images = stored_images(args.embeddings) if args.embeddings is not None else []
-    with Stages({"A": 1, "B": 1, "compare": 4}) as stages, contextlib.ExitStack() as stack:
-        sides = []
-        for name, source in (("A", args.reference), ("B", args.other)):
-            stages.begin(name, f"opening {source}")
+    golden = _golden(args)
+    with Stages({"open": 1, "compare": 5, "layers": 5 * args.layers}) as stages, contextlib.ExitStack() as stack:
+        sides: list[Side] = []
+        for source in args.sides:
+            stages.begin("open", f"opening {source}")
             sides.append(open_side(source, device=device))
             stack.callback(sides[-1].runner.close)
-        reference, other = sides
-        data, meaningful = f"{len(images)} embeddings of {args.embeddings}", True
-        if not images:
-            images, data, meaningful = _default_images(reference, other, -(-args.prompts // _PROMPTS_PER_IMAGE))
-        stages.begin("compare", f"comparing both on {args.prompts} prompts")
-        feeds = common_feeds(images, args.prompts, [side.runner for side in sides])
-        report = compare_sides(reference, other, feeds, data=data, masks_mean_something=meaningful)
-    if args.json:
-        write_json(args.json, report.to_dict())
-    if args.json != "-":
-        print("\n".join(table(report)))
-    return 0 if report.passed else 1
+        reference, candidates = (None, sides) if golden is not None else (sides[0], sides[1:])
+        if golden is not None:
+            check_golden(golden, candidates)
+        found = _questions(args, reference, sides, golden)
+        asked: Iterable[Asked] = fitting(found.examples, sides)
+        if not args.allow_calibration_images:
+            asked = refuse_calibration_images(asked, candidates)
+        questions = Questions(asked, found.description, found.masks_mean_something)
+        count = _prompts(args, golden)
+        telling = stages.begin("compare", f"comparing on {count} prompts")
+        comparison = compare_with(
+            reference,
+            candidates,
+            questions,
+            limits,
+            about=None if golden is None else _about(golden),
+            expected=None if args.precision is None else _ASKED[args.precision],
+            half=None if reference is None or reference.checkpoint is None else half_of(reference.checkpoint),
+            progress=_counted(telling, count),
+        )
+        if args.layers:
+            from trt_sam.gate.blame import with_layers
+
+            stages.begin("layers", "comparing layers")
+            comparison = with_layers(comparison, reference, candidates)
+    _write(args, comparison)
+    return 0 if comparison.passed else 1
 
 
-def table(report: ComparisonReport) -> list[str]:
-    """The report as lines for people."""
-    lines = [
-        f"A (reference)  {report.reference}, {report.executed_by[0]}",
-        f"B              {report.other}, {report.executed_by[1]}",
-        f"{report.prompts} prompts in {report.feeds} feeds on {report.data}; tolerances for {report.arithmetic}",
-        "",
-        f"{'output':<18} {'relative error':>14} {'tolerance':>10} {'SQNR':>9}",
-    ]
-    for output in report.outputs:
-        verdict = "ok" if output.passed else "FAILED"
-        lines.append(f"{output.name:<18} {output.error:>14.1e} {output.tolerance:>10.0e} {output.sqnr_db:>6.1f} dB  {verdict}")
-    masks = report.masks
-    limit = f"{masks.least_mean_iou:>10.4g}" if masks.least_mean_iou is not None else f"{'none':>10}"
-    lines += [
-        f"{'mean mask IoU':<18} {masks.mean_iou:>14.5f} {limit} {'':>9}  {'ok' if masks.passed else 'FAILED'}",
-        "",
-        f"{masks.masks} masks; lowest IoU of a mask of 200 pixels or more {masks.lowest_iou:.4f}; another best mask for "
-        f"{100 * masks.flip_rate:.1f} % of the prompts, {masks.wrong_choices} of them beyond the tolerance of the scores",
-        *(f"note: {note}" for note in report.notes),
-        "agree" if report.passed else "DIFFER: a tolerance failed",
-    ]
-    return lines
+def check_golden(golden: Golden, candidates: Sequence[Side]) -> None:
+    """Raise InputError where a candidate holds another checkpoint's weights than the golden data (where these know theirs)."""
+    for side in candidates:
+        if golden.checkpoint_sha256 and side.checkpoint_sha256 not in ("", golden.checkpoint_sha256):
+            raise InputError(
+                f"{side.source} holds the weights {side.checkpoint_sha256[:12]}, the golden data {golden.path} are of "
+                f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
+            )
 
 
-def _default_images(reference: Side, other: Side, count: int) -> tuple[list[Image], str, bool]:
-    """Stand-in scenes where a side is the stand-in and its encoder can run, else random embeddings."""
-    from trt_sam.feeds.feeds import random_images, scene_images
+def _golden(args: argparse.Namespace) -> Golden | None:
+    if args.golden is None:
+        return None
+    if args.golden.suffix == ".json":
+        if args.golden_inputs is None:
+            raise InputError(f"{args.golden} are outputs that Polygraphy saved; name their inputs with --golden-inputs F.json")
+        from trt_sam.polygraphy.exchange import read_polygraphy
 
-    embed = _standin_encoder(reference, other)
-    if embed is None:
-        return random_images(count), f"{count} seeded random embeddings, whose masks mean nothing", False
-    return scene_images(embed, count), f"{count} synthetic scenes, embedded by the stand-in", True
+        return read_polygraphy(args.golden_inputs, args.golden)
+    from trt_sam.gate.golden import load_golden
+
+    return load_golden(args.golden)
 
 
-def _standin_encoder(reference: Side, other: Side) -> Embed | None:
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.golden is None and len(args.sides) < 2:
+        raise InputError("there is a reference but no candidate: name both, or give --golden G.npz CANDIDATE")
+    if args.prompts is not None and args.prompts < 1:
+        raise InputError(f"--prompts is {args.prompts}, must be at least 1")
+    if args.seed < 0:
+        raise InputError(f"--seed is {args.seed}, must be at least 0")
+    sources = [n for n in ("golden", "embeddings", "random_embeddings") if getattr(args, n)]
+    sources += ["photos"] if args.photos is not None and args.embeddings is None else []
+    if len(sources) > 1:
+        raise InputError(f"--{sources[0].replace('_', '-')} and --{sources[1].replace('_', '-')} exclude each other; give one")
+    check_output_file(args.json)
+    if args.report is not None:
+        check_output_folder(args.report)
+        there = [name for name in REPORTS if (args.report / name).exists()]
+        if there and not args.force:
+            raise InputError(f"{args.report / there[0]} exists; give --force to replace it, or another --report")
+
+
+def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:
+    if args.prompts is not None:
+        return int(args.prompts)
+    return DEFAULT_PROMPTS if golden is None else golden.prompts
+
+
+def _questions(args: argparse.Namespace, reference: Side | None, sides: Sequence[Side], golden: Golden | None) -> Questions:
+    from trt_sam.gate import questions
+    from trt_sam.gate.golden import load_golden, shipped_golden
+
+    count = _prompts(args, golden)
+    if golden is not None:
+        return questions.golden_questions(golden, count)
+    assert reference is not None
+    masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
+    if args.embeddings is not None:
+        return questions.of_embeddings(
+            args.embeddings, args.photos, count, _decoder(reference), seed=args.seed, earlier_masks=masks
+        )
+    if args.photos is not None:
+        encoder = next((side.checkpoint.image_encoder() for side in sides if side.checkpoint is not None), None)
+        if encoder is None:
+            raise InputError("--photos need an image encoder: name a checkpoint as REFERENCE, or give --embeddings")
+        decode = _decoder(reference)
+        return questions.of_photos([args.photos], encoder.embed, count, decode, seed=args.seed, earlier_masks=masks)
+    if args.random_embeddings:
+        return questions.noise(count, seed=args.seed)
+    embed = _standin_encoder(sides)
+    if embed is not None:
+        return questions.of_scenes(embed, count, seed=args.seed)
+    for side in sides:
+        shipped = shipped_golden(side.checkpoint_sha256)
+        if shipped is not None:
+            return questions.golden_questions(load_golden(shipped), count, answered=False)
+    raise InputError(
+        "there is nothing to judge by: give --photos DIR, --embeddings DIR or --golden G.npz (random embeddings would give a "
+        "figure that says nothing of masks; --random-embeddings asks for that)"
+    )
+
+
+def _decoder(reference: Side) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    if next(spec for spec in reference.runner.outputs if spec.name == "iou_predictions").dims[1] == 1:
+        raise InputError(
+            f"{reference.source} gives the selected mask only, but prompts are drawn on its four masks; name a checkpoint "
+            "or a graph without --best-mask as REFERENCE"
+        )
+    return reference.runner.run
+
+
+def _standin_encoder(sides: Sequence[Side]) -> Embed | None:
     if any(importlib.util.find_spec(package) is None for package in ("torch", "safetensors", "PIL")):
         return None
     from trt_sam.model.checkpoint import STANDINS, load_checkpoint
 
-    hashes = {side.checkpoint_sha256 for side in (reference, other)}
+    hashes = {side.checkpoint_sha256 for side in sides}
     for name in STANDINS:
         standin = load_checkpoint(name)
         if standin.sha256 in hashes:
             return standin.image_encoder().embed
     return None
+
+
+def _about(golden: Golden) -> tuple[str, str, str]:
+    versions = ", ".join(f"{name} {version}" for name, version in golden.versions.items())
+    return golden.checkpoint, f"PyTorch in float64, as golden data ({versions})", golden.checkpoint_sha256
+
+
+def _counted(tell: Progress, total: int) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        tell(min(1.0, done / total), f"{done} prompts")
+
+    return progress
+
+
+def _write(args: argparse.Namespace, comparison: Comparison) -> None:
+    from trt_sam._files import write_atomically
+    from trt_sam.gate.report.environment import environment
+    from trt_sam.gate.report.text import junit, lines, markdown, to_dict
+
+    about = environment([*args.sides, *([str(args.golden)] if args.golden else [])])
+    data = to_dict(comparison, about)
+    if args.report is not None:
+        from trt_sam.gate.report.page import comparison_page
+
+        write_json(str(args.report / "report.json"), data)
+        write_atomically(args.report / "report.md", markdown(comparison))
+        write_atomically(args.report / "junit.xml", junit(comparison))
+        write_atomically(args.report / "report.html", comparison_page(comparison, about))
+    if args.json:
+        write_json(args.json, data)
+    if args.json != "-":
+        print("\n".join(lines(comparison)))
+        if args.report is not None:
+            print(f"{args.report}: {', '.join(REPORTS)}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "try FP32 and FP16 from checkpoint to engine on this machine, one verdict"
 
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "polygraphy")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trt_sam._files import write_atomically
 from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
@@ -44,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal.add_argument("--mean-iou", metavar="X", type=float, default=0.99, help="(default: %(default)s)")
     goal.add_argument("--p5-iou", metavar="X", type=float, default=0.97, help="5th percentile (default: %(default)s)")
     goal.add_argument("--clear-flips", metavar="X", type=float, default=0.01, help="share of prompts (default: %(default)s)")
+    parser.add_argument("--report", metavar="F.html", type=Path, help="write the ranking with its nodes as a page")
+    parser.add_argument("--force", action="store_true", help="replace a page that is there")
     add_json_argument(parser)
 
 
@@ -56,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
     check_output_file(args.json)
+    check_output_file(args.report)
+    if args.report is not None and args.report.exists() and not args.force:
+        raise InputError(f"{args.report} exists; give --force to replace it, or another --report")
     with Stages({"load": 1, "images": 5, "calibrate": 5, "judge": 2, "rank": 20}) as stages, contextlib.ExitStack() as stack:
         stages.begin("load", f"loading {args.checkpoint}")
         require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to rank products")
@@ -105,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
         "judged_on": images.description,
         "calibration": feeds.to_dict(),
     }
+    if args.report is not None:
+        from trt_sam.gate.report.sensitivity_page import sensitivity_page
+
+        write_atomically(args.report, sensitivity_page({**head, **report.to_dict()}))
     if args.json:
         write_json(args.json, {**head, **report.to_dict()})
     if args.json != "-":
@@ -125,7 +135,7 @@ def table(report: SensitivityReport, calibrator: str) -> list[str]:
         line = f"{row.group:<18} {row.tier:<5} {row.cost:>8.5f}"
         for score in (row.alone, row.left_out):
             line += "" if score is None else f" {score.mean_iou:>14.4f} {score.p5_iou:>7.4f} {score.flips:>6}"
-        lines.append(line)
+        lines.append(f"{line}  {', '.join(row.nodes)}")
     goal = f"mean {report.goal.mean_iou:g}, 5 % {report.goal.p5_iou:g}, clear flips {report.goal.clear_flips:.1%}"
     kept = "nothing stays quantized" if report.kept is None else str(report.kept)
     verdict = "reached" if report.goal_reached else "NOT REACHED"

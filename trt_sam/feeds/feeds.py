@@ -1,13 +1,9 @@
-"""Feeds for comparisons: seeded prompts of every kind on scenes, on the user's embeddings or on random ones. numpy only.
-
-Kinds go round: one click, a box, several clicks, and rows of unequal length padded with absent points. Where the graph takes
-masks, every second prompt brings one.
-"""
+"""Images to prompt on (scenes, the user's embeddings, random ones) and seeded prompts on them. numpy only."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, TensorSpec
+from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LOW_RES_SIZE
 from trt_sam.errors import InputError
 from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene, sample_prompt
 from trt_sam.imaging.embeddings import embedding_files, load_embedding
 from trt_sam.imaging.photos import frame_shape
-from trt_sam.runtime.interface import Runner
 
 __all__ = [
-    "FEED_KINDS",
     "Image",
-    "common_feeds",
     "draw_earlier_mask",
     "draw_on_object",
     "draw_prompt",
     "join_limits",
-    "make_feeds",
     "random_images",
     "scene_images",
     "stored_images",
@@ -40,9 +32,6 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 Limits = Mapping[str, tuple[int, int]]
 
-FEED_KINDS = ("click", "box", "clicks", "padded")
-_BATCHES = (1, 4, 2, 5)
-"""Prompts per feed, in turn: odd, even and one."""
 _SIZE = (480, 640)
 """(height, width) of the original image where nothing says it: neither square nor the frame's own size."""
 
@@ -80,71 +69,6 @@ def random_images(count: int, seed: int = 0) -> list[Image]:
     """`count` seeded random embeddings: they show arithmetic, their masks mean nothing."""
     rng = np.random.default_rng(seed)
     return [Image(rng.normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32), _SIZE) for _ in range(count)]
-
-
-def make_feeds(
-    images: Sequence[Image], num_prompts: int, inputs: Sequence[TensorSpec], limits: Limits, *, seed: int = 0
-) -> list[dict[str, Array]]:
-    """Feeds with `num_prompts` prompts in total, spread over the images in turn.
-
-    Args:
-        images: at least one; they take turns.
-        num_prompts: from 1; the last feed gets more where `limits` ask for it.
-        inputs: what the feeds must have: those of the contract's inputs that any side takes.
-        limits: least and largest "num_prompts", "num_points", "height" and "width"; absent ones are free.
-        seed: of the prompts.
-    """
-    rng = np.random.default_rng(seed)
-    names = {spec.name for spec in inputs}
-    least, most = limits.get("num_prompts", (1, 1 << 30))
-    feeds: list[dict[str, Array]] = []
-    left = num_prompts
-    while left > 0:
-        turn = len(feeds)
-        image = images[(turn // len(FEED_KINDS)) % len(images)]
-        size = int(np.clip(min(_BATCHES[turn % len(_BATCHES)], left), least, most))
-        feed = {"image_embeddings": image.embedding, **_prompts(rng, image, FEED_KINDS[turn % len(FEED_KINDS)], size, limits)}
-        if "mask_input" in names:
-            feed["has_mask_input"] = ((np.arange(size) + turn) % 2).astype(np.float32)
-            feed["mask_input"] = np.stack([draw_earlier_mask(rng, image) for _ in range(size)])[:, None]
-        if "orig_im_size" in names:
-            bounds = (limits.get("height", (1, 1 << 30)), limits.get("width", (1, 1 << 30)))
-            clipped = [int(np.clip(n, low, high)) for n, (low, high) in zip(image.original_size, bounds, strict=True)]
-            feed["orig_im_size"] = np.array(clipped, np.int64)
-        feeds.append(feed)
-        left -= size
-    return feeds
-
-
-def common_feeds(images: Sequence[Image], num_prompts: int, runners: Sequence[Runner]) -> list[dict[str, Array]]:
-    """Feeds (as `make_feeds`) with every input that any of the runners takes, within the limits of all.
-
-    Earlier masks are used only where every runner takes them; elsewhere their flag is 0.
-
-    Raises:
-        InputError: the runners have no size in common.
-    """
-    specs = {spec.name: spec for runner in runners for spec in runner.inputs}
-    feeds = make_feeds(images, num_prompts, list(specs.values()), join_limits(runner.limits for runner in runners))
-    if not all(any(spec.name == "mask_input" for spec in runner.inputs) for runner in runners):
-        for feed in feeds:
-            if "has_mask_input" in feed:
-                feed["has_mask_input"][:] = 0
-    return feeds
-
-
-def _prompts(rng: np.random.Generator, image: Image, kind: str, size: int, limits: Limits) -> dict[str, Array]:
-    fewest, most = limits.get("num_points", (1, 1 << 30))
-    kinds = [kind] * size if kind != "padded" else [FEED_KINDS[i % 3] for i in range(size)]
-    # Where an engine takes few points the end goes first: SAM's "not a point", then later clicks.
-    drawn = [tuple(part[:most] for part in draw_prompt(rng, image, each)) for each in kinds]
-    longest = max(len(labels) for _, labels in drawn)
-    width = max(fewest, min(most, longest + 1) if kind == "padded" else longest)
-    coords = np.zeros((size, width, 2), np.float32)
-    labels = np.full((size, width), LABEL_ABSENT, np.float32)
-    for row, (own_coords, own_labels) in enumerate(drawn):
-        coords[row, : len(own_labels)], labels[row, : len(own_labels)] = own_coords, own_labels
-    return {"point_coords": coords, "point_labels": labels}
 
 
 def draw_prompt(rng: np.random.Generator, image: Image, kind: str) -> tuple[FloatArray, FloatArray]:

@@ -98,6 +98,8 @@ class OnnxRunner:
         self._inputs, self._outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
         self.options = _checked_options(path, metadata, self._inputs, self._outputs)
         """What the graph computes (`recipe.GraphOptions`)."""
+        self.metadata: Mapping[str, str] = metadata
+        """What the graph's exporter and calibration wrote into it."""
         self.checkpoint_sha256 = metadata.get("trt_sam.checkpoint_sha256", "")
         """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}

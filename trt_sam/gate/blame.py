@@ -1,0 +1,83 @@
+"""Layers and the blamed node of candidates in a comparison: the float32 graph to hold them against, made where it must be."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from trt_sam.accuracy.sides import Side
+from trt_sam.errors import InputError
+from trt_sam.gate.comparison import Candidate, Comparison
+from trt_sam.gate.layers import blamed_node, layer_rows
+from trt_sam.gate.verdict import FAIL
+from trt_sam.graph.metadata import read_graph
+
+if TYPE_CHECKING:
+    from trt_sam.model.checkpoint import Checkpoint
+
+__all__ = ["with_layers"]
+
+_ROW_PROMPTS = 2
+"""Tensors are compared on this many calls: they are large, and every prompt is much like the next."""
+
+
+def with_layers(
+    comparison: Comparison,
+    reference: Side | None,
+    sides: Sequence[Side],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """The comparison with `layers` of every candidate, and `blame` of those that miss a limit.
+
+    Raises:
+        InputError: a side is no ONNX graph, or the graphs are of other forms.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        judged = [
+            _candidate(each, side, _reference(reference, side, Path(folder) / f"{number}.onnx"), progress)
+            for number, (each, side) in enumerate(zip(comparison.candidates, sides, strict=True))
+        ]
+    return dataclasses.replace(comparison, candidates=tuple(judged))
+
+
+def _candidate(
+    candidate: Candidate, side: Side, reference: onnx.ModelProto, progress: Callable[[int], None] | None
+) -> Candidate:
+    model = onnx.load(side.source)
+    half = candidate.arithmetic == "fp16"
+    hard = list(candidate.figures.hardest)
+    rows = layer_rows(reference, model, hard[:_ROW_PROMPTS], half=half)
+    blame = None
+    if any(check.status == FAIL for check in candidate.verdict.checks):
+        blame = blamed_node(reference, model, rows, hard, candidate.limits, half=half, progress=progress)
+    return dataclasses.replace(candidate, layers=tuple(rows), blame=blame)
+
+
+def _reference(reference: Side | None, side: Side, path: Path) -> onnx.ModelProto:
+    if not side.source.endswith(".onnx"):
+        raise InputError(
+            f"--layers compares ONNX graphs, and {side.source} is none; name the .onnx beside it, which it was built from"
+        )
+    if reference is not None and reference.source.endswith(".onnx"):
+        return onnx.load(reference.source)
+    if reference is None or reference.checkpoint is None:
+        raise InputError("--layers need the reference's own tensors: name a checkpoint or a float32 graph as REFERENCE")
+    return _export(reference.checkpoint, side.source, path)
+
+
+def _export(checkpoint: Checkpoint, candidate: str, path: Path) -> onnx.ModelProto:
+    from trt_sam.graph.export import export_decoder
+
+    options = read_graph(candidate).options
+    if options is None:
+        raise InputError(f"{candidate} does not say how it was exported; give a float32 graph of it as REFERENCE")
+    export_decoder(
+        checkpoint.decoder, path, dataclasses.replace(options, precision="fp32"), checkpoint_sha256=checkpoint.sha256
+    )
+    return onnx.load(path)

@@ -1,0 +1,153 @@
+"""Two graphs of one decoder, node by node: which tensors are the same, what they hold, and the reference run on from a cut.
+
+The exporter numbers tensors anew in every graph, but names nodes by their module: nodes are matched by name and operation,
+and their outputs with them. In a quantized graph the sums of a product are scaled by a Mul of its own, whose output is the
+product's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from trt_sam.graph.float16 import emulate_float16
+from trt_sam.runtime.onnx_runner import session_options
+
+__all__ = ["Cut", "MatchedTensor", "Run", "cuts", "matched_tensors", "runnable", "tail"]
+
+Array = npt.NDArray[Any]
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class MatchedTensor:
+    """A float tensor that both graphs have."""
+
+    index: int
+    """Of its node in the reference."""
+    node: str
+    operation: str
+    reference: str
+    """Name in the reference."""
+    candidate: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Before reference node `index`: what the nodes from there on read of those before."""
+
+    index: int
+    taken: Mapping[str, str] = field(repr=False)
+    """Reference's tensors that the candidate has, by name, with the candidate's name."""
+    kept: tuple[str, ...] = field(repr=False)
+    """Shapes and other whole numbers, which are the reference's own."""
+
+
+class Run:
+    """A graph in ONNX Runtime that gives any of its tensors; nothing is fused, so that every node is there."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
+        import onnxruntime
+
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        known = {value.name for value in whole.graph.output}
+        produced = {name for node in whole.graph.node for name in node.output}
+        for name in tensors:
+            if name not in known and name in produced:
+                whole.graph.output.append(helper.make_empty_tensor_value_info(name))
+        settings = session_options(emulate_quantization=True)
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(whole.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def __call__(self, feed: Mapping[str, Array], tensors: Sequence[str]) -> dict[str, Array]:
+        """The tensors by name, for a feed that may have more inputs than the graph."""
+        given = {name: feed[name] for name in self._inputs}
+        return dict(zip(tensors, self._session.run(list(tensors), given), strict=True))
+
+
+def runnable(model: onnx.ModelProto, *, half: bool) -> onnx.ModelProto:
+    """The graph as it is judged: one of float16 in its emulation, which keeps the tensors' names; any other as it is."""
+    if not half:
+        return model
+    emulated = emulate_float16(model)
+    wanted = {output.name for output in model.graph.output}
+    kept = [output for output in emulated.graph.output if output.name in wanted]
+    del emulated.graph.output[:]
+    emulated.graph.output.extend(kept)
+    return emulated
+
+
+def matched_tensors(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> list[MatchedTensor]:
+    """Float tensors of both, in the reference's order."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in _values(reference)}
+    theirs = {(node.name, node.op_type): node for node in candidate.graph.node}
+    results = {node.name.removesuffix(" columns/Mul"): node.output[0] for node in _scalings(candidate)}
+    outputs = {value.name for value in reference.graph.output}
+    found = []
+    for index, node in enumerate(reference.graph.node):
+        other = theirs.get((node.name, node.op_type))
+        if other is None or len(other.output) != len(node.output):
+            continue
+        for own, name in zip(node.output, other.output, strict=True):
+            if kinds.get(own) in _FLOATS:
+                # Outputs have one name in every graph, whatever node gives them.
+                theirs_too = own if own in outputs else results.get(node.name, name)
+                found.append(MatchedTensor(index, node.name, node.op_type, own, theirs_too))
+    return found
+
+
+def cuts(reference: onnx.ModelProto, matched: Sequence[MatchedTensor]) -> Iterator[Cut]:
+    """Every place where the candidate has all the float tensors that cross, behind the first node, ..., behind the last."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in _values(reference)}
+    names = {tensor.reference: tensor.candidate for tensor in matched}
+    nodes = list(reference.graph.node)
+    last: dict[str, int] = {value.name: len(nodes) for value in reference.graph.output}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            last[name] = max(last.get(name, -1), index)
+    alive: dict[str, None] = {}
+    for index, node in enumerate(nodes, start=1):
+        for name in node.output:
+            alive[name] = None
+        alive = {name: None for name in alive if last.get(name, -1) >= index}
+        floats = [name for name in alive if kinds.get(name) in _FLOATS]
+        if all(name in names for name in floats):
+            kept = tuple(name for name in alive if name not in floats)
+            yield Cut(index, {name: names[name] for name in floats}, kept)
+
+
+def tail(reference: onnx.ModelProto, cut: Cut) -> onnx.ModelProto:
+    """The reference from the cut on, with what crosses it as inputs; outputs that lie before it pass through."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in _values(reference)}
+    crossing = [*cut.taken, *cut.kept]
+    model = onnx.ModelProto()
+    model.CopyFrom(reference)
+    nodes = list(model.graph.node)[cut.index :]
+    del model.graph.node[:]
+    outputs = {value.name for value in reference.graph.output}
+    for name in crossing:
+        if name in outputs:
+            # An input cannot be an output: it passes a node.
+            nodes.append(helper.make_node("Identity", [f"{name} given"], [name], name=f"{name} given"))
+        shown = f"{name} given" if name in outputs else name
+        value = helper.make_tensor_value_info(shown, kinds.get(name, TensorProto.INT64), None)
+        model.graph.input.append(value)
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    return model
+
+
+def _values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return [*inferred.value_info, *inferred.input, *inferred.output]
+
+
+def _scalings(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in model.graph.node if node.name.endswith(" columns/Mul"))
