@@ -23,7 +23,7 @@ from trt_sam.contract import LABEL_NOT_A_POINT, output_specs
 from trt_sam.model import SamDecoder
 from trt_sam.model.checkpoint import DATA_FOLDER, load_checkpoint
 from trt_sam.recipe import GraphOptions
-from trt_sam.runtime.onnx_runner import disabled_optimizers, session_options
+from trt_sam.runtime.session import disabled_optimizers, session_options
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]

@@ -22,7 +22,7 @@ from trt_sam.accuracy.metrics import mask_iou, selection_scores
 from trt_sam.accuracy.summary import CLEAR_MARGIN
 from trt_sam.errors import CalibrationError, InferenceError, first_line
 from trt_sam.feeds.realistic import picture_part
-from trt_sam.runtime.onnx_runner import session_options
+from trt_sam.runtime.session import session_options
 
 __all__ = ["HELD_OUT", "SMALL", "TRIAL_IMAGES", "Score", "SizedFeed", "Trials", "trial_feeds"]
 

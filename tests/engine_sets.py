@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trt_sam.contract import input_specs, output_specs
+from trt_sam.contract import encoder_input_specs, encoder_output_specs, input_specs, output_specs
 from trt_sam.engine.builder import BuildResult
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
@@ -43,6 +43,22 @@ def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str 
     model = helper.make_model(helper.make_graph(nodes, name, *values), opset_imports=[helper.make_opsetid("", 20)])
     recorded = {"trt_sam.version": "0", "trt_sam.options": json.dumps(dataclasses.asdict(options))}
     helper.set_model_props(model, {**recorded, "trt_sam.checkpoint_sha256": "ab" * 32})
+    onnx.save(model, path)
+
+
+def write_tiny_encoder(path: Path, precision: str = "fp16", checkpoint_sha256: str = "ab" * 32) -> None:
+    """A valid image encoder by its tensors and metadata, that computes nothing."""
+    dtype = "float32" if precision == "fp32" else "float16"
+    (output,) = encoder_output_specs(dtype=dtype)
+    values = [
+        [helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), list(s.dims)) for s in specs]
+        for specs in (encoder_input_specs(), (output,))
+    ]
+    zero = numpy_helper.from_array(np.zeros((1,) * len(output.dims), output.dtype))
+    node = helper.make_node("Constant", [], [output.name], value=zero)
+    model = helper.make_model(helper.make_graph([node], "encoder", *values), opset_imports=[helper.make_opsetid("", 20)])
+    recorded = {"trt_sam.version": "0", "trt_sam.role": "encode", "trt_sam.checkpoint_sha256": checkpoint_sha256}
+    helper.set_model_props(model, recorded)
     onnx.save(model, path)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.engine.manifest import MANIFEST_NAME, Manifest, open_manifest
+from trt_sam.engine.manifest import MANIFEST_NAME, ONNX_RUNTIME, Manifest, open_manifest
 from trt_sam.errors import InferenceError, InputError, ManifestError
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.recipe import QUANTIZED_PRECISIONS
@@ -105,9 +105,11 @@ def _open_engine(path: Path, device: int) -> Side:
     if not path.is_dir():
         existing_file(path, "engine")
     manifest = open_manifest(folder)
-    graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine.name, *_any_name(path))]
+    if manifest.flavour == ONNX_RUNTIME:
+        return _open_graph(folder / manifest.graph("decode").onnx.name)
+    graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine_name, *_any_name(path))]
     if not graphs:
-        held = ", ".join(f"{g.engine.name} ({g.role})" for g in manifest.graphs)
+        held = ", ".join(f"{g.engine_name} ({g.role})" for g in manifest.graphs)
         raise ManifestError(f"{path} is no decoder engine of its set, which holds {held}; name one that decodes")
     if gpu_compute_capability(device) is None:
         raise InferenceError(_cannot_execute(manifest, [folder / graph.onnx.name for graph in graphs], device))

@@ -13,7 +13,7 @@ from typing import Any
 from trt_sam._lazy import require
 from trt_sam.bench.feed import make_feed
 from trt_sam.errors import InferenceError
-from trt_sam.runtime.onnx_runner import disabled_optimizers, session_options
+from trt_sam.runtime.session import disabled_optimizers, session_options
 
 __all__ = ["profile_graph"]
 

@@ -95,7 +95,7 @@ def build_summary(
     """
     manifest = built.manifest
     precision = manifest.graphs[0].options.precision
-    files = [file.name for graph in manifest.graphs for file in (graph.onnx, graph.engine)]
+    files = [file.name for graph in manifest.graphs for file in graph.files]
     seconds = sum(build.seconds for build in built.builds)
     lines = [
         f"{manifest.folder}: {', '.join(files)}, {MANIFEST_NAME}",
@@ -111,7 +111,7 @@ def build_summary(
 
 
 def _graph_lines(folder: Path, graph: GraphEntry, build: BuildResult, head: str) -> list[str]:
-    lines = [f"  {head}engine {graph.engine.size / 1e6:.1f} MB, graph {graph.onnx.size / 1e6:.1f} MB"]
+    lines = [f"  {head}engine {len(build.engine) / 1e6:.1f} MB, graph {graph.onnx.size / 1e6:.1f} MB"]
     constants = read_graph(folder / graph.onnx.name).constant_bytes
     parts = [f"{size / 1e6:.1f} MB {dtype}" for dtype, size in constants.items() if size >= _SHOWN_BYTES]
     if parts:

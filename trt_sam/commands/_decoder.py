@@ -47,13 +47,18 @@ class OpenedDecoder:
 
 @contextlib.contextmanager
 def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iterator[OpenedDecoder]:
-    """Open what `--checkpoint`, `--onnx` and `--embedding` name, for the photo `args.image` whose pixels are `image`.
+    """Open what `--checkpoint`, `--onnx`, `--set` and `--embedding` name, for the photo `args.image`, its pixels `image`.
 
     Raises:
         TrtSamError: one of them cannot be used, or they do not belong together.
     """
-    source = _Source(args)
     embedding = None if args.embedding is None else _read_embedding(args.embedding, image)
+    if args.set is not None:
+        with _open_set(args.set) as of_set:
+            executed = f"ONNX Runtime ({of_set.options.precision} graph, CPU)"
+            yield OpenedDecoder(of_set, of_set.embed(image) if embedding is None else embedding, executed, (), lambda: None)
+        return
+    source = _Source(args)
     runner, executed = source.runner()
     try:
         if embedding is None:
@@ -91,6 +96,12 @@ def keep_for_the_next(decoder: OpenedDecoder) -> None:
         decoder.keep_graph()
     except TrtSamError as error:
         _log.warning("the next call will load the checkpoint again: %s", " ".join(str(error).split()))
+
+
+def _open_set(folder: Path) -> OnnxRunner:
+    from trt_sam.runtime.onnx_runner import OnnxRunner
+
+    return OnnxRunner(folder)
 
 
 class _Source:

@@ -1,7 +1,8 @@
 """Build a TensorRT engine from a checkpoint or from a graph that `trt-sam export --target gpu` wrote.
 
 Writes decoder.onnx, decoder.engine and manifest.json into the output folder. TensorRT-RTX builds without a GPU.
---decode-mask adds decoder_mask.onnx and decoder_mask.engine, which refine an earlier mask, to the same set.
+--decode-mask adds decoder_mask.onnx and decoder_mask.engine, which refine an earlier mask, to the same set, and --encoder
+encoder.onnx and encoder.engine, which embed photographs.
 --precision int8 and fp8 calibrate first, on embeddings or photos; without them, mobile_sam is built in INT8 by the ranges that
 come with the package. Finished steps are kept in the folder calibration of the
 output and not done twice.
@@ -70,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="most points of a prompt; a box counts as two, clicks without a box as one more (default: the recipe's, often 32)",
     )
+    parser.add_argument(
+        "--encoder", action="store_true", help="also build the image encoder, so that the set takes photographs"
+    )
     add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
     add_capability_argument(parser)
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint, graphs = _calibrated(args, recipe, stages)
             paths = [graph.path for graph in graphs]
             judged = [graph.judged for graph in graphs]
-            if (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
+            if not args.encoder and (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
                 done = "the same graph" if len(graphs) == 1 else "the same graphs"
                 _report(args, manifest, f"{args.output}: built before from {done}, nothing to do")
                 return 0
@@ -126,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             recipe,
             args.output,
             flavour=flavour,
+            encoder=_encoder(args, recipe, stages) if args.encoder else None,
             progress=progress,
             timing_cache=args.timing_cache,
             device=args.device,
@@ -176,6 +181,10 @@ def _needs_data(recipe: EngineRecipe) -> InputError:
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
     """Raise InputError where two graphs are wanted and cannot be."""
+    if args.encoder and args.onnx:
+        raise InputError("--encoder exports the image encoder of a checkpoint, and --onnx has none; give --checkpoint")
+    if args.encoder and recipe.quantization.method == "implicit":
+        raise InputError('quantization.method = "implicit" is for a decoder alone; leave --encoder out, or use "explicit"')
     if not recipe.decode_mask:
         return
     asked = "--decode-mask" if args.decode_mask else "decode_mask of the recipe"
@@ -257,6 +266,23 @@ def _load(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages, why: s
     from trt_sam.model.checkpoint import load_checkpoint
 
     return load_checkpoint(source)
+
+
+def _encoder(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> GraphSource:
+    """The graph of the image encoder: float16 beside a quantized decoder, else of the decoder's precision."""
+    source = checkpoint_of(args, recipe)
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export the image encoder")
+    precision = recipe.graph.precision if recipe.graph.precision in EXPORT_PRECISIONS else "fp16"
+
+    def write(path: Path) -> None:
+        from trt_sam.graph.encoder import export_encoder
+        from trt_sam.model.checkpoint import load_checkpoint
+
+        stages.begin("export", f"exporting the image encoder in {precision} and running it beside PyTorch")
+        checkpoint = load_checkpoint(source)
+        export_encoder(checkpoint.image_encoder(), path, precision=precision, checkpoint_sha256=checkpoint.sha256)
+
+    return GraphSource(write)
 
 
 def _exported(checkpoint: Checkpoint, options: GraphOptions, stages: Stages, **calibrated: Any) -> GraphSource:

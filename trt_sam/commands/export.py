@@ -1,14 +1,21 @@
-"""Write a checkpoint's decoder as an ONNX graph, checked against PyTorch.
+"""Write a checkpoint's decoder as an ONNX graph, checked against PyTorch; with --encoder, decoder and image encoder as a set.
 
 Example:
   trt-sam export --checkpoint standin --precision fp16 --output decoder.onnx
   trt-sam export --checkpoint mobile_sam --interface meta --output sam_decoder.onnx   (for samexporter, annotation tools, ...)
+  trt-sam export --checkpoint mobile_sam --encoder --decode-mask --output mobile_sam/
+
+The set is a folder of graphs and a manifest, which take photographs in ONNX Runtime without torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require_all
@@ -20,8 +27,10 @@ from trt_sam.commands._options import (
     recipe_from,
     write_json,
 )
+from trt_sam.engine.manifest import MANIFEST_NAME
 from trt_sam.errors import InputError
 from trt_sam.progress import Stages
+from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe
 
 HELP = "checkpoint to ONNX"
 
@@ -36,15 +45,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="trt-sam",
         help="meta: names, order and types of Meta's own ONNX export, for programs made for that one (default: %(default)s)",
     )
-    parser.add_argument("--output", required=True, metavar="F.onnx", type=Path)
+    parser.add_argument("--encoder", action="store_true", help="export the image encoder too; --output is then a folder")
+    parser.add_argument(
+        "--decode-mask", action="store_true", help="with --encoder: also the graph that refines an earlier mask"
+    )
+    parser.add_argument("--output", required=True, metavar="F.onnx|DIR", type=Path)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the graph was written and matches PyTorch."""
+    if args.encoder and args.interface == "meta":
+        raise InputError("--interface meta is of a decoder alone; leave --encoder out")
     if args.interface == "meta":
         args.mask_input = args.full_resolution = True
     recipe = recipe_from(args, precision="fp32")
+    if args.encoder:
+        return _export_set(args, recipe)
+    if args.decode_mask:
+        raise InputError("--decode-mask writes a second graph, and only a set has two; give --encoder with it")
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, must end in .onnx")
     source = checkpoint_of(args, recipe)
@@ -72,4 +91,42 @@ def run(args: argparse.Namespace) -> int:
             f"{args.output}: {recipe.graph.precision}, target {recipe.graph.target}, {size:.1f} MB; "
             f"largest logit error against PyTorch {worst:.1e} (relative, ONNX Runtime on the CPU)"
         )
+    return 0
+
+
+def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
+    """Decoder, or decoders, and image encoder of one checkpoint into a folder."""
+    if args.output.suffix == ".onnx":
+        raise InputError(f"--output is {args.output}; with --encoder it is a folder, for several graphs")
+    if recipe.graph.mask_input:
+        raise InputError("with --encoder, --decode-mask adds the graph that takes a mask; leave --mask-input out")
+    if recipe.graph.precision not in EXPORT_PRECISIONS:
+        raise InputError(f"precision {recipe.graph.precision} needs calibrated scales; with --encoder it is fp32 or fp16")
+    source = checkpoint_of(args, recipe)
+    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export graphs")
+    from trt_sam.engine.graph_set import write_graph_set
+    from trt_sam.graph.encoder import export_encoder
+    from trt_sam.graph.export import export_decoder
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    graphs = {"decode": recipe.graph}
+    if args.decode_mask:
+        graphs["decode_mask"] = dataclasses.replace(recipe.graph, mask_input=True)
+    with Stages({"load": 1, "export": 8}) as stages:
+        stages.begin("load", f"loading {source}")
+        checkpoint = load_checkpoint(source)
+        encoder = checkpoint.image_encoder()
+        stages.begin("export", f"exporting in {recipe.graph.precision} and running it beside PyTorch")
+        writers: dict[str, Callable[[Path], Any]] = {
+            role: partial(export_decoder, checkpoint.decoder, options=options, checkpoint_sha256=checkpoint.sha256)
+            for role, options in graphs.items()
+        }
+        precision = recipe.graph.precision
+        writers["encode"] = partial(export_encoder, encoder, precision=precision, checkpoint_sha256=checkpoint.sha256)
+        manifest = write_graph_set(writers, recipe, args.output)
+    if args.json:
+        write_json(args.json, {"folder": str(args.output), **manifest.to_dict()})
+    if args.json != "-":
+        files = ", ".join(f"{graph.onnx.name} ({graph.onnx.size / 1e6:.1f} MB)" for graph in manifest.graphs)
+        print(f"{args.output}: {files}, {MANIFEST_NAME}; {recipe.graph.precision}, each within its tolerance of PyTorch")
     return 0

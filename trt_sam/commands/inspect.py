@@ -149,7 +149,7 @@ def _inspect_set(path: Path) -> dict[str, Any]:
     manifest = open_manifest(folder)
     graphs = manifest.graphs
     if path.suffix == ".engine":
-        graphs = tuple(graph for graph in graphs if graph.engine.name == path.name)
+        graphs = tuple(graph for graph in graphs if graph.engine_name == path.name)
         if not graphs:
             raise ManifestError(f"{path} is not in the manifest beside it; build it with trt-sam build --output DIR")
     data = manifest.to_dict()

@@ -7,6 +7,7 @@ Example:
   trt-sam segment photos/ --checkpoint mobile_sam --everything --output masks.jsonl
   trt-sam segment photos/ --checkpoint mobile_sam --prompts prompts.json --output masks.jsonl
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
+  trt-sam segment photo.jpg --set mobile_sam/ --point 500,375 --output mask.png
 
 writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name. The mask holds 0 and 255, at
 the image's size: of three candidates, the one with the best predicted IoU; --all-masks writes each.
@@ -19,8 +20,9 @@ a line as a file of SA-1B has it, written as soon as it is done. The same comman
 cannot be read is named and left out, and the exit code is 1.
 
 The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
-torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. The embedded stand-in has only learned
-synthetic scenes: its masks of photographs say nothing about SAM's.
+torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. Nor is one with --set, a folder of
+trt-sam export --encoder or build --encoder: ONNX Runtime runs encoder and decoder of it on the CPU, without torch. The embedded
+stand-in has only learned synthetic scenes: its masks of photographs say nothing about SAM's.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", type=Path, help="a photo, or a folder of photos")
     add_checkpoint_argument(parser)
     parser.add_argument("--onnx", metavar="F.onnx", type=Path, help="run this exported decoder")
+    parser.add_argument("--set", metavar="DIR", type=Path, help="run decoder and image encoder of this set, on the CPU")
     parser.add_argument("--embedding", metavar="F.npz", type=Path, help="the image's embedding file, instead of the encoder")
     add_prompt_arguments(parser)
     parser.add_argument(
@@ -91,10 +94,12 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     clicks, box = prompt_of(args)
     outputs = _outputs(args)
-    if args.checkpoint is None and (args.onnx is None or args.embedding is None):
+    if args.set is not None and not (args.checkpoint is args.onnx is None):
+        raise InputError("--set brings decoder and image encoder; leave --checkpoint and --onnx out")
+    if args.set is None and args.checkpoint is None and (args.onnx is None or args.embedding is None):
         raise InputError(
             "no checkpoint: give --checkpoint mobile_sam, standin, a .pth, a Hugging Face folder or id; "
-            "or --onnx and --embedding"
+            "or --set; or --onnx and --embedding"
         )
     image = read_image(args.image)
     check_inside(clicks, box, height=image.shape[0], width=image.shape[1])
@@ -157,6 +162,7 @@ def _report(
         "original_size": list(masks.shape[1:]),
         "checkpoint": args.checkpoint,
         "onnx": None if args.onnx is None else str(args.onnx),
+        "set": None if args.set is None else str(args.set),
         "embedding": None if args.embedding is None else str(args.embedding),
         "executed": decoder.executed,
         "from_cache": list(decoder.from_cache),

@@ -1,22 +1,17 @@
-"""Building a whole engine set into a folder, so that a kill at any moment leaves nothing that a runner accepts.
+"""Building a whole engine set into a folder.
 
-A set has one graph, or two of one checkpoint: `decode`, and `decode_mask` that also takes an earlier mask.
-
-Everything is made in a hidden folder inside the output. Only when it is whole is the old manifest removed, are the files moved
-in, and is the new manifest written: between these steps the folder has no manifest, so it is no engine set. A build that fails
-leaves an older set as it was.
+A set has one to three graphs of one checkpoint: `decode`, `decode_mask` that also takes an earlier mask, and `encode`, which is
+the image encoder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,21 +23,15 @@ from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import check_method
 from trt_sam.engine.job import MakeCalibrator
-from trt_sam.engine.manifest import CACHE_SUFFIX, MANIFEST_NAME, FileEntry, GraphEntry, Manifest, open_manifest, write_manifest
-from trt_sam.errors import BuildError, InputError, ManifestError
-from trt_sam.graph.metadata import GraphInfo, check_decoder, read_graph
+from trt_sam.engine.manifest import FileEntry, GraphEntry, Manifest
+from trt_sam.engine.set_folder import ENCODER_NAMES, ENGINE_NAMES, GRAPH_NAMES, publish, staging, writing
+from trt_sam.errors import BuildError
+from trt_sam.graph.metadata import GraphInfo, check_decoder, check_encoder, is_encoder, read_graph
 from trt_sam.machine.driver import gpu_model
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, GraphOptions
 
-__all__ = ["ENGINE_NAMES", "GRAPH_NAMES", "BuiltSet", "GraphSource", "build_set", "copy_graph"]
-
-GRAPH_NAMES = ("decoder.onnx", "decoder_mask.onnx")
-ENGINE_NAMES = ("decoder.engine", "decoder_mask.engine")
-"""Of the first graph and of the second."""
-_STAGING = ".trt-sam-build-"
-_TWO_GRAPHS = ".trt-sam-two-graphs"
-"""Stands in the folder while files of a second graph may lie there without a manifest that says so."""
+__all__ = ["BuiltSet", "GraphSource", "build_set", "copy_graph", "encoder_options", "role_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +65,7 @@ def build_set(
     output: str | os.PathLike[str],
     *,
     flavour: Flavour,
+    encoder: GraphSource | None = None,
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     device: int = 0,
@@ -89,6 +79,7 @@ def build_set(
         recipe: what to build; its `graph` gives way to the options that the (first) graph itself carries.
         output: the folder, made where it is missing. An older set in it is replaced only when the new one is whole.
         flavour: the TensorRT that builds.
+        encoder: of the image encoder's graph, for a set that takes photographs: `encoder.onnx`, `encoder.engine`.
         progress: as in `build_engine`; it rises over all builds together.
         timing_cache: as in `build_engine`.
         device: as in `build_engine`.
@@ -106,31 +97,37 @@ def build_set(
         wanted = "two graphs, without and with mask_input" if recipe.decode_mask else "one graph"
         raise BuildError(f"there are {len(sources)} graphs, but decode_mask is {recipe.decode_mask}: give {wanted}")
     folder = Path(output)
-    with _writing(folder), _staging(folder) as stage:
+    with writing(folder), staging(folder) as stage:
+        everything = [*zip(sources, GRAPH_NAMES, ENGINE_NAMES, strict=False)]
+        if encoder is not None:
+            everything.append((encoder, *ENCODER_NAMES))
         graphs = []
-        for source, name in zip(sources, GRAPH_NAMES, strict=False):
+        for source, name, _ in everything:
             source.write(stage / name)
             graphs.append(read_graph(stage / name))
-        options = _checked(graphs)
+        options = _checked(graphs[: len(sources)])
+        if encoder is not None:
+            options.append(encoder_options(graphs[-1], graphs[0]))
         # An implicit engine is INT8 from a graph that is not.
         made = options[0] if sources[0].make_calibrator is None else replace(options[0], precision="int8")
         recipe = replace(recipe, graph=made)
         build = functools.partial(engine_builder, recipe=recipe, flavour=flavour, timing_cache=timing_cache, device=device)
         builds = tuple(
-            _build(stage, place, source, build, _part(progress, place, len(sources))) for place, source in enumerate(sources)
+            _build(stage, names, source, build, _part(progress, place, len(everything)))
+            for place, (source, *names) in enumerate(everything)
         )
         entries = tuple(
             GraphEntry(
-                role="decode_mask" if options[place].mask_input else "decode",
-                onnx=FileEntry.of(stage / GRAPH_NAMES[place]),
-                engine=FileEntry.of(stage / ENGINE_NAMES[place]),
+                role=role_of(graph, options[place]),
+                onnx=FileEntry.of(stage / everything[place][1]),
+                engine=FileEntry.of(stage / everything[place][2]),
                 inputs=graph.inputs,
                 outputs=graph.outputs,
-                limits=_limits(recipe, full_resolution=options[place].full_resolution),
+                limits=_limits(recipe, graph, full_resolution=options[place].full_resolution),
                 options=options[place],
                 checkpoint_sha256=graph.checkpoint_sha256,
                 kernels=builds[place].kernels,
-                calibration=graph.calibration or sources[place].calibration,
+                calibration=graph.calibration or everything[place][0].calibration,
             )
             for place, graph in enumerate(graphs)
         )
@@ -151,7 +148,7 @@ def build_set(
                 "machine": f"{platform.system()} {platform.machine()}",
             },
         )
-        _publish(stage, folder, manifest)
+        publish(stage, folder, manifest)
     return BuiltSet(manifest, builds)
 
 
@@ -172,16 +169,31 @@ def _checked(graphs: Sequence[GraphInfo]) -> list[GraphOptions]:
     return options
 
 
+def encoder_options(encoder: GraphInfo, decoder: GraphInfo) -> GraphOptions:
+    """The options that stand for an encoder's graph; raises BuildError where it belongs to another decoder."""
+    precision = check_encoder(encoder)
+    if encoder.checkpoint_sha256 != decoder.checkpoint_sha256:
+        raise BuildError("the image encoder's graph is of another checkpoint than the decoder's; export both from one")
+    return GraphOptions(precision=precision, target="gpu")
+
+
+def role_of(graph: GraphInfo, options: GraphOptions) -> str:
+    """What a graph does in a set, one of `manifest.ROLES`."""
+    if is_encoder(graph):
+        return "encode"
+    return "decode_mask" if options.mask_input else "decode"
+
+
 def _build(
-    stage: Path, place: int, source: GraphSource, engine_builder: EngineBuilder, progress: Progress | None
+    stage: Path, names: Sequence[str], source: GraphSource, engine_builder: EngineBuilder, progress: Progress | None
 ) -> BuildResult:
-    path = stage / GRAPH_NAMES[place]
+    path = stage / names[0]
     try:
         build = engine_builder(path, progress=progress, make_calibrator=source.make_calibrator)
     except BuildError as error:
         # The staging folder is gone when the user reads this.
         raise BuildError(str(error).replace(str(path), path.name)) from error
-    (stage / ENGINE_NAMES[place]).write_bytes(build.engine)
+    (stage / names[1]).write_bytes(build.engine)
     return build
 
 
@@ -192,103 +204,12 @@ def _part(progress: Progress | None, place: int, count: int) -> Progress | None:
     return lambda fraction, phase: progress((place + fraction) / count, phase)
 
 
-def _publish(stage: Path, folder: Path, manifest: Manifest) -> None:
-    names = sorted(path.name for path in stage.iterdir())
-    for name in names:
-        with (stage / name).open("rb") as file:
-            os.fsync(file.fileno())
-    marker = folder / _TWO_GRAPHS
-    # Only what a build wrote may be removed: decoder_mask.onnx of a set with one graph is the user's own.
-    if len(manifest.graphs) > 1 or _has_two_graphs(folder):
-        marker.touch()
-        _sync_folder(folder)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    # The removal must reach the disk before the files change, or a power cut could leave the old manifest beside new files.
-    _sync_folder(folder)
-    for name in names:
-        os.replace(stage / name, folder / name)
-    if len(manifest.graphs) == 1 and marker.exists():
-        for left in (GRAPH_NAMES[1], ENGINE_NAMES[1], ENGINE_NAMES[1] + CACHE_SUFFIX):
-            (folder / left).unlink(missing_ok=True)
-    _sync_folder(folder)
-    write_manifest(manifest)
-    _log.debug("%s holds %s", folder, ", ".join(names))
-    marker.unlink(missing_ok=True)
-    _sync_folder(folder)
-
-
-def _has_two_graphs(folder: Path) -> bool:
-    """Whether the set in `folder` has a second graph; False where there is none to be read."""
-    try:
-        return any(graph.onnx.name == GRAPH_NAMES[1] for graph in open_manifest(folder, verify=False).graphs)
-    except ManifestError:
-        return False
-
-
-def _limits(recipe: EngineRecipe, *, full_resolution: bool) -> dict[str, tuple[int, int]]:
+def _limits(recipe: EngineRecipe, graph: GraphInfo, *, full_resolution: bool) -> dict[str, tuple[int, int]]:
+    if is_encoder(graph):
+        return {}
     names = ["num_prompts", "num_points", *(["height", "width"] if full_resolution else [])]
     ranges = {name: [getattr(profile, name) for profile in recipe.profiles] for name in names}
     return {name: (min(low for low, _, _ in values), max(high for _, _, high in values)) for name, values in ranges.items()}
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Make `folder`, hold it against other builds, and turn what goes wrong in it into one line."""
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with _exclusive(folder):
-                yield
-        except BaseException:
-            if new:
-                with contextlib.suppress(OSError):  # not empty: somebody else uses it
-                    folder.rmdir()
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --output") from error
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; two builds into one folder are then the user's to avoid.
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BuildError(f"another build is writing into {folder}; wait for it, or choose another --output") from None
-        # The lock is ours, so whatever temporary is left belongs to a build that was killed.
-        for left in folder.glob(f"{_STAGING}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        for left in folder.glob(f".{MANIFEST_NAME}.*"):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    stage = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def copy_graph(source: str | os.PathLike[str]) -> Callable[[Path], None]:

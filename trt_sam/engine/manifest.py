@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import write_atomically
-from trt_sam.contract import TensorSpec
+from trt_sam.contract import MANIFEST_NAME, TensorSpec
 from trt_sam.engine import manifest_json as parsing
 from trt_sam.engine.flavour import NAMES, Flavour, distribution, title
 from trt_sam.engine.layers import KernelSummary
@@ -26,6 +26,7 @@ from trt_sam.recipe import EngineRecipe, GraphOptions
 __all__ = [
     "CACHE_SUFFIX",
     "MANIFEST_NAME",
+    "ONNX_RUNTIME",
     "ROLES",
     "SCHEMA",
     "FileEntry",
@@ -35,13 +36,14 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_NAME = "manifest.json"
 CACHE_SUFFIX = ".rtx-cache"
 """TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
 SCHEMA = 1
 """Raised when an older reader would misunderstand; new keys alone do not raise it, readers skip what they do not know."""
 ROLES = ("decode", "decode_mask", "prepare", "encode")
 """What a graph does: masks from prompts; the same with an earlier mask; the prompt-free part of it; image to embedding."""
+ONNX_RUNTIME = "onnxruntime"
+"""Stands as the flavour of a set of graphs alone, without engines."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class GraphEntry:
 
     role: str
     onnx: FileEntry
-    engine: FileEntry
+    engine: FileEntry | None
+    """None in a set of graphs alone."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     limits: Mapping[str, tuple[int, int]]
@@ -78,6 +81,16 @@ class GraphEntry:
     calibration: str | None = None
     """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The graph, and its engine where it has one."""
+        return (self.onnx,) if self.engine is None else (self.onnx, self.engine)
+
+    @property
+    def engine_name(self) -> str:
+        """Of the engine's file; empty where there is none."""
+        return "" if self.engine is None else self.engine.name
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -87,7 +100,7 @@ class Manifest:
     graphs: tuple[GraphEntry, ...]
     recipe: EngineRecipe
     flavour: str
-    """"tensorrt_rtx" or "tensorrt"."""
+    """"tensorrt_rtx" or "tensorrt"; "onnxruntime" where there are no engines."""
     flavour_version: str
     target: str = "gpu"
     compute_capabilities: tuple[str, ...] = ()
@@ -132,8 +145,17 @@ class Manifest:
     def verify(self) -> None:
         """Read every file and compare it with its hash; raises ManifestError as `read` does."""
         for graph in self.graphs:
-            self.read(graph.onnx)
-            self.read(graph.engine)
+            for file in graph.files:
+                self.read(file)
+
+    def engine(self, graph: GraphEntry) -> FileEntry:
+        """The engine of one of the graphs; raises ManifestError where the set has graphs alone."""
+        if graph.engine is None:
+            raise ManifestError(
+                f"set {self.folder} holds graphs for ONNX Runtime and no engine; open it with OnnxRunner, or build engines "
+                "with trt-sam build"
+            )
+        return graph.engine
 
     def check_fits(self, flavour: Flavour, compute_capability: str | None) -> None:
         """Raise unless this TensorRT, and this GPU where it is known ("8.9"), can run the engines.
@@ -141,6 +163,8 @@ class Manifest:
         Raises:
             ManifestError: another flavour, version or GPU; the message says what to install or build.
         """
+        for graph in self.graphs:
+            self.engine(graph)
         built = title(self.flavour, self.flavour_version)
         again = f"build again with trt-sam build --backend {flavour.backend} --output {self.folder}"
         if flavour.name != self.flavour:
@@ -252,11 +276,15 @@ def _parse(folder: Path, text: str) -> Manifest:
         roles = [graph.role for graph in graphs]
         if not roles or len(set(roles)) != len(roles):
             raise ValueError(f"graphs have the roles {roles}, must be at least one and each once")
+        flavour = parsing.choice(tensorrt, "flavour", (*NAMES, ONNX_RUNTIME))
+        for graph in graphs:
+            if (graph.engine is None) != (flavour == ONNX_RUNTIME):
+                raise ValueError(f"graph {graph.role} has {'no' if graph.engine is None else 'an'} engine, for {flavour}")
         return Manifest(
             folder=folder,
             graphs=graphs,
             recipe=parsing.recipe(parsing.table(data, "recipe")),
-            flavour=parsing.choice(tensorrt, "flavour", NAMES),
+            flavour=flavour,
             flavour_version=parsing.text(tensorrt, "version"),
             target=parsing.choice(data, "target", ("cpu", "gpu")),
             compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),
@@ -272,7 +300,7 @@ def _graph(data: Any, calibration: str | None) -> GraphEntry:
     return GraphEntry(
         role=parsing.choice(data, "role", ROLES),
         onnx=FileEntry(*parsing.file_fields(parsing.table(data, "onnx"))),
-        engine=FileEntry(*parsing.file_fields(parsing.table(data, "engine"))),
+        engine=_engine(data),
         inputs=parsing.specs(data, "inputs"),
         outputs=parsing.specs(data, "outputs"),
         limits=parsing.limits(parsing.table(data, "limits")),
@@ -282,3 +310,10 @@ def _graph(data: Any, calibration: str | None) -> GraphEntry:
         # Sets of before had one graph, and said it for the set.
         calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
     )
+
+
+def _engine(data: Any) -> FileEntry | None:
+    """The engine of a graph; it must be said where there is none."""
+    if "engine" in data and data["engine"] is None:
+        return None
+    return FileEntry(*parsing.file_fields(parsing.table(data, "engine")))

@@ -14,11 +14,20 @@ from typing import Any
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import TensorSpec, input_specs, output_specs
+from trt_sam.contract import TensorSpec, encoder_input_specs, encoder_output_specs, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
 from trt_sam.recipe import GraphOptions
 
-__all__ = ["INTERFACE_KEY", "GraphInfo", "check_decoder", "options_entry", "read_graph", "recorded_options"]
+__all__ = [
+    "INTERFACE_KEY",
+    "GraphInfo",
+    "check_decoder",
+    "check_encoder",
+    "is_encoder",
+    "options_entry",
+    "read_graph",
+    "recorded_options",
+]
 
 _OPTIONS_KEY = "trt_sam.options"
 """Names the metadata entry in which `trt-sam export` records what it made."""
@@ -112,6 +121,25 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
                 f"{'; '.join(map(str, expected))}; export it again with trt-sam export"
             )
     return options
+
+
+def is_encoder(graph: GraphInfo) -> bool:
+    """Whether it is an image encoder that `trt-sam export --encoder` wrote."""
+    return graph.metadata.get("trt_sam.role") == "encode"
+
+
+def check_encoder(graph: GraphInfo) -> str:
+    """Return the precision, "fp32" or "fp16", of an image encoder that `trt-sam export --encoder` wrote.
+
+    Raises:
+        GraphError: it is another graph, or its tensors were changed.
+    """
+    for precision, dtype in (("fp32", "float32"), ("fp16", "float16")):
+        tensors = encoder_input_specs(), encoder_output_specs(dtype=dtype)
+        if is_encoder(graph) and (graph.inputs, graph.outputs) == tensors:
+            return precision
+    seen = "; ".join(map(str, (*graph.inputs[:4], *graph.outputs[:2])))
+    raise GraphError(f"{graph.path} is not an image encoder ({seen}); write one with trt-sam export --encoder")
 
 
 def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions | None:

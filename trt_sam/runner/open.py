@@ -42,12 +42,13 @@ def open_engines(
     graphs = [manifest.graph(r) for r in roles or ["decode"]]
     flavour = load_flavour("rtx" if manifest.flavour == "tensorrt_rtx" else "tensorrt")
     manifest.check_fits(flavour, None)
+    plan_files = [manifest.engine(graph) for graph in graphs]
     gpu = Device(device)
     try:
         manifest.check_fits(flavour, gpu.compute_capability)
         if words := manifest.other_model(gpu_model(device)):
             logging.getLogger(__name__).warning(words)
-        plans = [manifest.read(graph.engine) for graph in graphs]
+        plans = [manifest.read(file) for file in plan_files]
         with gpu.active():
             engines = _deserialize(manifest, flavour, graphs, plans, runtime_cache=runtime_cache)
     except BaseException:
@@ -68,14 +69,14 @@ def _deserialize(
         flavour.check_engine(runtime, plan)
         deserialized = runtime.deserialize_cuda_engine(plan)
         if deserialized is None:
-            raise ManifestError(f"{flavour.title} could not load {graph.engine.name}; its log has the reason")
+            raise ManifestError(f"{flavour.title} could not load {graph.engine_name}; its log has the reason")
         profiles = [
             {name: (getattr(shapes, name)[0], getattr(shapes, name)[2]) for name in graph.limits}
             for shapes in manifest.recipe.profiles
         ]
-        cache = Path(manifest.folder, graph.engine.name + CACHE_SUFFIX) if runtime_cache else None
+        cache = Path(manifest.folder, graph.engine_name + CACHE_SUFFIX) if runtime_cache else None
         # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
-        _log.debug("%s of %s loaded by %s", graph.engine.name, manifest.folder, flavour.title)
+        _log.debug("%s of %s loaded by %s", graph.engine_name, manifest.folder, flavour.title)
         engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache))
     return engines
 

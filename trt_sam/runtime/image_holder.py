@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -46,6 +46,11 @@ def _turn_of(runner: Runner) -> threading.Lock:
     """The lock that all predictors of a runner share: setting an image and running belong together."""
     with _turns_lock:
         return _turns.setdefault(runner, threading.Lock())
+
+
+def _takes_photos(runner: Runner) -> bool:
+    """Whether the runner has an image encoder of its own."""
+    return bool(getattr(runner, "takes_photos", False))
 
 
 class SupportsEmbed(Protocol):
@@ -98,7 +103,8 @@ class ImageHolder:
         self.transform = FrameTransform()
         self._runner = runner
         self._turn = _turn_of(runner)
-        self._encoder = image_encoder
+        # A runner of a set with an image encoder embeds by itself.
+        self._encoder = cast(SupportsEmbed, runner) if image_encoder is None and _takes_photos(runner) else image_encoder
         self._shared = shared
         self._image: SetImage | None = None
         self._own = threading.local()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +19,19 @@ import numpy.typing as npt
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE, NUM_MASKS, TensorSpec, input_specs, output_specs, size_of
-from trt_sam.errors import GraphError, InferenceError, InputError
+from trt_sam.errors import GraphError, InferenceError, InputError, ManifestError
 from trt_sam.graph.metadata import recorded_options
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
+from trt_sam.runtime.onnx_encoder import OnnxEncoder
+from trt_sam.runtime.session import disabled_optimizers, reason_in, session_options, specs_of
+from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
-__all__ = ["OnnxRunner", "disabled_optimizers", "session_options"]
+__all__ = ["OnnxRunner"]
 
 Array = npt.NDArray[Any]
 
 _NO_LIMIT = (1, 2**31 - 1)
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-}
 _PROMPTS_PER_PASS_ON_A_GPU = 64
 _FULL_SIZE_BYTES = 256 << 20
 """What the masks of one pass may take in a full-resolution graph, in the frame and at the image's size together."""
@@ -53,10 +50,11 @@ class OnnxRunner:
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         emulate_quantization: bool = False,
     ) -> None:
-        """Open a graph that `trt-sam export` wrote.
+        """Open a graph that `trt-sam export` wrote, or a set of them.
 
         Args:
-            path: the `.onnx` file.
+            path: the `.onnx` file; or the folder of a set, whose graphs run here whether it has engines or not: the decoder
+                (that takes masks, where there is one) and, for `set_image` with a photo, the image encoder.
             threads: CPU threads of one call; None takes the cores that this process may use.
             providers: ONNX Runtime's execution providers, best first, each a name or a name with its options; None is the CPU.
             emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
@@ -64,10 +62,20 @@ class OnnxRunner:
 
         Raises:
             GraphError: the file is no ONNX graph, or not a SAM decoder of this package.
+            ManifestError: the set is damaged, or has no decoder.
             InputError: it is missing or empty, or a provider or the number of threads is impossible.
             MissingDependencyError: onnxruntime is not installed.
         """
         ort = require("onnxruntime", "to run an ONNX graph")
+        self._encoder: OnnxEncoder | None = None
+        self._encoder_path: Path | None = None
+        if is_set(path):
+            graphs = graphs_of_set(path)
+            self._encoder_path = graphs.get("encode")
+            decoder = graphs.get("decode_mask", graphs.get("decode"))
+            if decoder is None:
+                raise ManifestError(f"the set {path} has no decoder, only {', '.join(graphs)}")
+            path = decoder
         path = existing_file(path, "graph")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
@@ -84,7 +92,7 @@ class OnnxRunner:
                 os.fspath(path), settings, providers=wanted, disabled_optimizers=disabled_optimizers(chosen)
             )
         except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-            reason = _reason(error)
+            reason = reason_in(error)
             if _TOO_NEW.search(reason):
                 raise GraphError(
                     f"{path} is too new for onnxruntime {ort.__version__} ({reason}); get a newer one: "
@@ -95,7 +103,7 @@ class OnnxRunner:
             raise InputError(f"provider {chosen[0]} could not be started; check its CUDA and driver, or leave it out")
         self._ort, self._session, self._path = ort, session, path
         metadata = dict(session.get_modelmeta().custom_metadata_map)
-        self._inputs, self._outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
+        self._inputs, self._outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
         self.options = _checked_options(path, metadata, self._inputs, self._outputs)
         """What the graph computes (`recipe.GraphOptions`)."""
         self.metadata: Mapping[str, str] = metadata
@@ -105,6 +113,7 @@ class OnnxRunner:
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
         self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
         self._device = "cuda" if chosen[0] in _CUDA_PROVIDERS else "cpu"
+        self._threads = threads
         self._image: Any = None
         self._image_id = 0
 
@@ -128,14 +137,48 @@ class OnnxRunner:
         """0 before the first `set_image`, then a new number after each."""
         return self._image_id
 
-    def set_image(self, embedding: npt.NDArray[np.float32]) -> None:
+    @property
+    def takes_photos(self) -> bool:
+        """Whether it was opened on a set with an image encoder."""
+        return self._encoder_path is not None
+
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].
+
+        The encoder is opened by the first call.
+
+        Raises:
+            GraphError: there is no image encoder, or it belongs to another decoder.
+            InputError: not such an array, or too narrow to be scaled.
+            InferenceError: execution failed, or the runner is closed.
+        """
+        self._require_open()
+        if self._encoder_path is None:
+            raise GraphError(
+                f"{self._path} was opened without an image encoder; give an embedding, or open a set of trt-sam export"
+            )
+        if self._encoder is None:
+            encoder = OnnxEncoder(self._encoder_path, threads=self._threads)
+            if encoder.checkpoint_sha256 != self.checkpoint_sha256:
+                raise GraphError(
+                    f"{self._encoder_path} is the encoder of another checkpoint than {self._path}; export both from one"
+                )
+            self._encoder = encoder
+        return self._encoder.embed(rgb)
+
+    def set_image(self, embedding: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
         """Keep a copy of `embedding` float32 [1, 256, 64, 64] where the graph runs, for the calls that follow.
+
+        Of a set with an image encoder it may be a photo, uint8 [height, width, 3] RGB of any size.
 
         Raises:
             ContractError: another dtype or shape, or a value that is not finite.
-            InferenceError: the runner is closed.
+            GraphError: a photo, and there is no image encoder.
+            InferenceError: execution failed, or the runner is closed.
         """
         self._require_open()
+        if embedding.dtype == np.uint8 and embedding.ndim == 3:
+            embedding = self.embed(cast(npt.NDArray[np.uint8], embedding))
         self._image = self._ort.OrtValue.ortvalue_from_numpy(checked_embedding(embedding), self._device, 0)
         self._image_id += 1
 
@@ -164,7 +207,9 @@ class OnnxRunner:
             for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
                 self._execute(_rows_of(arrays, self._inputs, rows), _rows_of(outputs, self._outputs, rows))
         except (Exception, MemoryError) as error:
-            raise InferenceError(f"{self._path} failed in ONNX Runtime ({_reason(error)}); the runner is still open") from error
+            raise InferenceError(
+                f"{self._path} failed in ONNX Runtime ({reason_in(error)}); the runner is still open"
+            ) from error
         return {name: as_given(array) for name, array in outputs.items()}
 
     def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
@@ -198,6 +243,8 @@ class OnnxRunner:
     def close(self) -> None:
         """Free the session and the image; safe to call again."""
         self._session = self._image = None
+        if self._encoder is not None:
+            self._encoder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -221,37 +268,6 @@ def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], rows: sli
     """Views of the prompts in `rows`; what has no axis of prompts is whole."""
     by_prompt = {spec.name for spec in specs if spec.dims[0] == "num_prompts"}
     return {name: array[rows] if name in by_prompt else array for name, array in arrays.items()}
-
-
-def session_options(threads: int | None = None, *, emulate_quantization: bool = False) -> Any:
-    """The `onnxruntime.SessionOptions` that `OnnxRunner` uses; its arguments are explained there."""
-    settings = require("onnxruntime", "to run an ONNX graph").SessionOptions()
-    settings.log_severity_level = 4  # errors come as exceptions; the log would say them twice, on stderr
-    settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # Idle workers spin on their cores by default, and take them from whoever shares the machine: image encoder, service.
-    # Seen on 2 cores with a training run beside: one prompt 57 ms without spinning, 96 ms with it.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A pattern is one more block of memory beside the arena for each size of call that ever came. Seen: 8 prompts with masks
-    # peak at 609 MB with it and 386 MB without, at the same processor time.
-    settings.enable_mem_pattern = False
-    settings.add_session_config_entry("session.disable_quant_qdq", str(int(emulate_quantization)))
-    return settings
-
-
-def disabled_optimizers(providers: Sequence[str]) -> list[str]:
-    """ONNX Runtime's graph rewrites that `OnnxRunner` leaves out, for `InferenceSession(disabled_optimizers=...)`."""
-    # The CPU's fused Add and LayerNormalization goes through a row one number at a time; apart they are vectorized. Seen with
-    # ONNX Runtime 1.32, 2 threads: 8.5 of 43 ms in the one node of 4096 x 256, one prompt 26 ms with it, 21 ms without.
-    # Likewise BiasGelu: 1.0 ms for 2 million values; sixteen prompts take 182 ms without it, 185 ms with it.
-    return ["SkipLayerNormFusion", "BiasGeluFusion"] if providers[0] == "CPUExecutionProvider" else []
-
-
-def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    """The session's tensors as specs; a dimension without a name or number is "?"."""
-    return tuple(
-        TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple("?" if d is None else d for d in node.shape))
-        for node in nodes
-    )
 
 
 def _checked_options(
@@ -294,12 +310,3 @@ def _fits(seen: TensorSpec, expected: TensorSpec) -> bool:
         and len(seen.dims) == len(expected.dims)
         and all(s == e or (isinstance(s, int) and isinstance(e, str)) for s, e in zip(seen.dims, expected.dims, strict=True))
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of ONNX Runtime's message, at most 200 characters, without its status, our path and its source's place."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    line = re.sub(r"^Load model from .* failed: ?", "", line)
-    # "/onnxruntime_src/.../model.cc:179 onnxruntime::Model::Model(...) Unsupported ...": what is said comes last.
-    return re.sub(r"^\S+\.(?:cc|cpp|h|hpp):\d+ .*?\) (?=[A-Z])", "", line)[:200]

@@ -1,0 +1,195 @@
+"""Decoder and image encoder of one checkpoint in a set: photo in, masks out, without torch; and with engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from tests.fixtures.real import agreement, golden_masks, photo, photo_file, replay
+from tests.real_weights import checkpoint_file
+from trt_sam.cli import main
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.errors import GraphError, InputError, ManifestError, TrtSamError
+from trt_sam.runner import DecoderRunner
+from trt_sam.runtime.onnx_encoder import OnnxEncoder
+from trt_sam.runtime.onnx_runner import OnnxRunner
+from trt_sam.runtime.predictor import Predictor
+
+PHOTO = "rocket.jpg"
+
+TORCH_FREE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "onnx"):
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from trt_sam import OnnxRunner, Predictor
+from trt_sam.imaging.photos import read_image
+with OnnxRunner(sys.argv[1]) as runner:
+    predictor = Predictor(runner)
+    predictor.set_image(read_image(sys.argv[2]))
+    masks, scores, _ = predictor.predict(np.array([[320, 200]]), np.array([1]))
+np.savez(sys.argv[3], masks=masks, scores=scores)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("set") / "mobile_sam"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trt_sam.graph.export.PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.encoder.sample_pictures", smaller_samples)
+        arguments = ["export", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--decode-mask"]
+        assert main([*arguments, "--output", str(output)]) == 0
+    return output
+
+
+def smaller_samples() -> list[tuple[np.ndarray, np.ndarray]]:
+    """One picture is enough here: `test_encoder_graph` compares on photographs."""
+    return [(np.full((1, 1024, 1024, 3), 90, np.uint8), np.array([700, 1024], np.int32))]
+
+
+def test_the_set_says_what_it_holds(folder: Path) -> None:
+    manifest = open_manifest(folder)
+    assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask", "encode"]
+    assert (manifest.flavour, manifest.target) == ("onnxruntime", "cpu")
+    assert len({graph.checkpoint_sha256 for graph in manifest.graphs}) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("decoder.onnx", "decoder_mask.onnx", "encoder.onnx", "manifest.json")
+    ]
+
+
+def test_photo_in_masks_out(folder: Path) -> None:
+    with OnnxRunner(folder) as runner:
+        predictor = Predictor(runner)
+        predictor.set_image(photo(PHOTO))
+        mean, least, scores = agreement(replay(predictor, PHOTO), golden_masks(PHOTO))
+        assert mean >= 0.9999
+        assert least >= 0.999
+        assert scores < 1e-4
+        before = runner.image_id
+        runner.set_image(photo(PHOTO))
+        assert runner.image_id > before
+
+
+def test_the_api_without_torch(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TORCH_FREE, str(folder), str(photo_file(PHOTO)), str(tmp_path / "found.npz")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        assert found["masks"].shape == (3, 427, 640)
+        assert found["scores"].max() > 0.8
+
+
+def test_segment_without_torch(folder: Path, tmp_path: Path) -> None:
+    """The command as a user gives it, where importing torch, transformers and onnx fails."""
+    code = TORCH_FREE.partition("import numpy")[0] + "from trt_sam.cli import main\nsys.exit(main(sys.argv[1:]))"
+    mask = tmp_path / "mask.png"
+    arguments = ["segment", str(photo_file(PHOTO)), "--set", str(folder), "--point", "320,200", "--output", str(mask)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ONNX Runtime (fp32 graph, CPU)" in done.stdout
+    written = np.asarray(Image.open(mask))
+    assert written.shape == (427, 640)
+    with OnnxRunner(folder) as runner:
+        predictor = Predictor(runner)
+        predictor.set_image(photo(PHOTO))
+        masks, scores, _ = predictor.predict(np.array([[320, 200]]), np.array([1]))
+    np.testing.assert_array_equal(written > 0, masks[scores.argmax()])
+
+
+def test_engines_are_not_looked_for_in_a_set_of_graphs(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="holds graphs for ONNX Runtime and no engine; open it with OnnxRunner"):
+        open_manifest(folder).engine(open_manifest(folder).graph("decode"))
+    with pytest.raises(TrtSamError):
+        DecoderRunner.open(folder)
+
+
+def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="was opened without an image encoder; give an embedding, or open a set"):
+        OnnxRunner(folder / "decoder.onnx").set_image(photo(PHOTO))
+    with pytest.raises(GraphError, match="is not an image encoder"):
+        OnnxEncoder(folder / "decoder.onnx")
+    with pytest.raises(ManifestError, match=r"is no set of graphs: it has no manifest\.json"):
+        OnnxRunner(tmp_path / "manifest.json")
+    with pytest.raises(InputError, match=r"must be uint8 \[height, width, 3\]"):
+        OnnxEncoder(folder / "encoder.onnx").embed(np.zeros((4, 4), np.uint8))
+
+
+def test_an_encoder_of_another_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "set"
+    changed.mkdir()
+    for name in ("decoder.onnx", "decoder_mask.onnx"):
+        (changed / name).symlink_to(folder / name)
+    model = onnx.load(folder / "encoder.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "trt_sam.checkpoint_sha256":
+            entry.value = "0" * 64
+    onnx.save(model, changed / "encoder.onnx")
+    data = json.loads((folder / "manifest.json").read_text())
+    (changed / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(ManifestError, match=r"encoder\.onnx is not the graph that the set was written with"):
+        OnnxRunner(changed)
+    from trt_sam._files import sha256_of
+
+    data["graphs"][-1]["onnx"]["sha256"] = sha256_of(changed / "encoder.onnx")
+    (changed / "manifest.json").write_text(json.dumps(data))
+    with OnnxRunner(changed) as runner, pytest.raises(GraphError, match="is the encoder of another checkpoint than"):
+        runner.set_image(photo(PHOTO))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoder", "--output", "a.onnx"], "with --encoder it is a folder"),
+        (["--decode-mask", "--output", "a.onnx"], "give --encoder with it"),
+        (["--encoder", "--mask-input", "--output", "a"], "leave --mask-input out"),
+        (["--encoder", "--precision", "int8", "--output", "a"], "precision int8 needs calibrated scales"),
+    ],
+)
+def test_flags_that_cannot_be(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--checkpoint", str(checkpoint_file("mobile_sam")), *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_set_with_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["build", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--backend", "rtx"]
+    assert main([*arguments, "--compute-capability", "8.9", "--output", str(tmp_path / "set")]) == 0
+    printed = capsys.readouterr().out
+    assert "encode: profile 1:" in printed
+    assert "10 fused attentions" in printed
+    manifest = open_manifest(tmp_path / "set")
+    assert [graph.role for graph in manifest.graphs] == ["decode", "encode"]
+    assert manifest.graph("encode").limits == {}
+    with OnnxRunner(tmp_path / "set") as runner:
+        predictor = Predictor(runner)
+        predictor.set_image(photo(PHOTO))
+        assert predictor.predict(np.array([[320, 200]]), np.array([1]))[1].max() > 0.8
+    # A set without the encoder takes its place, and its files go.
+    assert main([*arguments[:3], "--backend", "rtx", "--compute-capability", "8.9", "--output", str(tmp_path / "set")]) == 0
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["decoder.engine", "decoder.onnx", "manifest.json"]
