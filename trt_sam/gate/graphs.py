@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_sam.graph.float16 import emulate_float16
-from trt_sam.runtime.onnx_runner import session_options
+from trt_sam.runtime.session import session_options
 
 __all__ = ["Cut", "MatchedTensor", "Run", "cuts", "matched_tensors", "runnable", "tail"]
 
