@@ -68,6 +68,9 @@ class Run:
 
     def __call__(self, feed: Mapping[str, Array], tensors: Sequence[str]) -> dict[str, Array]:
         """The tensors by name, for a feed that may have more inputs than the graph."""
+        if not tensors:
+            # ONNX Runtime takes an empty list for all outputs.
+            return {}
         given = {name: feed[name] for name in self._inputs}
         return dict(zip(tensors, self._session.run(list(tensors), given), strict=True))
 
