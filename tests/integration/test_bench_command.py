@@ -14,7 +14,7 @@ import pytest
 from trt_sam import cli
 from trt_sam.bench.feed import make_feed
 from trt_sam.bench.profile import profile_graph
-from trt_sam.engine.engine_set import MANIFEST_NAME
+from trt_sam.engine.manifest import MANIFEST_NAME
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.model.checkpoint import load_checkpoint
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path: Path, mobile_sam: Path) -> None:
     shutil.copytree(ROOT / "samples", tmp_path / "samples")
     blocks = BLOCK.findall((ROOT / "README.md").read_text())

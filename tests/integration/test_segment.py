@@ -164,7 +164,7 @@ def test_bad_prompts(
         ("empty.png", "is empty"),
         ("text.png", "is not an image"),
         ("cut.png", "damaged or truncated"),
-        ("", "is not a file"),
+        ("", "several photos or prompts: give either --everything or --prompts"),
     ],
 )
 def test_bad_images(
