@@ -20,7 +20,7 @@ EXTRAS = {
     "onnx": ("onnx",),
     "onnxruntime": ("onnxruntime",),
     "image": ("PIL",),
-    "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "export": ("torch", "onnx", "onnxscript", "onnxruntime", "tqdm"),
     "hub": ("huggingface_hub", "safetensors", "torch", "PIL"),
     "download": ("pooch", "pypi_simple", "platformdirs", "filelock", "requests", "tqdm", "urllib3"),
     "rtx": ("tensorrt_rtx",),
