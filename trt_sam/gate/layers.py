@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from trt_sam.accuracy.examples import Example
-from trt_sam.accuracy.metrics import decibels, powers
+from trt_sam.accuracy.metrics import decibels
 from trt_sam.errors import GraphError, InputError
 from trt_sam.gate.answers import answer_of
 from trt_sam.gate.graphs import Cut, MatchedTensor, Run, cuts, matched_tensors, runnable, tail
@@ -30,7 +30,8 @@ from trt_sam.recipe import TIERS
 __all__ = ["Blame", "LayerRow", "blamed_node", "layer_rows", "nodes_of_groups"]
 
 Array = npt.NDArray[Any]
-_AT_ONCE = 24
+_AT_ONCE = 192
+"""Tensors times prompts: one takes up to 4 MiB a prompt, and every part of them a whole run."""
 _RESCALED_DB, _GAIN_DB = 25.0, 12.0
 
 
@@ -110,8 +111,9 @@ def layer_rows(
     limits = _quantized_limits(candidate)
     sums = [_Sums() for _ in matched]
     for example in examples:
-        for start in range(0, len(matched), _AT_ONCE):
-            part = matched[start : start + _AT_ONCE]
+        at_once = max(1, _AT_ONCE // len(example.kinds))
+        for start in range(0, len(matched), at_once):
+            part = matched[start : start + at_once]
             left = first(example.feed, [t.reference for t in part])
             right = second(example.feed, list(dict.fromkeys(t.candidate for t in part)))
             for tensor, total in zip(part, sums[start:], strict=False):
@@ -230,17 +232,19 @@ class _Sums:
         if reference.shape != other.shape:
             self.noise = np.inf
             return
-        wide, seen = np.asarray(reference, np.float64), np.asarray(other, np.float64)
-        signal, noise = powers(wide.reshape(1, -1), seen.reshape(1, -1))
-        self.signal, self.noise = self.signal + float(signal[0]), self.noise + float(noise[0])
-        scale = float(np.abs(wide).max(initial=0.0))
-        error = float(np.abs(seen - wide).max(initial=0.0)) if np.isfinite(noise[0]) else np.inf
+        wide, seen = np.asarray(reference, np.float32), np.asarray(other, np.float32)
+        difference = seen - wide
+        signal, noise = _power(wide), _power(difference)
+        noise = noise if np.isfinite(noise) else np.inf
+        self.signal, self.noise = self.signal + signal, self.noise + noise
+        scale = _largest(wide)
+        error = _largest(difference) if np.isfinite(noise) else np.inf
         self.largest_error = max(self.largest_error, error / scale if scale else error)
         self.count += seen.size
         if limit is not None:
             self.clipped += int((np.abs(seen) >= limit).sum())
-        if np.isfinite(noise[0]) and decibels(float(signal[0]), float(noise[0])) < _RESCALED_DB and wide.ndim > 1:
-            self._fitted.append(_fit(wide, seen))
+        if np.isfinite(noise) and decibels(signal, noise) < _RESCALED_DB and wide.ndim > 1:
+            self._fitted.append(_fit(np.asarray(wide, np.float64), np.asarray(seen, np.float64)))
 
     def sqnr(self) -> tuple[float, bool]:
         """(decibel, whether it was shifted and scaled by channel): the latter of what is left after undoing that."""
@@ -252,6 +256,16 @@ class _Sums:
         if all(uneven for _, _, uneven in self._fitted) and fitted > max(plain + _GAIN_DB, _RESCALED_DB):
             return fitted, True
         return plain, False
+
+
+def _power(array: Array) -> float:
+    """Sum of squares of float32 [rows, ...], row by row: within 0.001 dB of float64's, at a third of its time."""
+    rows = array.reshape(len(array) if array.ndim else 1, -1)
+    return sum(float(np.dot(row, row)) for row in rows)
+
+
+def _largest(array: Array) -> float:
+    return max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
 
 
 def _fit(reference: Array, other: Array) -> tuple[float, float, bool]:
@@ -281,9 +295,15 @@ def _quantized_limits(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def _group_of_node(model: onnx.ModelProto) -> dict[str, str]:
-    """The calibration group of every node in a product's module."""
-    modules = {name.rpartition("/")[0]: group for group, names in nodes_of_groups(model).items() for name in names}
-    return {node.name: modules.get(node.name.rpartition("/")[0], "") for node in model.graph.node}
+    """The calibration group of every node in a product's module, and of what adds its bias, which may lie outside."""
+    products = {name: group for group, names in nodes_of_groups(model).items() for name in names}
+    modules = {name.rpartition("/")[0]: group for name, group in products.items()}
+    sums = {name: products[node.name] for node in model.graph.node if node.name in products for name in node.output}
+    groups = {}
+    for node in model.graph.node:
+        added = next((sums[name] for name in node.input if name in sums), "") if node.op_type == "Add" else ""
+        groups[node.name] = modules.get(node.name.rpartition("/")[0], added)
+    return groups
 
 
 def _check_common(reference: onnx.ModelProto, candidate: onnx.ModelProto, matched: Sequence[MatchedTensor]) -> None:
