@@ -30,6 +30,7 @@ EXTRAS = {
     "bench": ("matplotlib",),
     "formats": ("pycocotools", "PIL", "scipy"),
     "supervision": ("supervision",),
+    "serve": ("starlette", "uvicorn", "prometheus_client", "PIL", "onnxruntime"),
     "dev": ("transformers",),
 }
 """What each extra of pyproject.toml brings, as modules; the smallest that has a module comes before larger ones."""

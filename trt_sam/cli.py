@@ -30,6 +30,7 @@ COMMANDS = (
     "calibrate",
     "build",
     "segment",
+    "serve",
     "golden",
     "compare",
     "accuracy",

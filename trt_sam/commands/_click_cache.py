@@ -101,6 +101,10 @@ class ClickCache:
             return
         _keep_newest(path)
 
+    def set_folder(self, kind: str) -> Path:
+        """Where a set of graphs or engines of this checkpoint is kept, whether it is there or not."""
+        return cache_folder() / "sets" / self._path(kind, "").name
+
     def decoder_sha256(self) -> str | None:
         """`Checkpoint.sha256`, if it is kept."""
         try:

@@ -11,14 +11,11 @@ The set is a folder of graphs and a manifest, which take photographs in ONNX Run
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from trt_sam._files import sha256_of
 from trt_sam._lazy import require_all
+from trt_sam.commands._encoder_set import write_encoder_set
 from trt_sam.commands._options import (
     add_checkpoint_argument,
     add_graph_arguments,
@@ -103,27 +100,8 @@ def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
     if recipe.graph.precision not in EXPORT_PRECISIONS:
         raise InputError(f"precision {recipe.graph.precision} needs calibrated scales; with --encoder it is fp32 or fp16")
     source = checkpoint_of(args, recipe)
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export graphs")
-    from trt_sam.engine.graph_set import write_graph_set
-    from trt_sam.graph.encoder import export_encoder
-    from trt_sam.graph.export import export_decoder
-    from trt_sam.model.checkpoint import load_checkpoint
-
-    graphs = {"decode": recipe.graph}
-    if args.decode_mask:
-        graphs["decode_mask"] = dataclasses.replace(recipe.graph, mask_input=True)
     with Stages({"load": 1, "export": 8}) as stages:
-        stages.begin("load", f"loading {source}")
-        checkpoint = load_checkpoint(source)
-        encoder = checkpoint.image_encoder()
-        stages.begin("export", f"exporting in {recipe.graph.precision} and running it beside PyTorch")
-        writers: dict[str, Callable[[Path], Any]] = {
-            role: partial(export_decoder, checkpoint.decoder, options=options, checkpoint_sha256=checkpoint.sha256)
-            for role, options in graphs.items()
-        }
-        precision = recipe.graph.precision
-        writers["encode"] = partial(export_encoder, encoder, precision=precision, checkpoint_sha256=checkpoint.sha256)
-        manifest = write_graph_set(writers, recipe, args.output)
+        manifest = write_encoder_set(source, recipe, args.output, stages, decode_mask=bool(args.decode_mask))
     if args.json:
         write_json(args.json, {"folder": str(args.output), **manifest.to_dict()})
     if args.json != "-":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "frame_shape", "list_images", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "decode_image", "frame_shape", "list_images", "read_image"]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as an image when a folder is given; a file that is named is read whatever it is called."""
@@ -47,29 +48,48 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         InputError: missing, empty, truncated, no image, more than 8 bits a channel, or too large to be meant.
         MissingDependencyError: Pillow is not installed.
     """
+    file = existing_file(path, "image")
+    return _upright(file, file, None)
+
+
+def decode_image(data: bytes, name: str, formats: Sequence[str] | None = None) -> npt.NDArray[np.uint8]:
+    """As `read_image`, of the bytes of a file; errors call it `name`.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        formats: Pillow's names of those that are taken; None for all.
+
+    Raises:
+        InputError: empty, truncated, no image of these formats, more than 8 bits a channel, or too large to be meant.
+        MissingDependencyError: Pillow is not installed.
+    """
+    return _upright(io.BytesIO(data), name, formats)
+
+
+def _upright(file: Path | io.BytesIO, name: object, formats: Sequence[str] | None) -> npt.NDArray[np.uint8]:
     image_module = require("PIL.Image", "to read images")
     image_ops = require("PIL.ImageOps", "to read images")
-    path = existing_file(path, "image")
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of its limit, and about odd metadata; neither changes the pixels.
             warnings.simplefilter("ignore")
-            with image_module.open(path) as image:
-                _refuse_deep(image, path)
+            with image_module.open(file, formats=formats) as image:
+                _refuse_deep(image, name)
                 if image.format in _ANIMATED and (frames := getattr(image, "n_frames", 1)) > 1:
-                    _log.info("%s holds %d frames; the first is taken", path, frames)
+                    _log.info("%s holds %d frames; the first is taken", name, frames)
                 upright = image_ops.exif_transpose(image)
                 return np.array(upright.convert("RGB"), dtype=np.uint8)
     except image_module.DecompressionBombError:
         limit = 2 * image_module.MAX_IMAGE_PIXELS
-        raise InputError(f"image {path} is larger than {limit:,} pixels, the most that is read; scale it down") from None
+        raise InputError(f"image {name} is larger than {limit:,} pixels, the most that is read; scale it down") from None
     except image_module.UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that Pillow can read; give a JPEG or PNG") from None
+        raise InputError(f"{name} is not an image that Pillow can read; give a JPEG or PNG") from None
     except _FAULTS as error:
-        raise InputError(f"image {path} is damaged or truncated ({error}); get it again") from None
+        raise InputError(f"image {name} is damaged or truncated ({error}); get it again") from None
 
 
-def _refuse_deep(image: Any, path: Path) -> None:
+def _refuse_deep(image: Any, name: object) -> None:
     """Raise InputError where Pillow would drop bits without a word: grey clips to white, 16-bit RGB loses its low bytes.
 
     12-bit data in 16-bit words would come out nearly black, and no file says which of its values is white.
@@ -81,7 +101,7 @@ def _refuse_deep(image: Any, path: Path) -> None:
             stored = raw
     if stored.startswith(("I", "F")) or _DEEP.search(stored):
         raise InputError(
-            f"image {path} has mode {stored}, must have 8 bits a channel; scale it first, its black to 0 and its white to 255"
+            f"image {name} has mode {stored}, must have 8 bits a channel; scale it first, its black to 0 and its white to 255"
         )
 
 

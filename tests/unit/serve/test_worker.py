@@ -1,0 +1,73 @@
+"""The runner's thread: bounded, fair, and finished at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from trt_sam.serve.faults import Refusal
+from trt_sam.serve.worker import Lane, RunnerWorker
+
+LANES = {"short": Lane("prompts", 4, 3), "long": Lane("parts", 1, 100)}
+
+
+def test_a_full_lane_refuses_and_a_cancelled_place_is_free() -> None:
+    worker = RunnerWorker(LANES)
+    waiting = [worker.submit("short", lambda: 1) for _ in range(3)]
+    with pytest.raises(Refusal) as refused:
+        worker.submit("short", lambda: 1)
+    assert (refused.value.status, refused.value.code) == (429, "busy")
+    assert refused.value.retry_seconds is not None
+    assert refused.value.retry_seconds >= 1
+    waiting[0].cancel()
+    last = worker.submit("short", lambda: 2)
+    worker.start()
+    assert last.result(5).value == 2
+    worker.close()
+
+
+def test_long_work_and_short_share_the_thread() -> None:
+    worker, order = RunnerWorker({"short": Lane("prompts", 4, 100), "long": Lane("parts", 1, 100)}), list[str]()
+
+    def work(name: str) -> None:
+        time.sleep(0.004)
+        order.append(name)
+
+    for _ in range(40):
+        worker.submit("long", lambda: work("long"))
+        worker.submit("short", lambda: work("short"))
+    worker.start()
+    worker.close()
+    assert len(order) == 80
+    # While both wait, four of five pieces are short ones; in neither lane does work stand still.
+    assert 24 <= order[:40].count("short") <= 38
+
+
+def test_a_failure_is_the_callers_and_the_thread_goes_on() -> None:
+    worker = RunnerWorker(LANES)
+    worker.start()
+    failing = worker.submit("short", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.result(5)
+    done = worker.submit("short", threading.get_ident).result(5)
+    assert done.value != threading.get_ident()
+    assert done.took >= 0
+    worker.close()
+
+
+def test_close_finishes_what_waits_and_refuses_the_rest() -> None:
+    worker, gate = RunnerWorker(LANES), threading.Event()
+    worker.start()
+    futures = [worker.submit("long", lambda: gate.wait(5)) for _ in range(5)]
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    time.sleep(0.05)
+    with pytest.raises(Refusal) as refused:
+        worker.submit("short", lambda: 1)
+    assert refused.value.status == 503
+    gate.set()
+    closing.join(5)
+    assert all(future.result(0).value for future in futures)
+    worker.close()

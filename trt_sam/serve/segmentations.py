@@ -1,0 +1,44 @@
+"""Masks as the answers have them: logits at the picture's size, thresholded there, as runs, polygons or a PNG.
+
+The logits are scaled up before the threshold, as SAM does, so that edges are smooth.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_sam.formats.pictures import png_of
+from trt_sam.formats.polygons import polygons_of
+from trt_sam.formats.records import box_of_pixels
+from trt_sam.formats.runs import Runs
+from trt_sam.imaging.resize import postprocess_window
+
+__all__ = ["described", "runs_at_size"]
+
+
+def runs_at_size(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> Runs:
+    """The mask of low-resolution logits float32 [256, 256] on a picture of `size` (height, width)."""
+    window, (top, left) = postprocess_window(logits, size, 0.0)
+    if not window.size:
+        return Runs.of(np.zeros((0, 0), np.bool_), size=size)
+    return Runs.of(window > 0, top=top, left=left, size=size)
+
+
+def described(runs: Runs, format: str) -> dict[str, Any]:
+    """`area` in pixels, `bbox` [x, y, width, height] and `segmentation`.
+
+    That is COCO's compressed RLE ("rle"), lists [x0, y0, x1, y1, ...] along the edges of pixels ("polygons"), or the base64 of
+    a PNG of 0 and 255 ("png").
+    """
+    segmentation: Any
+    if format == "rle":
+        segmentation = runs.compressed()
+    elif format == "polygons":
+        segmentation = [ring.ravel().tolist() for ring in polygons_of(runs.mask())]
+    else:
+        segmentation = base64.b64encode(png_of(runs.mask().astype(np.uint8) * np.uint8(255))).decode("ascii")
+    return {"area": runs.area, "bbox": box_of_pixels(runs), "segmentation": segmentation}
