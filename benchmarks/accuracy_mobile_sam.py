@@ -4,19 +4,26 @@ Photographs and their split are those of benchmarks/mobile_sam_photos.py: some t
 on, and others, which neither saw, to judge by. Prompts are as people give them (trt_sam/feeds/realistic.py). Graphs are judged
 as they are delivered, in ONNX Runtime on the CPU, against PyTorch in FP32.
 
-Each step runs in a process of its own and is kept in --work, so that an interrupted run goes on where it stopped. A whole run
-(100 prompts on each of 20 photographs) takes hours on two cores.
+Each step runs in a process of its own and is kept in --work, so that an interrupted run goes on where it stopped. A prompt
+costs 0.1 s of one core per INT8 variant and 0.35 s for FP16, of which the metrics are a hundredth: 100 prompts on each of 20
+photographs and all variants take an hour of two cores. Variants modelopt-METHOD-NODES are NVIDIA's ModelOpt (see
+modelopt_ptq.py) on the same FP32 graph and feeds, METHOD max or entropy, NODES "own" for its own choice or our tiers. With
+--few some variants are judged by the first prompts of each photograph alone, and a second table compares all variants on
+these.
 
 Example:
-  python benchmarks/accuracy_mobile_sam.py --work /tmp/mobile_sam --output benchmarks/results/accuracy_mobile_sam.json
+  python benchmarks/accuracy_mobile_sam.py --work /tmp/mobile_sam --output benchmarks/results/accuracy_mobile_sam.json \
+      --prompts-per-image 52 --few 26=fp16,int8-mse-A,int8-max-ABC
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--graph", action="append", default=[], metavar="NAME=F.onnx", help="judge this graph too; repeatable")
     parser.add_argument("--prompts-per-image", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--modelopt-python", type=Path, metavar="PATH", help="Python with nvidia-modelopt[onnx], for modelopt-*"
+    )
+    parser.add_argument("--few", default="", metavar="N=LIST", help="judge these by the first N prompts of each photograph")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="of one graph (default: the cores there are)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
     parser.add_argument("--split", type=int, default=0, metavar="N", help="seed of the split of photographs (default: 0)")
     parser.add_argument("--note", default="", metavar="TEXT", help="stands in the head of the report")
@@ -62,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         {"prepare": work.prepare, "calibrate": work.calibrate, "measure": work.measure}[args.step[0]](args.step[1])
         return 0
     given = dict(text.split("=", 1) for text in args.graph)
-    names = [name.strip() for name in args.variants.split(",") if name.strip()]
+    names = _names(args.variants)
     work.in_process("prepare", "all")
     for name in [*names, *given]:
         if work.rows(name).exists():
@@ -70,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
         if name in given:
             work.graph(name).write_bytes(Path(given[name]).read_bytes())
         elif name != "fp16" and not work.graph(name).exists():
-            work.in_process("calibrate", name)
+            # Those that share statistics and histograms are made together.
+            like = [name] if "-auto-" in name else [each for each in names if _shared(each) == _shared(name)]
+            work.in_process("calibrate", ",".join(each for each in like if not work.graph(each).exists()))
         work.in_process("measure", name)
     work.report([*names, *given])
     return 0
@@ -84,6 +98,9 @@ class _Work:
         self._split = split(PHOTOS, args.split)
         self._graphs = args.work / f"graphs-{args.split}-{args.seed}"
         self._judged = args.work / f"judged-{args.split}-{args.seed}-{args.prompts_per_image}"
+        count, _, names = args.few.partition("=")
+        self.few = dict.fromkeys(_names(names), int(count or 0))
+        """By variant that is judged by the first prompts of each photograph alone, how many."""
         for folder in (self._graphs, self._judged, args.work / "embeddings"):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -91,7 +108,8 @@ class _Work:
         return (self._folder if name in ("fp32", "fp16") else self._graphs) / f"{name}.onnx"
 
     def rows(self, name: str) -> Path:
-        return self._judged / f"rows-{name}.npz"
+        few = f"-{self.few[name]}" if name in self.few else ""
+        return self._judged / f"rows-{name}{few}.npz"
 
     def in_process(self, step: str, name: str) -> None:
         from trt_sam.errors import TrtSamError
@@ -154,8 +172,8 @@ class _Work:
             stored_parts["mask_input"] = stored_parts["mask_input"].astype(np.float16)
             np.savez(self._judged_file(name), **stored_parts)
 
-    def calibrate(self, name: str) -> None:
-        """One quantized graph."""
+    def calibrate(self, text: str) -> None:
+        """Quantized graphs of the same tiers."""
         import onnx
 
         from calibrators.feeds import FeedOptions, calibration_feeds
@@ -168,13 +186,47 @@ class _Work:
         for photo in self._split["calibration"]:
             if not (folder / f"{photo}.npz").exists():
                 (folder / f"{photo}.npz").symlink_to(self._embedding(photo).resolve())
+        names = _names(text)
         options = FeedOptions(prompts_per_image=CALIBRATION_PROMPTS, seed=self._args.seed, mask_input=True)
         decoder = load_checkpoint(self._args.checkpoint).decoder
         feeds = calibration_feeds(folder, options, decode=TorchRunner(decoder).run)
         plain, half = onnx.load(self.graph("fp32")), onnx.load(self.graph("fp16"))
-        (made,) = write_variants([parse_variant(name)], plain, half, feeds, self._graphs)
-        facts = {**made.facts, "description": made.description, "feeds": feeds.to_dict()}
-        self.graph(name).with_suffix(".json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+        start = time.monotonic()
+        if names[0].startswith("modelopt-"):
+            for name in names:
+                self._modelopt(name, plain, feeds)
+            return
+        for made in write_variants([parse_variant(name) for name in names], plain, half, feeds, self._graphs):
+            facts = {**made.facts, "description": made.description, "feeds": feeds.to_dict()}
+            # The time is that of all before it in this call too; the load says what else the cores did.
+            facts |= {"seconds": time.monotonic() - start, "load": os.getloadavg()[1], "cores": len(os.sched_getaffinity(0))}
+            self.graph(made.name).with_suffix(".json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+
+    def _modelopt(self, name: str, plain: Any, feeds: Any) -> None:
+        from modelopt_ptq import modelopt_graph, modelopt_versions, quantized_products, store_feeds
+
+        from trt_sam.quantize.share import find_products
+
+        versions = modelopt_versions(self._args.modelopt_python)
+        _, method, chosen = name.split("-")
+        stored = self._graphs / "feeds"
+        if not stored.exists():
+            store_feeds(feeds, stored)
+        nodes = None if chosen == "own" else [product.name for product in find_products(plain, tuple(chosen))]
+        path = self.graph(name)
+        model = modelopt_graph(self._args.modelopt_python, self.graph("fp32"), stored, path, method, nodes)
+        share, products, others = quantized_products(plain, model)
+        which = "its own choice of nodes" if nodes is None else f"the products of tiers {', '.join(chosen)}"
+        facts = {
+            "description": f"ModelOpt {versions['nvidia-modelopt']}, INT8, {method}, {which}, float32 elsewhere: "
+            f"{100 * share:.0f} % of the multiply-adds",
+            "quantized_share": share,
+            "products": products,
+            "other_readers": others,
+            "versions": versions,
+            "feeds": feeds.to_dict(),
+        }
+        path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
     def measure(self, name: str) -> None:
         """One variant's rows."""
@@ -183,11 +235,12 @@ class _Work:
         from trt_sam.runtime.onnx_runner import OnnxRunner
 
         def opened() -> Any:
-            runner = OnnxRunner(self.graph(name), emulate_quantization=True)
+            runner = OnnxRunner(self.graph(name), threads=self._args.threads, emulate_quantization=True)
             return EmulationRunner(self.graph(name), runner) if name == "fp16" else runner
 
-        reference = _Stored(self._outputs())
-        seen = measure(reference, [Variant(name, opened)], self._examples(), keep_worst=0)
+        few = self.few.get(name)
+        reference = _Stored(self._outputs(few))
+        seen = measure(reference, [Variant(name, opened)], self._examples(few), keep_worst=0)
         columns = {f"column {key}": array for key, array in seen.variants[name].items()}
         np.savez(self.rows(name), kinds=seen.kinds, areas=seen.areas, **columns)
 
@@ -202,13 +255,14 @@ class _Work:
         rows = {name: dict(np.load(self.rows(name))) for name in names}
         write_report(rows, facts, self._split, self._args)
 
-    def _outputs(self) -> Iterator[Feed]:
+    def _outputs(self, few: int | None) -> Iterator[Feed]:
         for name in self._split["judging"]:
-            with np.load(self._judged_file(name)) as held:
-                for rows in _fours(len(held["kinds"])):
+            with np.load(self._judged_file(name)) as stored:
+                held = {key: stored[key] for key in ("kinds", "low_res_masks", "iou_predictions")}
+                for rows in _fours(len(held["kinds"][:few])):
                     yield {key: held[key][rows] for key in ("low_res_masks", "iou_predictions")}
 
-    def _examples(self) -> Iterator[Any]:
+    def _examples(self, few: int | None) -> Iterator[Any]:
         from trt_sam.accuracy.examples import Example, PromptedImage
         from trt_sam.imaging.embeddings import load_embedding
 
@@ -217,7 +271,7 @@ class _Work:
             image = PromptedImage(name, loaded.image_embeddings, loaded.original_size, np.zeros((256, 256, 3), np.uint8))
             with np.load(self._judged_file(name)) as held:
                 kept = dict(held)
-            for rows in _fours(len(kept["kinds"])):
+            for rows in _fours(len(kept["kinds"][:few])):
                 feed = {key: kept[key][rows] for key in ("point_coords", "point_labels", "has_mask_input")}
                 feed["mask_input"] = kept["mask_input"][rows].astype(np.float32)
                 yield Example({**feed, "image_embeddings": image.embedding}, tuple(kept["kinds"][rows].tolist()), image)
@@ -237,6 +291,16 @@ class _Stored:
 
     def run(self, _: Feed) -> Feed:
         return next(self._outputs)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _shared(name: str) -> tuple[str, ...]:
+    """What decides a variant's statistics and histograms: its name without the calibrator."""
+    precision, *rest = name.split("-")
+    return (precision, *rest[1:]) if rest[:1] != ["auto"] else (name,)
 
 
 def _fours(count: int) -> Iterator[slice]:

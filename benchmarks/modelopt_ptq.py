@@ -195,27 +195,49 @@ def _ours(plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iter
 
 
 def _theirs(python: Path, plain: onnx.ModelProto, feeds: CalibrationFeeds, folder: Path) -> Iterator[Side]:
-    import onnx
-
     from trt_sam.quantize.share import find_products
 
-    stored = folder / "feeds"
-    stored.mkdir()
-    for number, feed in enumerate(feeds):
-        np.savez(stored / f"{number:05d}.npz", **feed)
+    stored = store_feeds(feeds, folder / "feeds")
     chosen: dict[str, list[str] | None] = {"its own choice": None}
     chosen.update((f"nodes of {title}", [p.name for p in find_products(plain, tiers)]) for title, tiers in TIERS.items())
     for title, nodes in chosen.items():
         for method in METHODS:
             say(f"ModelOpt, {method}, {title}")
             path = folder / f"modelopt_{method}_{title.replace(' ', '_')}.onnx"
-            _run_modelopt(python, {"graph": folder / "fp32.onnx", "feeds": stored, "output": path, "method": method}, nodes)
-            model = onnx.load(path)
-            # ModelOpt drops the metadata by which OnnxRunner knows a decoder.
-            del model.metadata_props[:]
-            model.metadata_props.extend(plain.metadata_props)
-            onnx.save(model, path)
+            model = modelopt_graph(python, folder / "fp32.onnx", stored, path, method, nodes)
             yield Side(f"ModelOpt, {method}, {title}", THEIRS, method, path, *quantized_products(plain, model))
+
+
+def store_feeds(feeds: CalibrationFeeds, folder: Path) -> Path:
+    """Write the feeds to the new folder, as ModelOpt's process reads them; returns the folder."""
+    folder.mkdir()
+    for number, feed in enumerate(feeds):
+        np.savez(folder / f"{number:05d}.npz", **feed)
+    return folder
+
+
+def modelopt_graph(
+    python: Path, plain: Path, feeds: Path, output: Path, method: str, nodes: Sequence[str] | None
+) -> onnx.ModelProto:
+    """Let ModelOpt write the int8 form of the graph `plain` to `output`, and return it.
+
+    Args:
+        python: of ModelOpt's environment.
+        plain: an FP32 graph of this package.
+        feeds: folder of `store_feeds`.
+        output: the file.
+        method: "entropy" or "max".
+        nodes: names of the nodes to quantize; None for ModelOpt's own choice.
+    """
+    import onnx
+
+    _run_modelopt(python, {"graph": plain, "feeds": feeds, "output": output, "method": method}, nodes)
+    model = onnx.load(output)
+    # ModelOpt drops the metadata by which OnnxRunner knows a decoder.
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load(plain, load_external_data=False).metadata_props)
+    onnx.save(model, output)
+    return model
 
 
 def _run_modelopt(python: Path, job: Mapping[str, str | Path], nodes: Sequence[str] | None) -> None:

@@ -80,7 +80,7 @@ class Calibration:
             InferenceError: ONNX Runtime cannot run it.
             RecipeError: `keep_fp16` names no group of it, or leaves nothing.
         """
-        self.plain, self._feeds, self._quantization, self._precision = plain, feeds, quantization, precision
+        self.plain, self.feeds, self._quantization, self._precision = plain, feeds, quantization, precision
         self._progress = progress
         self.found = find_products(plain, quantization.tiers, quantization.keep_fp16)
         """The products in the plain graph."""
@@ -107,11 +107,16 @@ class Calibration:
             self._histograms[self.alpha] = collect_histograms(
                 self.model,
                 _activations(self.products),
-                self._feeds,
+                self.feeds,
                 ranges=self._prepared.largest,
                 progress=self._progress,
             )
         return self._histograms[self.alpha]
+
+    @property
+    def largest(self) -> Mapping[str, float]:
+        """The largest |x| of each activation of `products`."""
+        return self._prepared.largest
 
     @property
     def changes(self) -> Mapping[str, ChannelChange]:
@@ -122,6 +127,10 @@ class Calibration:
     def moments(self) -> Mapping[str, InputMoments]:
         """For `insert_qdq`, by activation of `products`; empty where weights are rounded to the nearest."""
         return self._prepared.moments
+
+    def on(self, feeds: CalibrationFeeds) -> Calibration:
+        """The same calibration on other feeds; raises as the constructor."""
+        return Calibration(self.plain, feeds, self._quantization, self._precision, progress=self._progress)
 
     def _prepare(self) -> _Prepared:
         """Shift and scale what the products read in the plain graph."""
@@ -137,8 +146,7 @@ class Calibration:
             change = changes.get(name, _no_change(len(seen.mean)))
             ranges[name] = seen.largest(change.shift, change.scale)
             moments[name] = seen.moments(change.shift, change.scale)
-        wanted = self._quantization.second_order and self._precision == "int8"
-        return _Prepared(changes, model, products, moments if wanted else {}, ranges)
+        return _Prepared(changes, model, products, moments if self._quantization.second_order else {}, ranges)
 
     def choose(self, held_out: CalibrationFeeds) -> Choice:
         """Let the masks of `held_out` decide between scales and calibrators, and what stays in float16.

@@ -22,6 +22,7 @@ import onnx
 import trt_sam
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
+from calibrators.floor import entropy_floor
 from calibrators.report import CalibrationReport
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
@@ -80,6 +81,8 @@ def quantize_decoder(
         work = Calibration(plain, calibration, quantization, options.precision, progress=stages)
         choice = None if held_out is None else work.choose(held_out)
         calibrators = work.calibrators(choice)
+        floor = entropy_floor(work, calibrators) if quantization.floor and quantization.calibrator == "entropy" else None
+        calibrators = calibrators if floor is None else floor.calibrators(calibrators)
         amax = work.ranges(calibrators)
         delivered = work.deliver(half, amax)
         _describe(delivered, calibration, held_out, quantization, calibrators, work.alpha)
@@ -107,6 +110,7 @@ def quantize_decoder(
             **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")},
         },
         choice=choice,
+        floor=floor,
         held_back=0 if judges is None else min(judges.num_images, TRIAL_IMAGES),
     )
 

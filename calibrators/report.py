@@ -13,6 +13,7 @@ from trt_sam.recipe import GraphOptions, QuantizationOptions
 
 if TYPE_CHECKING:
     from calibrators.auto import Choice
+    from calibrators.floor import Floor
     from calibrators.trials import Score
 
 __all__ = ["CalibrationReport", "TensorRange"]
@@ -66,6 +67,8 @@ class CalibrationReport:
     versions: Mapping[str, str]
     choice: Choice | None = field(default=None, repr=False)
     """What "auto" tried and decided."""
+    floor: Floor | None = field(default=None, repr=False)
+    """Which tensors entropy would have clipped, and whether it may; None where it was not asked."""
     held_back: int = 0
     """Images of `agreement` that nothing was calibrated on; 0 where it was measured on some of the calibration prompts."""
 

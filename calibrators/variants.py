@@ -1,8 +1,8 @@
 """Quantized variants of one decoder by name, such as "int8-entropy-A": what an accuracy table compares.
 
-A name is PRECISION-CALIBRATOR-TIERS, with "-plain" for neither shift nor scale nor second-order rounding. Statistics and
-histograms are collected once per set of tiers and precision and shared by all calibrators; "auto" has its own, without the
-images that it judges by.
+A name is PRECISION-CALIBRATOR-TIERS, with "-plain" for neither shift nor scale nor second-order rounding nor entropy's floor.
+Statistics and histograms are collected once per set of tiers and precision and shared by all calibrators; "auto" has its own,
+without the images that it judges by.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import onnx
 
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
+from calibrators.floor import entropy_floor
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES
 from trt_sam.errors import InputError
 from trt_sam.progress import Progress
@@ -35,7 +36,7 @@ class VariantName:
     calibrator: str
     tiers: tuple[str, ...]
     plain: bool = False
-    """Neither shift nor scale nor second-order rounding."""
+    """Neither shift nor scale nor second-order rounding nor entropy's floor."""
 
     def __str__(self) -> str:
         return f"{self.precision}-{self.calibrator}-{''.join(self.tiers)}{'-plain' if self.plain else ''}"
@@ -44,7 +45,9 @@ class VariantName:
     def quantization(self) -> QuantizationOptions:
         """As a recipe has it."""
         options = QuantizationOptions(calibrator=self.calibrator, tiers=self.tiers)
-        return dataclasses.replace(options, shift=False, smooth_alpha=None, second_order=False) if self.plain else options
+        if not self.plain:
+            return options
+        return dataclasses.replace(options, shift=False, smooth_alpha=None, second_order=False, floor=False)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,11 @@ def write_variants(
     for same in shared.values():
         calibration = Calibration(plain, feeds, same[0].quantization, same[0].precision, progress=tell)
         for name in same:
-            calibrators = {product.activation: name.calibrator for product in calibration.products}
-            yield _write(name, calibration, calibrators, half, folder, {})
+            calibrators, facts = {product.activation: name.calibrator for product in calibration.products}, {}
+            if name.calibrator == "entropy" and name.quantization.floor:
+                floor = entropy_floor(calibration, calibrators)
+                calibrators, facts = floor.calibrators(calibrators), {"floor": dataclasses.asdict(floor)}
+            yield _write(name, calibration, calibrators, half, folder, facts)
     for name in (each for each in names if each.calibrator == "auto"):
         used, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES)
         calibration = Calibration(plain, used, name.quantization, name.precision, progress=tell)

@@ -87,7 +87,9 @@ class QuantizationOptions:
     TOML has no null: there, 0 < alpha <= 1 or false for none.
     """
     second_order: bool = True
-    """Round int8 weights so that the products' outputs on the calibration data change least (GPTQ); false: to the nearest."""
+    """Round weights so that the products' outputs on the calibration data change least (GPTQ); false: to the nearest."""
+    floor: bool = True
+    """Let entropy clip a tensor only where the masks of images held back do not move; false: wherever its search says."""
     keep_fp16: tuple[str, ...] = ()
     """Groups of products that stay float16, as `trt-sam sensitivity` names them."""
     prompts_per_image: int = 16
@@ -107,7 +109,7 @@ class QuantizationOptions:
             )
         for tier in self.tiers:
             _check_choice("tier", tier, TIERS)
-        for name in ("shift", "second_order"):
+        for name in ("shift", "second_order", "floor"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
         if self.smooth_alpha is False:

@@ -210,6 +210,11 @@ def test_the_order_of_images_changes_no_range_and_progress_never_falls(tmp_path:
     assert first.tensors == second.tensors
     a, b = (onnx.load(tmp_path / name).graph for name in ("a.onnx", "b.onnx"))
     assert a.SerializeToString() == b.SerializeToString()
+    # The same again is the same file, with its record of what was calibrated on.
+    quantize(tmp_path / "c.onnx", calibration_feeds(images()[:3], options))
+    assert (tmp_path / "c.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
+    assert len(first.feeds["image_sha256"]) == 3
+    assert sum(first.feeds["shares"].values()) == pytest.approx(1)
     fractions = [fraction for fraction, _ in steps]
     assert fractions == sorted(fractions)
     assert steps[-1] == (1.0, "done")
@@ -239,6 +244,23 @@ def test_fp8_of_every_tier_with_masks_at_full_resolution(tmp_path: Path) -> None
     with OnnxRunner(tmp_path / "fp8.onnx") as runner:
         assert runner.options == options
         assert [spec.name for spec in runner.outputs] == ["masks", "low_res_masks", "iou_predictions", "mask_bits"]
+
+
+def test_entropy_clips_only_what_its_floor_lets_it(tmp_path: Path) -> None:
+    feeds = calibration_feeds(images(), FeedOptions(prompts_per_image=2))
+    plain = {"tiers": ("A",), "shift": False, "smooth_alpha": None, "second_order": False}
+    bare = quantize(tmp_path / "bare.onnx", feeds, **plain, floor=False)
+    report = quantize(tmp_path / "floor.onnx", feeds, **plain)
+    assert bare.floor is None
+    assert report.floor is not None
+    clipping = {row.tensor: row.amax for row in bare.tensors if row.amax < row.largest}
+    assert {row.tensor: row.amax for row in report.floor.rows} == clipping != {}
+    clipped = {row.tensor for row in report.floor.rows if row.clipped}
+    for row in report.tensors:
+        kept = row.tensor in clipped or row.tensor not in clipping
+        assert row.calibrator == ("entropy" if kept else "max")
+        assert row.amax < row.largest if row.tensor in clipped else row.amax >= row.largest
+    assert report.to_dict()["floor"]["rows"][0]["largest"] > 0
 
 
 def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from trt_sam.commands import calibrate
 from trt_sam.commands._calibration import calibration_recipe
 from trt_sam.errors import InputError
+from trt_sam.recipe import EngineRecipe
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -43,9 +44,7 @@ def test_bad_flags_are_told_before_anything_is_computed(tmp_path: Path, flags: t
 
 def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
     def chosen(*flags: str) -> tuple[str, str]:
-        parser = argparse.ArgumentParser()
-        calibrate.add_arguments(parser)
-        recipe = calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
+        recipe = recipe_of(*flags)
         assert recipe.graph.target == "gpu"
         return recipe.graph.precision, recipe.quantization.calibrator
 
@@ -53,6 +52,17 @@ def test_fp8_takes_max_unless_something_else_is_asked_for() -> None:
     assert chosen("--recipe", "standin") == ("int8", "auto")
     assert chosen("--precision", "fp8") == ("fp8", "max")
     assert chosen("--precision", "fp8", "--calibrator", "mse") == ("fp8", "mse")
+
+
+def test_the_floor_under_entropy_can_be_taken_away() -> None:
+    assert recipe_of().quantization.floor
+    assert not recipe_of("--calibrator", "entropy", "--no-floor").quantization.floor
+
+
+def recipe_of(*flags: str) -> EngineRecipe:
+    parser = argparse.ArgumentParser()
+    calibrate.add_arguments(parser)
+    return calibration_recipe(parser.parse_args(["--embeddings", "x", "--output", "x.onnx", *flags]))
 
 
 @pytest.mark.parametrize("flags", [("--output", "{file}/x.onnx"), ("--output", "{new}/x.onnx", "--json", "{file}/x.json")])

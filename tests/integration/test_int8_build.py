@@ -22,6 +22,12 @@ from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.quantize.share import Product, find_products, insert_qdq, precondition, quantization_share
 from trt_sam.recipe import TIERS, EngineRecipe, ShapeProfile
 
+TWINS = (
+    {"transformer.final_image.product/MatMul", "upscaling.first/MatMul"},
+    {"transformer.token_layers.0.product/MatMul", "transformer.token_layers.1.own/MatMul"},
+)
+"""Products that read one quantized tensor, and so become one kernel where both are quantized."""
+
 ONE_PROMPT = ShapeProfile(num_prompts=(1, 1, 1), num_points=(2, 2, 2), height=(1080, 1080, 1080), width=(1920, 1920, 1920))
 
 
@@ -68,7 +74,13 @@ def test_every_product_is_quantized_and_few_kernels_are_added(
     (summary,), (before,) = result.kernels, float16.kernels
     types = product_types(result.layers)
     assert {product.name: types.get(product.name) for product in products} == {product.name: (dtype,) for product in products}
-    others = {name for name in types if name.endswith("/MatMul")} - {product.name for product in products}
+    names = {product.name for product in products}
+    kernels = [set(layer.onnx_nodes) & names for layer in result.layers if layer.is_matrix_product and layer.reads(dtype)]
+    joined = [pair for pair in TWINS if pair in kernels]
+    # Blackwell's FP8 kernels are not joined.
+    assert joined == [pair for pair in TWINS if pair <= names and gpu != "12.0"]
+    assert len(kernels) == summary.int8_products + summary.fp8_products == len(products) - len(joined)
+    others = {name for name in types if name.endswith("/MatMul")} - names
     assert {types[name] for name in others} <= {("Half",)}
     assert summary.kernels <= before.kernels + allowed
     assert summary.fused_attentions == before.fused_attentions == 7

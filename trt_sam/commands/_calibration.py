@@ -42,6 +42,9 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool
     add_random_prompts_argument(parser)
     parser.add_argument("--calibrator", choices=CALIBRATORS, help="how ranges are chosen (default: auto; max for fp8)")
     parser.add_argument(
+        "--no-floor", action="store_true", help="let entropy clip wherever it says, and not only where masks do not move"
+    )
+    parser.add_argument(
         "--tiers", metavar="LIST", help=f"products to quantize, of {','.join(TIERS)} (default A: the image side)"
     )
 
@@ -65,6 +68,8 @@ def calibration_recipe(args: argparse.Namespace) -> EngineRecipe:
     }
     if args.tiers is not None:
         changes["tiers"] = tuple(part.strip() for part in args.tiers.split(","))
+    if args.no_floor:
+        changes["floor"] = False
     if recipe.graph.precision == "fp8" and args.recipe is None:
         # FP8 has finer steps for small values, so clipping large ones gains nothing.
         changes.setdefault("calibrator", "max")

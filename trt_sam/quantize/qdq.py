@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from trt_sam._lazy import require
 from trt_sam.errors import CalibrationError, GraphError, RecipeError
 from trt_sam.graph.metadata import options_entry, recorded_options
 from trt_sam.quantize.constants import replace_nodes
+from trt_sam.quantize.formats import FORMATS, NumberFormat
 from trt_sam.quantize.products import Product
 from trt_sam.quantize.rounding import InputMoments, round_second_order
 
@@ -38,17 +38,6 @@ __all__ = ["insert_qdq"]
 Array = npt.NDArray[Any]
 _FLOAT16_ROOM = 60000.0
 """What a product's sums may reach in float16 in the worst case, all products at their largest and of one sign."""
-
-
-@dataclass(frozen=True)
-class _Format:
-    onnx_type: str
-    largest: float
-    power: int
-    """Two to this power is the scale of all weights, if sums have room; about 1 / largest, so that `columns` is about |w|."""
-
-
-_FORMATS = {"int8": _Format("INT8", 127.0, -7), "fp8": _Format("FLOAT8E4M3FN", 448.0, -9)}
 
 
 def insert_qdq(
@@ -69,7 +58,7 @@ def insert_qdq(
         products: of `find_products` or `precondition`.
         amax: by activation tensor, the |value| that becomes the largest quantized one (127 or 448); beyond it is clipped.
         precision: "int8", or "fp8" (E4M3).
-        moments: by activation tensor: int8 weights that read it are rounded by them (`rounding.round_second_order`), and their
+        moments: by activation tensor: weights that read it are rounded by them (`rounding.round_second_order`), and their
             bias makes good for what the rounding does to the mean; all others are rounded to the nearest.
 
     Raises:
@@ -78,8 +67,8 @@ def insert_qdq(
         GraphError: the products are not of this graph, or a weight is not finite.
     """
     onnx = require("onnx", "to quantize a graph")
-    if precision not in _FORMATS:
-        raise RecipeError(f"precision is {precision!r}, must be one of {', '.join(_FORMATS)}")
+    if precision not in FORMATS:
+        raise RecipeError(f"precision is {precision!r}, must be one of {', '.join(FORMATS)}")
     for activation in dict.fromkeys(product.activation for product in products):
         if activation not in amax:
             raise CalibrationError(f"no range for {activation!r}; calibrate the graph with these products")
@@ -87,7 +76,7 @@ def insert_qdq(
             raise CalibrationError(f"the range of {activation!r} is {amax[activation]}, must be a positive number")
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    writer = _Writer(quantized.graph, _FORMATS[precision], moments or {})
+    writer = _Writer(quantized.graph, FORMATS[precision], moments or {})
     by_name = {product.name: product for product in products}
     nodes: list[Any] = []
     for node in quantized.graph.node:
@@ -104,7 +93,7 @@ def insert_qdq(
 class _Writer:
     """Adds to a graph what its products need; the nodes are returned, in order, for the caller to place."""
 
-    def __init__(self, graph: onnx.GraphProto, form: _Format, moments: Mapping[str, InputMoments]) -> None:
+    def __init__(self, graph: onnx.GraphProto, form: NumberFormat, moments: Mapping[str, InputMoments]) -> None:
         self._onnx = require("onnx", "to quantize a graph")
         self._graph, self._form, self._moments = graph, form, moments
         self._kind = getattr(self._onnx.TensorProto, form.onnx_type)
@@ -122,7 +111,7 @@ class _Writer:
         moments, corrected = self._moments.get(product.activation), self._bias_of_its_own(product)
         second = None if moments is None else moments.covariance if corrected else moments.about_zero
         stored, power, columns = _split(weight, amax, self._form, second)
-        if moments is not None and corrected is not None and self._form.onnx_type == "INT8":
+        if moments is not None and corrected is not None:
             lost = weight.astype(np.float64) - stored * (float(power) * columns.astype(np.float64))
             self._correct(corrected, moments.mean @ lost)
         name, result = product.name, node.output[0]
@@ -173,7 +162,7 @@ class _Writer:
         return name
 
 
-def _split(weight: Array, amax: float, form: _Format, moments: Array | None) -> tuple[Array, Array, Array]:
+def _split(weight: Array, amax: float, form: NumberFormat, moments: Array | None) -> tuple[Array, Array, Array]:
     """Levels, power [] and columns [outputs] of a weight [channels, outputs], so that their product is about the weight."""
     worst = amax * form.largest * weight.shape[0]
     exponent = min(form.power, math.floor(math.log2(_FLOAT16_ROOM / worst)))
@@ -182,10 +171,9 @@ def _split(weight: Array, amax: float, form: _Format, moments: Array | None) -> 
     columns = np.where(largest == 0, np.ones((), weight.dtype), _positive(largest / form.largest / 2.0**exponent, weight.dtype))
     # By the scales as they were rounded, so that their rounding costs range and no accuracy.
     levels = np.clip(weight / (columns.astype(np.float64) * float(power)), -form.largest, form.largest)
-    if form.onnx_type != "INT8":
-        return levels, power, columns
-    rounded = np.rint(levels) if moments is None else round_second_order(levels, moments, amax / form.largest, form.largest)
-    return rounded, power, columns
+    if moments is None:
+        return form.nearest(levels), power, columns
+    return round_second_order(levels, moments, form.noise(np.diag(moments), amax), form.nearest), power, columns
 
 
 def _positive(values: Array, dtype: npt.DTypeLike) -> Array:

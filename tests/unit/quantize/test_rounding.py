@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
+from trt_sam.quantize.formats import FORMATS
 from trt_sam.quantize.rounding import InputMoments, round_second_order
 
 CHANNELS, OUTPUTS = 48, 20
+INT8, FP8 = FORMATS["int8"].nearest, FORMATS["fp8"].nearest
+
+
+def noise(step: float) -> np.ndarray:
+    return np.full(CHANNELS, step * step / 12)
 
 
 def inputs() -> np.ndarray:
@@ -20,7 +27,7 @@ def levels() -> np.ndarray:
 
 def test_outputs_change_less_than_with_the_nearest() -> None:
     x, wanted = inputs(), levels()
-    rounded = round_second_order(wanted, np.cov(x.T), step=0.01, largest=127)
+    rounded = round_second_order(wanted, np.cov(x.T), noise(0.01), INT8)
     assert np.array_equal(rounded, np.rint(rounded))
     centred = x - x.mean(axis=0)
     lost = [float(np.square(centred @ (wanted - other)).mean()) for other in (rounded, np.rint(wanted))]
@@ -29,13 +36,30 @@ def test_outputs_change_less_than_with_the_nearest() -> None:
 
 def test_inputs_that_do_not_correlate_are_rounded_to_the_nearest() -> None:
     wanted = levels()
-    assert np.array_equal(round_second_order(wanted, np.diag(np.arange(1.0, CHANNELS + 1)), 0.01, 127), np.rint(wanted))
+    moments = np.diag(np.arange(1.0, CHANNELS + 1))
+    assert np.array_equal(round_second_order(wanted, moments, noise(0.01), INT8), np.rint(wanted))
+
+
+def test_fp8_outputs_change_less_too_and_its_numbers_are_e4m3() -> None:
+    x, wanted = inputs(), levels()
+    rounded = round_second_order(wanted, np.cov(x.T), noise(0.01), FP8)
+    assert np.array_equal(rounded, rounded.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64))
+    centred = x - x.mean(axis=0)
+    lost = [float(np.square(centred @ (wanted - other)).mean()) for other in (rounded, FP8(wanted))]
+    assert lost[0] < 0.5 * lost[1]
+
+
+def test_the_nearest_e4m3_is_what_a_cast_gives() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(size=5000) * 2.0**power for power in range(-12, 10, 2)])
+    values = np.clip(np.append(values, [0.0, 448, -448, 2.0**-10, 3 * 2.0**-10]), -448, 448).astype(np.float32)
+    cast = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    assert np.array_equal(FP8(values.astype(np.float64)), cast)
 
 
 def test_levels_stay_in_range_and_a_dead_channel_is_no_trouble() -> None:
     x = inputs()
     x[:, 3] = 0
-    rounded = round_second_order(levels() * 30, np.cov(x.T), step=0.0, largest=127)
+    rounded = round_second_order(levels() * 30, np.cov(x.T), noise(0.0), INT8)
     assert np.abs(rounded).max() == 127
     assert np.isfinite(rounded).all()
 
