@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVICES := .venv-services
 # Two processes of one thread each: much of a test is Python, and two thread pools on two cores spoil each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo test test-all test-gpu bench-gpu lint types check clean
+SERVICE_TESTS := TRT_SAM_PYTHON=$(abspath $(BIN)/python) $(SERVICES)/bin/python -m pytest tests/services --confcutdir=tests/services
+
+.PHONY: install demo test test-services test-load test-all test-gpu bench-gpu lint types check clean
 
 install: $(STAMP)
 
@@ -22,6 +25,20 @@ demo: install
 
 test: install
 	$(PYTEST) -m "not slow and not gpu"
+
+# A real service, a real browser, tritonclient and a fuzzer, in an environment of their own.
+test-services: install $(SERVICES)/.installed
+	$(SERVICE_TESTS) -m "not slow"
+
+# Fifty users for ten minutes.
+test-load: install $(SERVICES)/.installed
+	$(SERVICE_TESTS) -m slow
+
+$(SERVICES)/.installed: tests/services/requirements.txt scripts/install_chromium.sh
+	sh scripts/install_chromium.sh
+	test -x $(SERVICES)/bin/python || $(PYTHON) -m venv $(SERVICES)
+	$(SERVICES)/bin/python -m pip install -q --disable-pip-version-check -r tests/services/requirements.txt
+	touch $@
 
 test-all: install
 	$(PYTEST) -m "not gpu"
@@ -42,4 +59,4 @@ types: install
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) $(SERVICES) build dist demo *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,13 @@ def run_server(
         raise InputError(f"cannot listen on {host} port {port}; take another --port") from None
     if listening is not None:
         listening(*sockets[0].getsockname()[:2])
-    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after a graceful end
-        server.run(sockets)
+    # uvicorn raises the signal again after its graceful end, which is none if the process dies of it.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def server_of(app: Edge, settings: ServeSettings, host: str, port: int) -> uvicorn.Server:
