@@ -6,9 +6,21 @@ Importing this loads no torch, tensorrt, pycuda or onnxruntime: public names com
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_sam.errors import TrtSamError
+
+if TYPE_CHECKING:  # what type checkers know of the names below
+    from trt_sam.engine.engine_set import build_set as build_set
+    from trt_sam.graph.export import export_decoder as export_decoder
+    from trt_sam.masks.generator import AutomaticMaskGenerator as AutomaticMaskGenerator
+    from trt_sam.model.checkpoint import load_checkpoint as load_checkpoint
+    from trt_sam.recipe import EngineRecipe as EngineRecipe
+    from trt_sam.recipe import load_recipe as load_recipe
+    from trt_sam.runner import DecoderRunner as DecoderRunner
+    from trt_sam.runner import RunnerPool as RunnerPool
+    from trt_sam.runtime.onnx_runner import OnnxRunner as OnnxRunner
+    from trt_sam.runtime.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
 

@@ -130,7 +130,7 @@ def test_out_of_memory_is_said_and_a_new_runner_works(fp16: Path) -> None:
 def test_the_next_call_waits_for_torch_to_read_the_last_masks(runner: Any) -> None:
     first, second = clicks(1, 3, 2), clicks(2, 3, 2)
     wanted = runner.decode(*first, masks="all", copy=True).masks
-    slots = 2 * len(runner._slots)
+    slots = 2 * len(runner._core.slots)
     side = torch.cuda.Stream()
     for _ in range(5):
         with torch.cuda.stream(side):

@@ -76,11 +76,13 @@ class EngineSide:
 
     def call(self) -> Outputs:
         found = self._runner.decode(*self._clicks, masks="all", **self._asked)
+        assert found.low_res_masks is not None, "only bits come without logits"
         return found.low_res_masks, found.iou_predictions
 
     def call_best(self) -> Outputs:
         """As `call`, with the best mask of each prompt [num_prompts, 1, 256, 256] and its score [num_prompts, 1]."""
         found = self._runner.decode(*self._clicks, masks="best", **self._asked)
+        assert found.low_res_masks is not None, "only bits come without logits"
         return found.low_res_masks, found.iou_predictions
 
     def device_ms(self, count: int) -> list[float] | None:

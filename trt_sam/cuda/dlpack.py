@@ -76,8 +76,9 @@ class Lender(Protocol):
     closed: bool
     owner: Callable[[], object]
     """Gives what must not be dropped while the lender is used."""
-    readers: set[int]
-    """Handles of the streams that the lender must wait for before it writes again."""
+
+    def lent_to(self, reader: int) -> None:
+        """A stream, by its handle, reads from now on: the lender waits for it before it writes again."""
 
 
 class DeviceArray:
@@ -140,7 +141,7 @@ class DeviceArray:
                 reader = stream or _LEGACY_STREAM
                 with slot.device.active():
                     order(slot.stream.handle, reader)
-                slot.readers.add(reader)
+                slot.lent_to(reader)
         del owner
         at = _allocate(ctypes.sizeof(_Lent))
         if not at:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypedDict
 
-__all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded"]
+from trt_sam.cuda.dlpack import DeviceArray
+from trt_sam.runtime.decoded import PACKED, Bits, Decoded
 
-PACKED = "packed"
-"""Of `bits`: as the graph's `mask_bits` are."""
+__all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "DecodedOnDevice", "OpenOptions", "RunnerOptions"]
+
 EVERY_OUTPUT = "every output"
 """Of `masks`: what `run` asks for."""
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The keywords of `DecoderRunner`, explained there."""
+
+    in_flight: int
+    image_bytes: int
+    graphs: bool
+    prompt_buckets: Sequence[int] | None
+    point_buckets: Sequence[int] | None
+    wait: Literal["auto", "block"]
+
+
+class OpenOptions(RunnerOptions, total=False):
+    """Those of `DecoderRunner.open`, but for the device."""
+
+    role: str | None
+    runtime_cache: bool
 
 
 @dataclass(frozen=True)
@@ -24,7 +44,7 @@ class Call:
     """"corners" of a box, the "not a point" after clicks, or "" where the caller's tokens are all."""
     masks: str
     """"best", "all", "device" or EVERY_OUTPUT."""
-    bits: bool | str = False
+    bits: Bits = False
     """Bool masks instead of logits, or PACKED."""
     with_mask: bool = False
     """Whether an earlier mask comes with the prompts."""
@@ -36,19 +56,9 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Results of a call: numpy views of page-locked memory, or `DeviceArray`s. Valid until the slot's next use."""
+class DecodedOnDevice:
+    """Results that stay on the GPU, valid until the slot's next use; shapes and dtypes as `Decoded`'s, of all masks."""
 
-    masks: Any
-    """[num_prompts, num_masks, height, width]: logits in the graph's dtype, or bool; the low-resolution ones, 256 x 256, where
-    the graph gives no others. Packed bits are uint8 [num_prompts, num_masks, height, ceil(width / 8)]."""
-    iou_predictions: Any
-    """float32 [num_prompts, num_masks]."""
-    low_res_masks: Any
-    """Logits [num_prompts, num_masks, 256, 256] in the graph's dtype; None where bits alone were copied from the GPU."""
-
-    def copy(self) -> Decoded:
-        """The same in memory of its own."""
-        low_res = None if self.low_res_masks is None else self.low_res_masks.copy()
-        same = self.masks is self.low_res_masks
-        return Decoded(low_res if same else self.masks.copy(), self.iou_predictions.copy(), low_res)
+    masks: DeviceArray
+    iou_predictions: DeviceArray
+    low_res_masks: DeviceArray

@@ -10,14 +10,14 @@ lock by whoever waits for it, and the images' by whoever waits for an upload. Ta
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import threading
-import time
+import sys
+import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, get_args, overload
 
 import numpy.typing as npt
 
@@ -25,7 +25,9 @@ from trt_sam.contract import EMBEDDING_BYTES, TensorSpec
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
-from trt_sam.runner.call import Decoded
+from trt_sam.runner.call import Decoded, DecodedOnDevice, RunnerOptions
+from trt_sam.runner.core import Core
+from trt_sam.runner.dispatch import Dispatch
 from trt_sam.runner.engine import Engine, Limits
 from trt_sam.runner.image_calls import ImageCalls
 from trt_sam.runner.images import Images
@@ -34,22 +36,22 @@ from trt_sam.runner.lease import Lease
 from trt_sam.runner.many import decode_many
 from trt_sam.runner.open import open_engines
 from trt_sam.runner.plan import Plan
-from trt_sam.runner.prompts import CallMaker, Kind, Known, Prompts
+from trt_sam.runner.prompts import CallMaker, Prompts
 from trt_sam.runner.slot import Slot
 from trt_sam.runner.submission import Submission
+from trt_sam.runtime.decoded import Asked, Bits, Masks, Numbers
+from trt_sam.runtime.given import rows_of_prompts
 from trt_sam.runtime.interface import as_given
 
 __all__ = ["DecoderRunner"]
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
 
 _WAITS = ("auto", "block")
-_NOTHING = contextlib.nullcontext()
-_POLL_SECONDS = 0.001
-"""Between two looks at the slots that a warm-up waits for."""
 
 
-class DecoderRunner(ImageCalls):
+class DecoderRunner:
     """Runs decoder engines on a GPU. Any thread may call it.
 
     Args:
@@ -78,11 +80,12 @@ class DecoderRunner(ImageCalls):
         graphs: bool = True,
         prompt_buckets: Sequence[int] | None = None,
         point_buckets: Sequence[int] | None = None,
-        wait: str = "auto",
+        wait: Literal["auto", "block"] = "auto",
     ) -> None:
         engines = [engine] if isinstance(engine, Engine) else engine
-        super().__init__(engines, device)
-        self._warming = threading.Lock()
+        self._core = core = Core(engines, device)
+        self._images = ImageCalls(core)
+        self._dispatch = Dispatch(core, self._images.uploading)
         # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
         widest = max(engines, key=lambda e: len(e.inputs))
         self.inputs: tuple[TensorSpec, ...] = widest.inputs
@@ -95,13 +98,11 @@ class DecoderRunner(ImageCalls):
                 )
             if wait not in _WAITS:
                 raise ContractError(f"wait is {wait!r}, must be one of {', '.join(_WAITS)}")
-            self._calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
+            core.calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
+            slots = (Slot(device, engines, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
             with device.active():
-                self._slots.extend(Slot(device, engines, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
-                self._images = Images(device, image_bytes // EMBEDDING_BYTES, functools.partial(_pending_events, self._slots))
-            for slot in self._slots:
-                slot.owner = weakref.ref(self)
-                self._free.put(slot)
+                pending = functools.partial(_marks, core.slots)
+                core.furnish(slots, lambda: Images(device, image_bytes // EMBEDDING_BYTES, pending), weakref.ref(self))
         except BaseException:
             self.close()
             raise
@@ -114,7 +115,7 @@ class DecoderRunner(ImageCalls):
         role: str | None = None,
         device: int = 0,
         runtime_cache: bool = True,
-        **options: Any,
+        **options: Unpack[RunnerOptions],
     ) -> Self:
         """Open the engine set in `folder` (or of a manifest file) on GPU number `device`.
 
@@ -123,7 +124,7 @@ class DecoderRunner(ImageCalls):
             role: of the one graph to open; None opens the decoder, and the one that takes a mask where the set has it.
             device: number of the GPU.
             runtime_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
-            options: as the class takes them.
+            options: as the class takes them (`in_flight`, `image_bytes`, `graphs`, `prompt_buckets`, `point_buckets`, `wait`).
 
         Raises:
             MissingDependencyError: PyCUDA, or the TensorRT that built the set, is not installed.
@@ -138,33 +139,138 @@ class DecoderRunner(ImageCalls):
             gpu.close()
             raise
 
+    @property
+    def closed(self) -> bool:
+        """Closed by `close`, or by a failure after which the GPU's context cannot be used."""
+        return self._core.closed
+
+    @property
+    def image_id(self) -> int:
+        """0 before the first `set_image`, then the number of the current image."""
+        return self._images.image_id
+
+    @property
+    def graphs_held(self) -> int:
+        """CUDA graphs recorded so far, over all slots."""
+        return self._core.graphs_held
+
+    @property
+    def images_held(self) -> int:
+        """Images whose embedding is on the GPU now."""
+        return self._core.images_held
+
+    def set_image(self, image: Any) -> None:
+        """Keep an embedding float32 [1, 256, 64, 64] on the GPU for the calls that follow; its number is then `image_id`.
+
+        A numpy array is checked, and copied through page-locked memory. Whatever offers DLPack or `__cuda_array_interface__` on
+        this GPU (a torch CUDA tensor) is copied there and never seen by the host, so it is not looked through for NaN. It must
+        be contiguous float32: nothing is converted on the GPU. When this returns, the source may change or go.
+
+        Raises:
+            ContractError: another dtype, shape, layout or GPU, a value that is not finite, or a source that was freed.
+            InferenceError: CUDA failed, or the runner is closed.
+        """
+        self._images.set(image)
+
+    def add_image(self, image: Any) -> int:
+        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
+        return self._images.add(image)
+
+    def use_image(self, image: int) -> None:
+        """Make an image that is held the current one; raises ContractError where it is not held any more."""
+        self._images.use(image)
+
+    def drop_image(self, image: int) -> None:
+        """Forget an image; its memory serves the next one. Nothing happens where it is not held."""
+        self._images.drop(image)
+
+    @overload
     def decode(
-        self, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
-    ) -> Decoded:
-        """Decode prompts on the current image, and wait. Arguments and errors are those of `submit`; and `copy=True` gives
-        results that belong to the caller.
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        copy: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Decoded: ...
+
+    @overload
+    def decode(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Literal["device"],
+        copy: bool = False,
+        **asked: Unpack[Asked],
+    ) -> DecodedOnDevice: ...
+
+    def decode(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks | Literal["device"] = "best",
+        copy: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Decoded | DecodedOnDevice:
+        """Decode prompts on an image, and wait. Arguments and errors are those of `submit`; and `copy=True` gives results that
+        belong to the caller.
 
         Returns views of the slot's memory, valid until its next use: until the next call where `in_flight` is 1, or `in_flight`
         calls later. Where several threads call, take `copy=True`.
         """
-        copy = asked.pop("copy", False)
-        self._check_open()
-        with self._device.active():  # once, where `submit` and `result` would switch to it and back each
-            return self.submit(points, labels, boxes, mask_input, **asked).result(copy=copy)
+        core = self._core
+        core.check_open()
+        with core.device.active():  # once, where `submit` and `result` would switch to it and back each
+            prompts, image, timeout = self._prompts(points, labels, boxes, mask_input, masks, **asked)
+            found: Decoded | DecodedOnDevice = self._submit(prompts, image, timeout).result(copy=copy)
+            return found
+
+    @overload
+    def submit(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        **asked: Unpack[Asked],
+    ) -> Submission[Decoded]: ...
+
+    @overload
+    def submit(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Literal["device"],
+        **asked: Unpack[Asked],
+    ) -> Submission[DecodedOnDevice]: ...
 
     def submit(
         self,
-        points: Any = None,
-        labels: Any = None,
-        boxes: Any = None,
-        mask_input: Any = None,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
         *,
         image: int | None = None,
-        masks: str = "best",
-        bits: bool | str = False,
+        masks: Masks | Literal["device"] = "best",
+        bits: Bits = False,
         image_size: tuple[int, int] | None = None,
         timeout: float | None = None,
-    ) -> Submission:
+    ) -> Submission[Decoded] | Submission[DecodedOnDevice]:
         """Queue prompts, and return at once.
 
         Args:
@@ -185,11 +291,20 @@ class DecoderRunner(ImageCalls):
             InferenceError: no slot became free, execution failed (the message says so if that closed the runner), or the runner
                 is closed.
         """
-        prompts = self._calls.prompts(points, labels, boxes, mask_input, masks, bits=bits, image_size=image_size)
-        return self._submit(prompts, self._current if image is None else image, timeout)
+        prompts, number, timeout = self._prompts(
+            points, labels, boxes, mask_input, masks, image=image, bits=bits, image_size=image_size, timeout=timeout
+        )
+        return self._submit(prompts, number, timeout)
 
     def decode_many(
-        self, points: Any = None, labels: Any = None, boxes: Any = None, mask_input: Any = None, **asked: Any
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        **asked: Unpack[Asked],
     ) -> Decoded:
         """As `decode`, for any number of prompts: in calls of at most the profile's maximum, overlapping as far as slots allow.
 
@@ -198,7 +313,15 @@ class DecoderRunner(ImageCalls):
         Raises:
             ContractError, InferenceError: as `submit`.
         """
-        return decode_many(self.submit, self._calls, points, labels, boxes, mask_input, {"image": self._current, **asked})
+        if masks not in get_args(Masks):
+            raise ContractError(
+                f"masks is {masks!r}; decode_many gathers results on the host: use submit for any on the device"
+            )
+        count, tokens, given = rows_of_prompts(points, labels, boxes, mask_input)
+        most = self.most_prompts(tokens, with_mask=mask_input is not None, image_size=asked.get("image_size"))
+        timeout = asked.pop("timeout", None)
+        asked.setdefault("image", self.image_id)
+        return decode_many(functools.partial(self.submit, masks=masks, **asked), given, count, most, timeout)
 
     def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
         """Largest number of prompts that one call takes, of `num_tokens` each: points, and two corners or one "not a point".
@@ -206,7 +329,7 @@ class DecoderRunner(ImageCalls):
         Raises:
             InferenceError: the runner is closed.
         """
-        return self._calls.most_prompts(num_tokens, with_mask=with_mask, image_size=image_size)
+        return self._core.calls.most_prompts(num_tokens, with_mask=with_mask, image_size=image_size)
 
     def run(self, feed: Mapping[str, Array], *, copy: bool = True) -> dict[str, Array]:
         """Run one feed, as `trt_sam.runtime.interface.Runner.run`.
@@ -224,13 +347,11 @@ class DecoderRunner(ImageCalls):
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed (the message says so if that closed the runner), or the runner is closed.
         """
-        self._check_open()
-        checked = self._calls.feed(feed, has_image=self._current > 0)
 
         def read(plan: Plan) -> dict[str, Array]:
             return {name: as_given(array, copy=True) if copy else array for name, array in plan.outputs().items()}
 
-        return self._submit(checked.prompts, self._current, None, checked.embedding).collect(read)
+        return self._collect(feed, read)
 
     def device_times(self, feed: Mapping[str, Array], count: int) -> list[float]:
         """Run one feed `count` times (after some that do not count) and time the inference alone, without copies.
@@ -242,13 +363,7 @@ class DecoderRunner(ImageCalls):
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed, or the runner is closed.
         """
-        self._check_open()
-        checked = self._calls.feed(feed, has_image=self._current > 0)
-
-        def read(plan: Plan) -> list[float]:
-            return plan.device_times(count)
-
-        return self._submit(checked.prompts, self._current, None, checked.embedding, alone=True).collect(read)
+        return self._collect(feed, lambda plan: plan.device_times(count), alone=True)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None, *, image_size: tuple[int, int] | None = None) -> None:
         """Make what first calls would make: in every slot contexts, compiled kernels, CUDA graphs, each run once; and the
@@ -263,90 +378,69 @@ class DecoderRunner(ImageCalls):
             ContractError: a size beyond the engine's profiles.
             InferenceError: TensorRT or CUDA failed, or the runner is closed.
         """
-        self._check_open()
-        kinds = self._calls.warm_up_kinds(None if sizes is None else list(sizes), image_size)
-        with self._warming:
-            cold = set(self._slots)
-            while cold:
-                # One slot at a time: whoever holds some and waits for the rest could wait for a caller who does the same.
-                lease = Lease(self._free)
-                try:
-                    slot = self._take(lease, None)
-                    warm = slot not in cold
-                    if not warm:
-                        self._warm(lease, slot, kinds)
-                        cold.discard(slot)
-                finally:
-                    lease.give_back()
-                if warm:
-                    time.sleep(_POLL_SECONDS)
-        with self._lock:
-            with self._device.active():
-                self._open_images().allocate()
-            self._save_runtime_caches()
+        self._core.check_open()
+        self._dispatch.warm_up(self._core.calls.warm_up_kinds(None if sizes is None else list(sizes), image_size))
 
-    def _warm(self, lease: Lease, slot: Slot, kinds: list[tuple[Kind, Known]]) -> None:
+    def close(self) -> None:
+        """Free everything; safe to call again. A wait under way on another thread ends first; other results are lost.
+
+        A runner that is dropped is closed too, with a ResourceWarning; one that is open when Python exits, without.
+        """
+        self._core.close()
+
+    def __del__(self) -> None:
+        if not hasattr(self, "_core") or self._core.closed or sys.is_finalizing():
+            return
         try:
-            for kind, known in kinds:
-                with self._lock:
-                    self._check_open()
-                    with self._device.active():
-                        slot.begin()
-                        plan = self._calls.plan(slot, kind, known)
-                        if (plan.call.masks, plan.call.bits) == ("all", False):  # the others share its inference
-                            plan.rehearse()
-                with slot.lock:
-                    self._check_open()
-                    with self._device.active():
-                        slot.wait()
-        except BaseException as error:
-            self._give_back(lease, error)
-            raise
+            warnings.warn(f"a {type(self).__name__} was dropped without close()", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self.close()
 
-    def _submit(
-        self, prompts: Prompts, image: int, timeout: float | None, embedding: Array | None = None, *, alone: bool = False
-    ) -> Submission:
-        """Queue a call; with `alone` its inference is also recorded without copies."""
-        lease = Lease(self._free)
-        try:
-            slot = self._take(lease, timeout)
-            with _NOTHING if embedding is None else self._uploading, self._lock:
-                try:
-                    plan = self._queue(slot, prompts, image, embedding, alone=alone)
-                except BaseException as error:
-                    self._failed(lease, error)
-                    raise
-            return Submission(lease, plan, self._give_back)
-        except BaseException:
-            lease.give_back()
-            raise
+    def __enter__(self) -> Self:
+        return self
 
-    def _queue(self, slot: Slot, prompts: Prompts, image: int, embedding: Array | None, *, alone: bool) -> Plan:
-        images = self._open_images()
-        with self._device.active():
-            if slot.readers:
-                slot.begin()
-            plan = self._calls.plan(slot, prompts.kind, prompts.known)
-            if alone:
-                plan.program.record()
-            prompts.fill(plan)
-            if embedding is not None:
-                slot.image = None
-                images.upload(embedding, slot.embedding.address)
-                plan.launch(None, 0)
-            elif image == 0:
-                raise ContractError("there is no image; call set_image before")
-            else:
-                plan.launch(image, images.address(image))
-        return plan
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _prompts(
+        self,
+        points: Numbers,
+        labels: Numbers,
+        boxes: Numbers,
+        mask_input: Numbers,
+        masks: str,
+        *,
+        image: int | None = None,
+        bits: Bits = False,
+        image_size: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Prompts, int, float | None]:
+        """A call's prompts, the number of its image, and how long it may wait for a slot."""
+        calls = self._core.calls
+        prompts = calls.prompts(points, labels, boxes, mask_input, masks, bits=bits, image_size=image_size)
+        return prompts, self.image_id if image is None else image, timeout
+
+    def _submit(self, prompts: Prompts, image: int, timeout: float | None) -> Submission[Any]:
+        return self._dispatch.submit(prompts, image, timeout, self._give_back)
+
+    def _collect(self, feed: Mapping[str, Array], read: Callable[[Plan], Result], *, alone: bool = False) -> Result:
+        """Run a feed, and give what `read` gives of its plan."""
+        core = self._core
+        core.check_open()
+        checked = core.calls.feed(feed, has_image=self.image_id > 0)
+        submission = self._dispatch.submit(
+            checked.prompts, self.image_id, None, self._give_back, embedding=checked.embedding, alone=alone
+        )
+        return submission.collect(read)
+
+    def _give_back(self, lease: Lease, error: BaseException | None) -> None:
+        """Of the runner, not the core: a call that is under way keeps its runner from being dropped."""
+        self._core.give_back(lease, error)
 
 
-def _pending_events(slots: Sequence[Slot]) -> list[Event]:
-    """After which nothing that is queued now reads resident images any more; under the runner's lock.
+def _marks(slots: Sequence[Slot]) -> list[Event]:
+    """Events after which nothing that is queued now reads resident images any more; under the core's lock.
 
     Of slots, not of the runner: the images would hold their runner, and one that is dropped would not be closed at once.
     """
-    pending = [slot for slot in slots if slot.pending]
-    for slot in pending:
-        slot.event.record(slot.stream)
-    return [slot.event for slot in pending]
+    return [mark for slot in slots if (mark := slot.mark()) is not None]

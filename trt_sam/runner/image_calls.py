@@ -1,87 +1,76 @@
-"""The part of a runner that its callers hand images to."""
+"""The images of a runner, as its callers hand them over."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
-from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import is_on_device, on_host
 from trt_sam.errors import ContractError
-from trt_sam.runner.engine import Engine
-from trt_sam.runner.lifecycle import Lifecycle
+from trt_sam.runner.core import Core
 from trt_sam.runtime.interface import checked_embedding
 
 __all__ = ["ImageCalls"]
 
 
-class ImageCalls(Lifecycle):
-    """`DecoderRunner`'s images; arguments as `Lifecycle`."""
+class ImageCalls:
+    """Images of a runner: brought, made the current one, dropped; by any thread. The methods are the runner's."""
 
-    def __init__(self, engines: list[Engine], device: Device) -> None:
-        super().__init__(engines, device)
+    def __init__(self, core: Core) -> None:
+        self._core = core
         self.image_id = 0
-        """0 before the first `set_image`, then the number of the current image."""
-        self._uploading = threading.Lock()
-        """Held while an image is brought to the GPU, taken before the runner's lock: there is one staging memory."""
+        """0 before the first `set`, then the number of the current image."""
+        self.uploading = threading.Lock()
+        """Held while an image is brought to the GPU, taken before the core's lock: there is one staging memory."""
         self._last_image = 0
-        self._current = 0
 
-    def set_image(self, embedding: Any) -> None:
-        """Keep `embedding` float32 [1, 256, 64, 64] on the GPU for the calls that follow; its number is then `image_id`.
+    def set(self, image: Any) -> None:
+        """Bring an image, and make it the current one."""
+        self.image_id = self.add(image)
 
-        A numpy array is checked, and copied through page-locked memory. Whatever offers DLPack or `__cuda_array_interface__` on
-        this GPU (a torch CUDA tensor) is copied there and never seen by the host, so it is not looked through for NaN. It must
-        be contiguous float32: nothing is converted on the GPU. When this returns, the source may change or go.
-
-        Raises:
-            ContractError: another dtype, shape, layout or GPU, a value that is not finite, or a source that was freed.
-            InferenceError: CUDA failed, or the runner is closed.
-        """
-        self._current = self.image_id = self.add_image(embedding)
-
-    def add_image(self, embedding: Any) -> int:
-        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
+    def add(self, embedding: Any) -> int:
+        """Bring an embedding to the GPU, and give its number; see `DecoderRunner.set_image`."""
+        core = self._core
         checked = embedding if is_on_device(embedding) else checked_embedding(on_host(embedding, "image_embeddings"))
-        images = self._open_images()
-        with self._uploading:
+        images = self._core.open_images()
+        with self.uploading:
             buffer = None
             try:
                 # Calls on images that are there go on while this one waits for its producer.
                 with images.lock:
-                    self._check_open()
-                    with self._device.active():
+                    core.check_open()
+                    with core.device.active():
                         source = images.source(checked)
-                with self._lock:
-                    self._check_open()
-                    with self._device.active():
+                with core.lock:
+                    core.check_open()
+                    with core.device.active():
                         buffer = images.start(source)
                 with images.lock:
-                    self._check_open()
-                    with self._device.active():
+                    core.check_open()
+                    with core.device.active():
                         images.stream.synchronize()
-                with self._lock:
-                    self._check_open()
+                with core.lock:
+                    core.check_open()
                     self._last_image += 1
                     images.put(self._last_image, buffer)
                     return self._last_image
             except ContractError:
                 raise
             except BaseException as error:
-                with self._lock:
-                    if not self.closed:
+                with core.lock:
+                    if not core.closed:
                         if buffer is not None:
                             images.give(buffer)
-                        self._settle(error, images.stream)
+                        core.settle(error, images.stream)
                 raise
 
-    def use_image(self, image: int) -> None:
+    def use(self, image: int) -> None:
         """Make an image that is held the current one; raises ContractError where it is not held any more."""
-        with self._lock:
-            self._open_images().address(image)
-            self._current = self.image_id = image
+        with self._core.lock:
+            self._core.open_images().address(image)
+            self.image_id = image
 
-    def drop_image(self, image: int) -> None:
+    def drop(self, image: int) -> None:
         """Forget an image; its memory serves the next one. Nothing happens where it is not held."""
-        with self._lock:
-            self._open_images().drop(image)
+        with self._core.lock:
+            self._core.open_images().drop(image)

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import (
-    LABEL_ABSENT,
-    LABEL_BACKGROUND,
-    LABEL_BOX_END,
-    LABEL_BOX_START,
-    LABEL_FOREGROUND,
-    LABEL_NOT_A_POINT,
-)
-from trt_sam.cuda.dlpack import DeviceArray
+from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
 from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
-from trt_sam.runner.call import EVERY_OUTPUT, PACKED, Call, Decoded
+from trt_sam.runner.call import Call, Decoded, DecodedOnDevice
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.layout import Bucket, Layout, rows_view, sizes_of, view
+from trt_sam.runner.outputs import outputs_for
 from trt_sam.runner.slot import Program, Slot
-from trt_sam.runner.unpack import Unpacker
+from trt_sam.runtime.given import check_labels
 
-__all__ = ["Plan", "chosen_mask"]
+__all__ = ["Plan"]
 
 Array = npt.NDArray[Any]
 
-_THRESHOLD = 0.0
-"""A pixel belongs to the mask where its logit is above this, as in SAM."""
 _AHEAD = 3
 """Inferences that keep the GPU busy while those that are timed are queued."""
 _FEW = 32
 """Numbers that Python looks through as fast as numpy."""
-_SMALL_GAP = 8192
-"""Bytes: a copy of its own costs more than so many that nobody asked for. The bits of an absent prompt are as many."""
-_CLICKS = frozenset((float(LABEL_ABSENT), float(LABEL_BACKGROUND), float(LABEL_FOREGROUND)))
-_TOKENS = _CLICKS | {float(LABEL_NOT_A_POINT), float(LABEL_BOX_START), float(LABEL_BOX_END)}
 
 
 class Plan:
@@ -73,10 +58,11 @@ class Plan:
             end = layout.offsets["mask_input"] + self.mask_input.nbytes
         self._size = view(slot.host_in, layout, "orig_im_size", "int64") if call.height_width is not None else None
         self.upload: Array = slot.host_in[:end]
-        self._plan_outputs(engine, layout)
+        self._outputs = outputs_for(slot, engine.outputs, layout, call, self._tokens)
+        self._downloads = self._outputs.downloads
         # A bucket's own size is recorded with its copies. The sizes between share one recording of the inference.
         if call.num_prompts == bucket.num_prompts:
-            copies = (self.upload.nbytes, *((source, target.nbytes) for target, source in self.downloads))
+            copies = (self.upload.nbytes, *((source, target.nbytes) for target, source in self._downloads))
             self._graph = self.program.record(copies, self._queue)
         else:
             self._graph = None
@@ -89,22 +75,19 @@ class Plan:
             ContractError: a coordinate that is not finite, or a label that is not allowed.
         """
         slot = self._slot
-        if slot.current is not self:
+        if not slot.is_padded_for(self):
             self._pad()
         if points is not None:
             self.points[...] = points
             self.labels[...] = labels
-            allowed = _CLICKS if self.call.tail else _TOKENS
-            for row in self.labels.tolist():
-                if not allowed.issuperset(row):
-                    self._refuse_label(row, allowed)
+            check_labels(self.labels.tolist(), with_tail=bool(self.call.tail))
         if self.corners is not None:
             self.corners[...] = boxes
         # One prompt is cheaper to look through in Python.
         flat = self._one_prompt
         if not (np.isfinite(self._given, out=self._finite).all() if flat is None else all(map(isfinite, flat.tolist()))):
             raise ContractError("points or boxes hold NaN or infinity; every coordinate must be finite")
-        slot.current = self
+        slot.padded_for(self)
 
     def fill_mask(self, mask_input: Array, has_mask: Array | float) -> None:
         """Write and check the earlier masks, after `fill`; raises ContractError where one is not finite."""
@@ -123,8 +106,8 @@ class Plan:
             address: in device memory.
         """
         slot = self._slot
-        slot.pending = True
-        if image != slot.image:
+        slot.work_begins()
+        if not slot.has_image(image):
             slot.bring(image, address)
         if self._graph is not None:
             self._graph.launch()
@@ -134,25 +117,27 @@ class Plan:
     def rehearse(self) -> None:
         """Queue the inference on absent prompts; its results stay on the GPU. Under the runner's lock."""
         slot = self._slot
-        slot.current = None
-        slot.pending = True
+        slot.padded_for(None)
+        slot.work_begins()
         self._pad()
         self.program.record()
         slot.stream.upload(slot.device_in.address, self.upload)
         self.program.enqueue()
 
-    def finish(self) -> Decoded:
+    @property
+    def results(self) -> Decoded | DecodedOnDevice:
+        """Where the results will be."""
+        return self._outputs.results
+
+    def finish(self) -> Decoded | DecodedOnDevice:
         """The results, once the slot has waited; for the best of several masks one more copy, and a wait for it."""
-        if self._choose:
-            self._fetch_best()
-        if self._make_bits is not None:
-            self._make_bits()
-        return self.results
+        self._outputs.finish()
+        return self._outputs.results
 
     def device_times(self, count: int) -> list[float]:
         """Milliseconds of the inference alone, `count` times, without a gap between them on the GPU."""
         slot, marks = self._slot, list[Event]()
-        slot.pending = True
+        slot.work_begins()
         with contextlib.ExitStack() as stack:
             for _ in range(count + 1):
                 marks.append(Event(slot.device, timing=True))
@@ -164,12 +149,12 @@ class Plan:
                     self.program.enqueue()
                 mark.record(slot.stream)
             marks[-1].synchronize()
-            slot.pending = False
+            slot.work_has_run()
             return [then.elapsed_ms(first) for first, then in itertools.pairwise(marks)]
 
     def outputs(self) -> dict[str, Array]:
         """All outputs of the graph by name."""
-        return self._views
+        return self._outputs.views
 
     def _queue(self) -> None:
         stream = self._slot.stream
@@ -178,7 +163,7 @@ class Plan:
             self.program.enqueue_unrecorded()  # under way into a recording, or never recorded
         else:
             self.program.enqueue()
-        for target, source in self.downloads:
+        for target, source in self._downloads:
             stream.download(target, source)
 
     def _pad(self) -> None:
@@ -194,99 +179,3 @@ class Plan:
             self.mask_input.fill(0)
         if self._size is not None:
             self._size[:] = call.height_width
-
-    def _refuse_label(self, row: list[float], allowed: frozenset[float]) -> None:
-        wrong = next(label for label in row if label not in allowed)
-        added = "; box corners and the -1 after clicks are added here, `run` takes raw tokens" if self.call.tail else ""
-        known = ", ".join(f"{label:g}" for label in sorted(allowed))
-        raise ContractError(f"labels hold {wrong:g}; allowed are {known}{added}")
-
-    def _plan_outputs(self, engine: Engine, layout: Layout) -> None:
-        slot, call, rows = self._slot, self.call, self.call.num_prompts
-        dtypes = {spec.name: spec.dtype for spec in engine.outputs}
-        self._views = {name: view(slot.host_out, layout, name, dtype, rows) for name, dtype in dtypes.items()}
-        iou = self._views["iou_predictions"]
-        shown = "masks" if "masks" in dtypes else "low_res_masks"
-        packed = bool(call.bits) and "mask_bits" in dtypes
-        self._choose = call.masks == "best" and iou.shape[1] > 1
-        self._make_bits: Callable[[], object] | None = None
-        self.downloads: list[tuple[Array, int]] = []
-        if call.masks == "device":
-            arrays = {
-                name: DeviceArray(slot.device_out.address + layout.offsets[name], array.shape, dtypes[name], slot)
-                for name, array in self._views.items()
-            }
-            self.results = Decoded(arrays["mask_bits" if packed else shown], arrays["iou_predictions"], arrays["low_res_masks"])
-            return
-        held = [name for name in layout.offsets if name in dtypes]
-        if call.masks == EVERY_OUTPUT:
-            wanted = held
-        else:
-            # Bits or logits, never both.
-            wanted = [name for name in held if name == "iou_predictions" or (name == "mask_bits") == packed]
-        if self._choose:
-            self._downloaded(layout, ["iou_predictions"])
-            found = self._best_rows(layout, dtypes, [name for name in wanted if name != "iou_predictions"])
-            iou = self._best_iou = np.empty((rows, 1), np.float32)
-        else:
-            self._downloaded(layout, wanted)
-            found = self._views
-        if packed:
-            masks = found["mask_bits"]
-            if call.bits != PACKED:
-                unpacker = Unpacker(masks, self._views[shown].shape[3], slot.scratch)
-                masks, self._make_bits = unpacker.pixels, unpacker.unpack
-        elif call.bits:
-            masks = rows_view(slot.scratch, 0, found[shown].shape, "bool")
-            self._make_bits = partial(np.greater, found[shown], _THRESHOLD, masks)
-        else:
-            masks = found[shown]
-        self.results = Decoded(masks, iou, None if packed else found["low_res_masks"])
-
-    def _best_rows(self, layout: Layout, dtypes: Mapping[str, str], names: list[str]) -> dict[str, Array]:
-        """Views of one mask a prompt; where each comes from is left in `_rows`."""
-        slot, rows = self._slot, self.call.num_prompts
-        self._rows: list[tuple[list[Array], list[int]]] = []
-        best = {}
-        for name in names:
-            start, (_, count, *one) = layout.offsets[name], self._views[name].shape
-            best[name] = rows_view(slot.host_out, start, (rows, 1, *one), dtypes[name])
-            nbytes = best[name][0].nbytes
-            places = [start + row * nbytes for row in range(rows * count)]
-            targets = [slot.host_out[at : at + nbytes] for at in places[:rows]]
-            self._rows.append((targets, [slot.device_out.address + at for at in places]))
-        return best
-
-    def _downloaded(self, layout: Layout, names: list[str]) -> None:
-        """Copies of the rows that were asked, neighbours joined; what little lies between them goes along."""
-        spans: list[list[int]] = []
-        for name in names:
-            start = layout.offsets[name]
-            end = start + self._views[name].nbytes
-            if spans and start - spans[-1][1] < _SMALL_GAP:
-                spans[-1][1] = end
-            else:
-                spans.append([start, end])
-        base = self._slot.device_out.address
-        self.downloads = [(self._slot.host_out[start:end], base + start) for start, end in spans]
-
-    def _fetch_best(self) -> None:
-        """Copy the mask that SAM's rule selects, for each prompt."""
-        slot, iou = self._slot, self._views["iou_predictions"]
-        count = iou.shape[1]
-        for row, (scores, labels) in enumerate(zip(iou.tolist(), self._tokens.tolist(), strict=True)):
-            best = chosen_mask(scores, labels)
-            self._best_iou[row, 0] = scores[best]
-            for targets, sources in self._rows:
-                slot.stream.download(targets[row], sources[row * count + best])
-        slot.pending = True
-        slot.wait()
-
-
-def chosen_mask(scores: Sequence[float], labels: Sequence[float]) -> int:
-    """SAM's rule for one prompt: mask 0 from three tokens on, else the best of the others; absent points do not count.
-
-    On lists, because arrays cost more than the rule. Its twins: `accuracy.metrics.best_masks`, `graph.export.select_best`.
-    """
-    tokens = len(labels) - labels.count(LABEL_ABSENT)
-    return 0 if tokens > 2 else max(range(1, len(scores)), key=scores.__getitem__)

@@ -10,21 +10,30 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import device_index, is_on_device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError, InputError
-from trt_sam.runner.call import Decoded
+from trt_sam.runner.call import Decoded, OpenOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.images import Handover
+from trt_sam.runtime.decoded import Bits, Masks, Numbers
 
 __all__ = ["RunnerPool"]
 
 _FORKED = "the pool belongs to the process that this one was forked from; open one here, in a process started by spawn"
 _CLOSED = "the pool is closed; open a new one"
+
+
+class PoolAsked(TypedDict, total=False):
+    """What else a call may say; explained at `DecoderRunner.submit`."""
+
+    masks: Masks
+    bits: Bits
+    image_size: tuple[int, int] | None
 
 
 class RunnerPool:
@@ -77,7 +86,7 @@ class RunnerPool:
         *,
         devices: Iterable[int] = (0,),
         max_waiting: int | None = 64,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> Self:
         """Open the engine set in `folder` once on each of the GPUs `devices`, for `count` calls side by side in all.
 
@@ -97,13 +106,13 @@ class RunnerPool:
     def submit(
         self,
         embedding: Any,
-        points: Any = None,
-        labels: Any = None,
-        boxes: Any = None,
-        mask_input: Any = None,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
         *,
         timeout: float | None = None,
-        **asked: Any,
+        **asked: Unpack[PoolAsked],
     ) -> Future[Decoded]:
         """Decode prompts on an image, as `DecoderRunner.decode_many` after `set_image`; the result belongs to the caller.
 
@@ -138,7 +147,7 @@ class RunnerPool:
         future.add_done_callback(lambda _: self._leave(taken))
         return future
 
-    def map(self, calls: Iterable[tuple[Any, ...]], **asked: Any) -> Iterator[Decoded]:
+    def map(self, calls: Iterable[tuple[Any, ...]], **asked: Unpack[PoolAsked]) -> Iterator[Decoded]:
         """Results of calls (embedding, points, labels, boxes, mask_input), in their order.
 
         Calls are taken and queued as results are taken, as many ahead as may wait.
@@ -171,7 +180,7 @@ class RunnerPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _work(self, embedding: Any, prompts: tuple[Any, ...], asked: dict[str, Any]) -> Decoded:
+    def _work(self, embedding: Any, prompts: tuple[Any, ...], asked: PoolAsked) -> Decoded:
         runner = self._runner()
         image = runner.add_image(embedding)
         try:

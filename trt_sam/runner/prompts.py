@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import LOW_RES_SIZE
-from trt_sam.cuda.dlpack import is_on_device, on_host
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.call import EVERY_OUTPUT, PACKED, Call
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.layout import Bucket, Buckets
 from trt_sam.runner.plan import Plan
 from trt_sam.runner.slot import Slot
+from trt_sam.runtime.decoded import Bits
+from trt_sam.runtime.given import given_prompts, height_and_width
 from trt_sam.runtime.interface import checked_inputs
 
-__all__ = ["CallMaker", "Feed", "Prompts", "host_array"]
+__all__ = ["CallMaker", "Feed", "Prompts"]
 
 Array = npt.NDArray[Any]
 Kind = tuple[Any, ...]
@@ -30,7 +30,6 @@ Known = tuple[Engine, Bucket, Call]
 
 _MASKS = ("best", "all", "device")
 _BITS = (False, True, PACKED)
-_MASK_SHAPE = (1, LOW_RES_SIZE, LOW_RES_SIZE)
 _MOST_PLANS = 512
 """Kinds of calls that a slot remembers; image sizes make more of them than anybody needs again."""
 
@@ -78,39 +77,18 @@ class CallMaker:
         mask_input: Any,
         masks: str,
         *,
-        bits: bool | str,
+        bits: Bits,
         image_size: tuple[int, int] | None,
     ) -> Prompts:
         """Arguments as `DecoderRunner.submit`; raises ContractError for shapes that do not fit."""
-        count = num_points = 0
-        if points is not None:
-            points, labels = _batched(points, labels)
-            count, num_points = points.shape[:2]
-        elif labels is not None:
-            raise ContractError("labels came without points; give both or none")
-        if boxes is not None:
-            boxes = host_array(boxes, "boxes")
-            if boxes.shape[-1:] != (4,) or boxes.ndim > 2 or boxes.dtype.kind not in "fiu":
-                found = f"{boxes.dtype} {list(boxes.shape)}"
-                raise ContractError(f"boxes are {found}, must be numbers [num_prompts, 4], (x0, y0, x1, y1)")
-            boxes = boxes.reshape(-1, 2, 2)
-            count = _agreed(count, len(boxes), "boxes")
-        if mask_input is not None:
-            mask_input = host_array(mask_input, "mask_input")
-            if mask_input.shape[1:] != _MASK_SHAPE or mask_input.dtype.kind != "f":
-                found = f"{mask_input.dtype} {list(mask_input.shape)}"
-                raise ContractError(f"mask_input is {found}, must be float32 [num_prompts, 1, 256, 256]")
-            count = _agreed(count, len(mask_input), "mask_input")
-        if count == 0:
-            raise ContractError("there is no prompt; give points with labels, boxes, or a mask_input")
-        tail = "corners" if boxes is not None else "point" if points is not None else ""
-        size = None if image_size is None else _height_width(image_size)
-        kind = (count, num_points, tail, masks, bits, mask_input is not None, size)
+        given = given_prompts(points, labels, boxes, mask_input)
+        size = None if image_size is None else height_and_width(image_size)
+        kind = (given.count, given.num_points, given.tail, masks, bits, mask_input is not None, size)
         try:
             known = self._find(kind)
         except TypeError as error:  # a list, say, which cannot be looked up
             raise ContractError(f"masks is {masks!r}, bits is {bits!r}; they must be names, or True and False") from error
-        return Prompts(kind, known, points, labels, boxes, mask_input)
+        return Prompts(kind, known, given.points, given.labels, given.boxes, given.mask_input)
 
     def feed(self, feed: Mapping[str, Array], *, has_image: bool) -> Feed:
         """Check a feed of `run`; raises ContractError where it does not fit."""
@@ -156,7 +134,7 @@ class CallMaker:
             size = image_size
             if size is None and "orig_im_size" in names:
                 size = (engine.profiles[0]["height"][1], engine.profiles[0]["width"][1])
-            results: list[tuple[str, bool | str]] = [("all", False), ("best", False), ("device", False)]
+            results: list[tuple[str, Bits]] = [("all", False), ("best", False), ("device", False)]
             if any(spec.name == "mask_bits" for spec in engine.outputs):
                 results += [("all", PACKED), ("best", PACKED)]
             for (count, tokens), (masks, bits) in itertools.product(wanted, results):
@@ -171,7 +149,7 @@ class CallMaker:
         profiles = self._engines[-1 if with_mask else 0][0].profiles
         sizes = {"num_points": num_tokens}
         if image_size is not None:
-            sizes |= dict(zip(("height", "width"), _height_width(image_size), strict=True))
+            sizes |= dict(zip(("height", "width"), height_and_width(image_size), strict=True))
         taking = [each for each in profiles if all(each[dim][1] >= size for dim, size in sizes.items() if dim in each)]
         return max(limits["num_prompts"][1] for limits in taking or profiles)
 
@@ -215,41 +193,3 @@ class CallMaker:
         # Returned, not looked up again: another thread's call may clear the table at any moment.
         self._known[kind] = known = (engine, buckets.fitting(sizes), call)
         return known
-
-
-def host_array(given: Any, name: str) -> Array:
-    """What a caller gave, as numpy; raises ContractError where that cannot be had."""
-    if type(given) is np.ndarray:
-        return given
-    if is_on_device(given):
-        raise ContractError(f"{name}: on the GPU, but the host reads prompts; give a numpy array, torch: .cpu()")
-    array: Array = on_host(given, name)
-    return array
-
-
-def _height_width(size: Any) -> tuple[int, int]:
-    try:
-        height, width = size
-        return int(height), int(width)
-    except (TypeError, ValueError):
-        raise ContractError(f"image_size is {size!r}, must be (height, width)") from None
-
-
-def _batched(points: Any, labels: Any) -> tuple[Array, Array]:
-    points = host_array(points, "points")
-    labels = host_array([] if labels is None else labels, "labels")
-    if points.ndim == 2:
-        points, labels = points[None], labels[None]
-    if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "fiu":
-        raise ContractError(f"points are {points.dtype} {list(points.shape)}, must be numbers [num_prompts, num_points, 2]")
-    if labels.shape != points.shape[:2] or labels.dtype.kind not in "fiu":
-        raise ContractError(
-            f"labels are {labels.dtype} {list(labels.shape)}, must be {list(points.shape[:2])}: one to each point"
-        )
-    return points, labels
-
-
-def _agreed(count: int, found: int, name: str) -> int:
-    if count and count != found:
-        raise ContractError(f"{name} has {found} prompts, but there are {count}; they must agree")
-    return found

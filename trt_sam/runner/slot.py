@@ -104,20 +104,16 @@ class Slot:
         self.closed = False
         self.owner: Callable[[], object] = lambda: None
         """Gives the runner, for those who use the slot without holding it: it must not be dropped, and closed, meanwhile."""
-        self.pending = False
-        """Whether work may be queued that nobody has waited for."""
-        self.readers: set[int] = set()
-        """Streams of others that were given work which may read the outputs: the next call waits for it."""
-        self.image: int | None = None
-        """Number of the image whose embedding is in the slot."""
-        self.current: object = None
-        """Whose padding is in the input block: a plan, or None."""
+        self._pending = False
+        self._readers: set[int] = set()
+        self._image: int | None = None
+        self._padded: object = None
         self._programs: dict[tuple[int, Bucket], Program] = {}
         sizes = [{name: high for name, (_, high) in engine.limits.items()} for engine in engines]
         inputs = max(extent([s for s in e.inputs if s.name != EMBEDDING], n) for e, n in zip(engines, sizes, strict=True))
         outputs = max(extent(e.outputs, n) for e, n in zip(engines, sizes, strict=True))
         self.stream = Stream(device)
-        self.event = Event(device)
+        self._event = Event(device)
         self._alarm = Event(device, blocking=True) if blocking else None
         self.embedding = device.buffer(EMBEDDING_BYTES)
         self.device_in = device.buffer(inputs)
@@ -148,6 +144,55 @@ class Slot:
             found = self._programs[key] = self._make_program(engine, bucket, layout)
         return found
 
+    @property
+    def pending(self) -> bool:
+        """Whether work may be queued that nobody has waited for."""
+        return self._pending
+
+    def belong_to(self, owner: Callable[[], object]) -> None:
+        """Say what gives the runner."""
+        self.owner = owner
+
+    def work_begins(self) -> None:
+        """Before work is queued: whoever takes the slot next waits for it."""
+        self._pending = True
+
+    def work_has_run(self) -> None:
+        """What was queued has been waited for by other means than `wait`."""
+        self._pending = False
+
+    def mark(self) -> Event | None:
+        """An event after all that is queued, or None where nothing is."""
+        if not self._pending:
+            return None
+        self._event.record(self.stream)
+        return self._event
+
+    def has_image(self, image: int | None) -> bool:
+        """Whether the embedding of the image with this number is in the slot; None: of one without a number."""
+        return image == self._image
+
+    def without_image(self) -> None:
+        """An embedding that has no number is brought by others."""
+        self._image = None
+
+    def is_padded_for(self, plan: object) -> bool:
+        """Whether the input block has the padding of a plan."""
+        return self._padded is plan
+
+    def padded_for(self, plan: object) -> None:
+        """The input block has the padding of a plan now; None: of nobody who fills it again."""
+        self._padded = plan
+
+    def lent_to(self, reader: int) -> None:
+        """A stream (its handle) was given work that may read the outputs, under `lock`: the next call waits for it."""
+        self._readers.add(reader)
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether `begin` has to be called."""
+        return bool(self._readers)
+
     def begin(self) -> None:
         """Before anything of a call is queued: what writes the outputs comes after whatever reads them.
 
@@ -155,8 +200,8 @@ class Slot:
             ContractError: a reader's stream is being captured, and cannot be waited for.
             InferenceError: CUDA failed.
         """
-        while self.readers:
-            reader = next(iter(self.readers))
+        while self._readers:
+            reader = next(iter(self._readers))
             captured = is_captured(reader)
             if captured:
                 raise ContractError(
@@ -167,12 +212,12 @@ class Slot:
                 self.device.synchronize()
             else:
                 order(reader, self.stream.handle)
-            self.readers.discard(reader)
+            self._readers.discard(reader)
 
     def bring(self, image: int | None, address: int) -> None:
         """Queue the copy of an image's embedding, from `address` in device memory; None: of one that has no number."""
         self.stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
-        self.image = image
+        self._image = image
 
     def wait(self) -> None:
         """Wait for what is queued; raises what went wrong in it."""
@@ -181,12 +226,15 @@ class Slot:
         else:
             self._alarm.record(self.stream)
             self._alarm.synchronize()
-        self.pending = False
+        self._pending = False
 
     def forget(self) -> None:
         """After a failure: nothing in the blocks is known."""
-        self.image = None
-        self.current = None
+        self._image = self._padded = None
+
+    def abandon(self) -> None:
+        """In a forked process, where nothing here can be used: whoever asks finds it closed, and no lock held."""
+        self.closed, self.lock = True, threading.Lock()
 
     def close(self) -> None:
         """Wait, and drop all that holds device memory of TensorRT; the device frees the rest. May be called again."""
@@ -200,7 +248,7 @@ class Slot:
             for program in self._programs.values():
                 program.close()
             self._programs.clear()
-            self.current = None
+            self._padded = None
             # Arrays that the caller still holds keep the page-locked memory; without any it is freed here.
             self.host_in = self.host_out = self.scratch = np.empty(0, np.uint8)
 
@@ -216,7 +264,7 @@ class Slot:
         if not engine.host_inputs:
             # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call. On
             # zeros, because new memory and another bucket's coordinates are no labels: the decoder would read beside its table.
-            self.pending = True
+            self._pending = True
             self.stream.zero(self.device_in.address, self.device_in.size)
             program.enqueue_unrecorded()
         return program

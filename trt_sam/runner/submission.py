@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar, cast
 
 from trt_sam.errors import ContractError, InferenceError
-from trt_sam.runner.call import Decoded
+from trt_sam.runner.call import Decoded, DecodedOnDevice
 from trt_sam.runner.lease import Lease
 from trt_sam.runner.plan import Plan
 from trt_sam.runner.slot import Slot
 
 __all__ = ["Submission"]
 
+Found = TypeVar("Found", Decoded, DecodedOnDevice)
+"""What a call gives: on the host, or left on the device."""
 Result = TypeVar("Result")
 
 
-class Submission:
+class Submission(Generic[Found]):
     """What `DecoderRunner.submit` gives; it holds a slot until its result is taken or it is dropped. For one thread."""
 
     __slots__ = ("_copied", "_give_back", "_lease", "_plan", "_result", "_slot")
@@ -26,7 +28,7 @@ class Submission:
         self._slot: Slot | None = lease.slot
         self._plan = plan
         self._give_back = give_back
-        self._result: Decoded | None = None
+        self._result: Found | None = None
         self._copied = False
         self._lease: Lease | None = lease
 
@@ -49,13 +51,13 @@ class Submission:
             raise
 
     @property
-    def device_arrays(self) -> Decoded:
+    def device_arrays(self) -> DecodedOnDevice:
         """The results of a call with `masks="device"`, at once: a DLPack consumer's stream waits for them, not the host."""
         if self._plan.call.masks != "device":
             raise InferenceError(f'this call was asked for masks="{self._plan.call.masks}"; ask for "device"')
-        return self._plan.results
+        return cast(DecodedOnDevice, self._plan.results)
 
-    def result(self, *, copy: bool = False) -> Decoded:
+    def result(self, *, copy: bool = False) -> Found:
         """Wait, and give the slot back: the results are valid until its next use, or for good with `copy`.
 
         Raises:
@@ -67,9 +69,9 @@ class Submission:
                 raise ContractError("the result was taken as views before; take it with copy=True the first time")
             return self._result
 
-        def read(plan: Plan) -> Decoded:
+        def read(plan: Plan) -> Found:
             found = plan.finish()
-            return found.copy() if copy and plan.call.masks != "device" else found
+            return cast(Found, found.copy() if copy and isinstance(found, Decoded) else found)
 
         self._result = self.collect(read)
         self._copied = copy

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
 from trt_sam.errors import ContractError
+from trt_sam.runtime.decoded import Asked, Decoded, Masks, Numbers
 
-__all__ = ["PROMPTS_PER_PASS", "Runner", "as_given", "checked_embedding", "checked_inputs", "passes"]
+__all__ = ["PROMPTS_PER_PASS", "Call", "PromptRunner", "Runner", "as_given", "checked_embedding", "checked_inputs", "passes"]
 
 Array = npt.NDArray[Any]
 
@@ -74,6 +75,81 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+
+class Call(Protocol):
+    """What `submit` gives: a call that is under way. For one thread."""
+
+    def done(self) -> bool:
+        """Whether what was queued has run; returns at once."""
+
+    def result(self, *, copy: bool = False) -> Decoded:
+        """Wait for the result, with `copy` in arrays that belong to the caller."""
+
+    def drop(self) -> None:
+        """Give the result up. May be called again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class PromptRunner(Runner, Protocol):
+    """What `OnnxRunner` and `DecoderRunner` have in common: code written for the one runs with the other.
+
+    Images are known by number; arguments are explained at `DecoderRunner.submit`.
+    """
+
+    def add_image(self, image: Any) -> int:
+        """Keep an image, and give its number."""
+
+    def use_image(self, image: int) -> None:
+        """Make an image that is held the current one; raises ContractError where it is not held any more."""
+
+    def drop_image(self, image: int) -> None:
+        """Forget an image. Nothing happens where it is not held."""
+
+    def decode(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        copy: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Decoded:
+        """Decode prompts, coordinates in the 1024 frame, and wait."""
+
+    def decode_many(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        **asked: Unpack[Asked],
+    ) -> Decoded:
+        """As `decode`, for any number of prompts; the arrays belong to the caller."""
+
+    def submit(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        **asked: Unpack[Asked],
+    ) -> Call:
+        """As `decode`, without waiting."""
+
+    def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
+        """How many prompts of `num_tokens` tokens each are computed at once."""
 
 
 def checked_embedding(embedding: Array) -> npt.NDArray[np.float32]:

@@ -7,24 +7,29 @@ the CPU provider has ever been run by the authors; the embedding is placed on th
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import FRAME_SIZE, NUM_MASKS, TensorSpec, input_specs, output_specs, size_of
-from trt_sam.errors import GraphError, InferenceError, InputError, ManifestError
-from trt_sam.graph.metadata import recorded_options
-from trt_sam.recipe import GraphOptions
+from trt_sam.contract import EMBEDDING_BYTES, FRAME_SIZE, NUM_MASKS, TensorSpec, size_of
+from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
+from trt_sam.runtime.decode import check_asked, decode, tokens_of
+from trt_sam.runtime.decoded import Asked, Bits, Decoded, Masks, Numbers
+from trt_sam.runtime.given import given_prompts, height_and_width, host_array
+from trt_sam.runtime.graph_check import checked_options
+from trt_sam.runtime.held import HeldImages
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
 from trt_sam.runtime.onnx_encoder import OnnxEncoder
-from trt_sam.runtime.session import disabled_optimizers, reason_in, session_options, specs_of
+from trt_sam.runtime.pending import Pending
+from trt_sam.runtime.session import Providers, open_session, reason_in, specs_of
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
 __all__ = ["OnnxRunner"]
@@ -35,20 +40,20 @@ _NO_LIMIT = (1, 2**31 - 1)
 _PROMPTS_PER_PASS_ON_A_GPU = 64
 _FULL_SIZE_BYTES = 256 << 20
 """What the masks of one pass may take in a full-resolution graph, in the frame and at the image's size together."""
-_TOO_NEW = re.compile(r"model IR version|official(ly)? support|Opset \d+ is under development", re.IGNORECASE)
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
 class OnnxRunner:
-    """Runs an exported graph; the interface is `interface.Runner`. One thread at a time."""
+    """Runs an exported graph; the interface is `interface.PromptRunner`, as `DecoderRunner`'s. One thread at a time."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         threads: int | None = None,
-        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        providers: Providers | None = None,
         emulate_quantization: bool = False,
+        image_bytes: int = 4 * EMBEDDING_BYTES,
     ) -> None:
         """Open a graph that `trt-sam export` wrote, or a set of them.
 
@@ -59,14 +64,15 @@ class OnnxRunner:
             providers: ONNX Runtime's execution providers, best first, each a name or a name with its options; None is the CPU.
             emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
                 integer products of this CPU, which saturate on some: slower, and the same everywhere.
+            image_bytes: bound of the memory for images that are held (4 MiB each); the least recently used goes first.
 
         Raises:
             GraphError: the file is no ONNX graph, or not a SAM decoder of this package.
             ManifestError: the set is damaged, or has no decoder.
             InputError: it is missing or empty, or a provider or the number of threads is impossible.
+            ContractError: `image_bytes` holds no image.
             MissingDependencyError: onnxruntime is not installed.
         """
-        ort = require("onnxruntime", "to run an ONNX graph")
         self._encoder: OnnxEncoder | None = None
         self._encoder_path: Path | None = None
         if is_set(path):
@@ -77,34 +83,13 @@ class OnnxRunner:
                 raise ManifestError(f"the set {path} has no decoder, only {', '.join(graphs)}")
             path = decoder
         path = existing_file(path, "graph")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
-        wanted = list(providers or ["CPUExecutionProvider"])
-        chosen = [_provider_name(each) for each in wanted]
-        available = ort.get_available_providers()
-        # ONNX Runtime would go on without a missing one, on the CPU and much slower.
-        for name in chosen:
-            if name not in available:
-                raise InputError(f"provider {name} is not in this onnxruntime; it has {', '.join(available)}")
-        settings = session_options(threads, emulate_quantization=emulate_quantization)
-        try:
-            session = ort.InferenceSession(
-                os.fspath(path), settings, providers=wanted, disabled_optimizers=disabled_optimizers(chosen)
-            )
-        except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-            reason = reason_in(error)
-            if _TOO_NEW.search(reason):
-                raise GraphError(
-                    f"{path} is too new for onnxruntime {ort.__version__} ({reason}); get a newer one: "
-                    "pip install --upgrade 'onnxruntime>=1.20'"
-                ) from None
-            raise GraphError(f"{path} is not an ONNX graph that can be loaded ({reason}); export it again") from None
-        if session.get_providers()[0] != chosen[0]:
-            raise InputError(f"provider {chosen[0]} could not be started; check its CUDA and driver, or leave it out")
-        self._ort, self._session, self._path = ort, session, path
+        if image_bytes < EMBEDDING_BYTES:
+            raise ContractError(f"image_bytes is {image_bytes}, must hold an image, {EMBEDDING_BYTES}")
+        session, provider = open_session(path, threads, providers, emulate_quantization=emulate_quantization)
+        self._session, self._path = session, path
         metadata = dict(session.get_modelmeta().custom_metadata_map)
         self._inputs, self._outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
-        self.options = _checked_options(path, metadata, self._inputs, self._outputs)
+        self.options = checked_options(path, metadata, self._inputs, self._outputs)
         """What the graph computes (`recipe.GraphOptions`)."""
         self.metadata: Mapping[str, str] = metadata
         """What the graph's exporter and calibration wrote into it."""
@@ -112,10 +97,17 @@ class OnnxRunner:
         """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
         self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
-        self._device = "cuda" if chosen[0] in _CUDA_PROVIDERS else "cpu"
+        self._device = "cuda" if provider in _CUDA_PROVIDERS else "cpu"
         self._threads = threads
+        self._held = HeldImages(image_bytes // EMBEDDING_BYTES)
         self._image: Any = None
         self._image_id = 0
+        self._worker: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, threads: int | None = None, image_bytes: int = 4 * EMBEDDING_BYTES) -> Self:
+        """The runner of a set (or graph) on the CPU, called as `DecoderRunner.open` is for the GPU; errors as the class."""
+        return cls(path, threads=threads, image_bytes=image_bytes)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -166,21 +158,82 @@ class OnnxRunner:
             self._encoder = encoder
         return self._encoder.embed(rgb)
 
-    def set_image(self, embedding: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
-        """Keep a copy of `embedding` float32 [1, 256, 64, 64] where the graph runs, for the calls that follow.
+    def set_image(self, image: Any) -> None:
+        """Keep a copy of an image where the graph runs, for the calls that follow; its number is then `image_id`.
 
-        Of a set with an image encoder it may be a photo, uint8 [height, width, 3] RGB of any size.
+        Args:
+            image: an embedding float32 [1, 256, 64, 64]. Of a set with an image encoder it may be a photo, uint8
+                [height, width, 3] RGB of any size.
 
         Raises:
-            ContractError: another dtype or shape, or a value that is not finite.
+            ContractError: another dtype or shape, a value that is not finite, or an array on a GPU.
             GraphError: a photo, and there is no image encoder.
             InferenceError: execution failed, or the runner is closed.
         """
+        self._image_id = self.add_image(image)
+        self._image = self._held.get(self._image_id)
+
+    def add_image(self, image: Any) -> int:
+        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
         self._require_open()
-        if embedding.dtype == np.uint8 and embedding.ndim == 3:
-            embedding = self.embed(cast(npt.NDArray[np.uint8], embedding))
-        self._image = self._ort.OrtValue.ortvalue_from_numpy(checked_embedding(embedding), self._device, 0)
-        self._image_id += 1
+        found = host_array(image, "image_embeddings")
+        if found.dtype == np.uint8 and found.ndim == 3:
+            found = self.embed(cast(npt.NDArray[np.uint8], found))
+        return self._held.put(
+            require("onnxruntime", "to run an ONNX graph").OrtValue.ortvalue_from_numpy(
+                checked_embedding(found), self._device, 0
+            )
+        )
+
+    def use_image(self, image: int) -> None:
+        """Make an image that is held the current one; raises ContractError where it is not held any more."""
+        self._image, self._image_id = self._held.get(image), image
+
+    def drop_image(self, image: int) -> None:
+        """Forget an image, the current one too for calls by number. Nothing happens where it is not held."""
+        self._held.drop(image)
+
+    def decode(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        copy: bool = True,
+        **asked: Unpack[Asked],
+    ) -> Decoded:
+        """Decode prompts on an image; arguments as `DecoderRunner.submit`, whose results they are.
+
+        Any number of prompts may come. `timeout` and `copy` are for the GPU: nothing is waited for here, and results always
+        belong to the caller.
+
+        Raises:
+            ContractError: prompts that do not fit, no image, or one that is not held any more.
+            InferenceError: execution failed (the runner stays open), or the runner is closed.
+        """
+        run, feed, most = self._prepared(points, labels, boxes, mask_input, masks, **asked)
+        return decode(run, feed, most, masks, asked.get("bits", False))
+
+    decode_many = decode
+    """As `DecoderRunner.decode_many`: one call takes them all."""
+
+    def submit(
+        self,
+        points: Numbers = None,
+        labels: Numbers = None,
+        boxes: Numbers = None,
+        mask_input: Numbers = None,
+        *,
+        masks: Masks = "best",
+        **asked: Unpack[Asked],
+    ) -> Pending:
+        """As `decode`, on a thread of the runner's, which makes one call after the other; returns at once."""
+        run, feed, most = self._prepared(points, labels, boxes, mask_input, masks, **asked)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="trt-sam-onnx")
+        return Pending(self._worker.submit(decode, run, feed, most, masks, asked.get("bits", False)))
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
@@ -191,8 +244,37 @@ class OnnxRunner:
             ContractError: the feed does not fit the graph, or there is no image.
             InferenceError: execution failed (the runner stays open), or the runner is closed.
         """
+        return {name: as_given(array) for name, array in self._outputs_of(feed, self._image).items()}
+
+    def _prepared(
+        self,
+        points: Numbers,
+        labels: Numbers,
+        boxes: Numbers,
+        mask_input: Numbers,
+        masks: Masks,
+        *,
+        image: int | None = None,
+        bits: Bits = False,
+        image_size: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], dict[str, Array], int]:
+        """A call that can be made now or later, whatever becomes of the arguments: what runs, its feed, prompts at a time."""
         self._require_open()
-        arrays = checked_inputs(feed, self._inputs, self._limits, has_image=self._image is not None)
+        given = given_prompts(points, labels, boxes, mask_input)
+        size = None if image_size is None else height_and_width(image_size)
+        with_mask = mask_input is not None
+        check_asked(self._inputs, self._outputs, masks=masks, bits=bits, with_mask=with_mask, image_size=size)
+        held = self._image if image is None else self._held.get(image)
+        if held is None:
+            raise ContractError("there is no image; call set_image before")
+        feed = tokens_of(given, self._inputs, size)
+        return partial(self._outputs_of, image=held), feed, self.most_prompts(given.num_points, image_size=size)
+
+    def _outputs_of(self, feed: Mapping[str, Array], image: Any) -> dict[str, Array]:
+        """Every output in the graph's dtype; `image` counts where the feed has none."""
+        self._require_open()
+        arrays = checked_inputs(feed, self._inputs, self._limits, has_image=image is not None)
         sizes = {
             str(dim): seen
             for spec in self._inputs
@@ -205,12 +287,12 @@ class OnnxRunner:
             # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
             outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
             for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
-                self._execute(_rows_of(arrays, self._inputs, rows), _rows_of(outputs, self._outputs, rows))
+                self._execute(_rows_of(arrays, self._inputs, rows), _rows_of(outputs, self._outputs, rows), image)
         except (Exception, MemoryError) as error:
             raise InferenceError(
                 f"{self._path} failed in ONNX Runtime ({reason_in(error)}); the runner is still open"
             ) from error
-        return {name: as_given(array) for name, array in outputs.items()}
+        return outputs
 
     def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
         """How many prompts are computed at once, whatever their `num_tokens` and mask, for masks of `image_size`.
@@ -229,11 +311,11 @@ class OnnxRunner:
         pixels = sizes["height"] * sizes["width"] + FRAME_SIZE**2
         return max(1, min(most, _FULL_SIZE_BYTES // (NUM_MASKS * 4 * pixels)))
 
-    def _execute(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """One pass of the session: `inputs` (the image that is set, where they have none) into `outputs`, both contiguous."""
+    def _execute(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], image: Any) -> None:
+        """One pass of the session: `inputs` (and `image`, where they have none) into `outputs`, both contiguous."""
         binding = self._session.io_binding()
         if "image_embeddings" not in inputs:
-            binding.bind_ortvalue_input("image_embeddings", self._image)
+            binding.bind_ortvalue_input("image_embeddings", image)
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         for name, array in outputs.items():
@@ -241,8 +323,11 @@ class OnnxRunner:
         self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
-        """Free the session and the image; safe to call again."""
+        """Free the session and the images; safe to call again. A call under way ends first, those that wait are dropped."""
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
         self._session = self._image = None
+        self._held.clear()
         if self._encoder is not None:
             self._encoder.close()
 
@@ -257,56 +342,7 @@ class OnnxRunner:
             raise InferenceError(f"the runner of {self._path} is closed; open a new one")
 
 
-def _provider_name(provider: Any) -> str:
-    name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})
-    if not isinstance(name, str) or not isinstance(options, Mapping):
-        raise InputError(f"provider {provider!r} is neither a name nor (name, {{option: value}}); give one of both")
-    return name
-
-
 def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], rows: slice) -> dict[str, Array]:
     """Views of the prompts in `rows`; what has no axis of prompts is whole."""
     by_prompt = {spec.name for spec in specs if spec.dims[0] == "num_prompts"}
     return {name: array[rows] if name in by_prompt else array for name, array in arrays.items()}
-
-
-def _checked_options(
-    path: object, metadata: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> GraphOptions:
-    """The options in a graph's metadata, once its tensors are found to be those of such a graph."""
-    names = [spec.name for spec in inputs]
-    held = f"inputs {', '.join(names[:6]) or 'none'}; outputs {', '.join(s.name for s in outputs[:4]) or 'none'}"
-    options = recorded_options(metadata, path)
-    if options is None:
-        if {"image_embeddings", "point_coords", "point_labels"} <= set(names):
-            raise GraphError(
-                f"{path} is a SAM decoder of another exporter, such as Meta's ({held}); it does not know label -2 and TensorRT "
-                "cannot build it: write one from the checkpoint with trt-sam export"
-            )
-        raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
-    version = metadata.get("trt_sam.version", "unknown")
-    expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
-    dtype = "float32" if options.precision == "fp32" else "float16"
-    expected += output_specs(
-        full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
-    )
-    found = {spec.name: spec for spec in (*inputs, *outputs)}
-    for spec in expected:
-        if spec.name not in found or not _fits(found[spec.name], spec):
-            seen = str(found.get(spec.name, "missing"))
-            raise GraphError(f"{path} is a damaged or changed graph: {seen}, expected {spec}; export it again")
-    for name in found:
-        if name not in {spec.name for spec in expected}:
-            raise GraphError(
-                f"{path} has the tensor {name}, which its options do not tell of (trt_sam {version}); export it again"
-            )
-    return options
-
-
-def _fits(seen: TensorSpec, expected: TensorSpec) -> bool:
-    """Whether a graph's tensor is the expected one; a dynamic dimension may have been made a fixed one."""
-    return (
-        seen.dtype == expected.dtype
-        and len(seen.dims) == len(expected.dims)
-        and all(s == e or (isinstance(s, int) and isinstance(e, str)) for s, e in zip(seen.dims, expected.dims, strict=True))
-    )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trt_sam._lazy import require
 from trt_sam.contract import TensorSpec
+from trt_sam.errors import GraphError, InputError
 
-__all__ = ["disabled_optimizers", "reason_in", "session_options", "specs_of"]
+__all__ = ["Providers", "disabled_optimizers", "open_session", "reason_in", "session_options", "specs_of"]
+
+Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
+"""ONNX Runtime's execution providers, best first, each a name or a name with its options."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -19,6 +24,45 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(uint8)": "uint8",
 }
+_TOO_NEW = re.compile(r"model IR version|official(ly)? support|Opset \d+ is under development", re.IGNORECASE)
+
+
+def open_session(
+    path: Path, threads: int | None, providers: Providers | None, *, emulate_quantization: bool
+) -> tuple[Any, str]:
+    """Open a graph as `OnnxRunner` does, which explains the arguments; gives the session and the name of its first provider.
+
+    Raises:
+        GraphError: no graph that can be loaded.
+        InputError: a provider or the number of threads is impossible.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    ort = require("onnxruntime", "to run an ONNX graph")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
+    wanted = list(providers or ["CPUExecutionProvider"])
+    chosen = [_provider_name(each) for each in wanted]
+    available = ort.get_available_providers()
+    # ONNX Runtime would go on without a missing one, on the CPU and much slower.
+    for name in chosen:
+        if name not in available:
+            raise InputError(f"provider {name} is not in this onnxruntime; it has {', '.join(available)}")
+    settings = session_options(threads, emulate_quantization=emulate_quantization)
+    try:
+        session = ort.InferenceSession(
+            os.fspath(path), settings, providers=wanted, disabled_optimizers=disabled_optimizers(chosen)
+        )
+    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
+        reason = reason_in(error)
+        if _TOO_NEW.search(reason):
+            raise GraphError(
+                f"{path} is too new for onnxruntime {ort.__version__} ({reason}); get a newer one: "
+                "pip install --upgrade 'onnxruntime>=1.20'"
+            ) from None
+        raise GraphError(f"{path} is not an ONNX graph that can be loaded ({reason}); export it again") from None
+    if session.get_providers()[0] != chosen[0]:
+        raise InputError(f"provider {chosen[0]} could not be started; check its CUDA and driver, or leave it out")
+    return session, chosen[0]
 
 
 def session_options(threads: int | None = None, *, emulate_quantization: bool = False) -> Any:
@@ -59,3 +103,10 @@ def reason_in(error: BaseException) -> str:
     line = re.sub(r"^Load model from .* failed: ?", "", line)
     # "/onnxruntime_src/.../model.cc:179 onnxruntime::Model::Model(...) Unsupported ...": what is said comes last.
     return re.sub(r"^\S+\.(?:cc|cpp|h|hpp):\d+ .*?\) (?=[A-Z])", "", line)[:200]
+
+
+def _provider_name(provider: Any) -> str:
+    name, options = provider if isinstance(provider, tuple) and len(provider) == 2 else (provider, {})
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise InputError(f"provider {provider!r} is neither a name nor (name, {{option: value}}); give one of both")
+    return name

@@ -26,7 +26,7 @@ class Slotlike:
 
     def __init__(self, device: Device, stream: Stream) -> None:
         self.device, self.stream, self.closed = device, stream, False
-        self.lock, self.readers = threading.Lock(), set[int]()
+        self.lock, self.lent_to = threading.Lock(), set[int]().add
         self.owner = lambda: None
 
 
@@ -72,7 +72,7 @@ def test_an_embedding_on_the_device_never_passes_the_host(host_cuda: HostCuda, k
     given = clicks(1, 2, 2)
     with opened(host_cuda) as (runner, _):
         runner.warm_up([(2, 3)])
-        foreign = kind(runner._device, 6)
+        foreign = kind(runner._core.device, 6)
         copies = host_cuda.count("cuMemcpyHtoDAsync"), host_cuda.count("cuMemcpyDtoHAsync")
         runner.set_image(foreign)
         assert (host_cuda.count("cuMemcpyHtoDAsync"), host_cuda.count("cuMemcpyDtoHAsync")) == copies
@@ -87,7 +87,7 @@ def test_an_embedding_on_the_device_never_passes_the_host(host_cuda: HostCuda, k
 
 def test_what_cannot_be_taken_is_refused_in_words(host_cuda: HostCuda) -> None:
     with opened(host_cuda) as (runner, _):
-        device = runner._device
+        device = runner._core.device
         half = ByDlpack(device, 1, dtype="float16")
         flat = ByDlpack(device, 1, shape=(256, 64, 64))
         strided = ByInterface(device, 1)
@@ -139,7 +139,7 @@ class _Again:
 def test_an_interface_without_a_stream_waits_for_everybody(host_cuda: HostCuda) -> None:
     given = clicks(1, 1, 1)
     with opened(host_cuda) as (runner, _):
-        foreign = ByInterface(runner._device, 6)
+        foreign = ByInterface(runner._core.device, 6)
         foreign.version = 2
         runner.set_image(foreign)
         found = runner.decode(*given, masks="all")
@@ -152,7 +152,7 @@ def test_results_on_the_device_are_taken_by_others(host_cuda: HostCuda) -> None:
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(5))
         call = runner.submit(*given, masks="device")
-        arrays, device = call.device_arrays, runner._device
+        arrays, device = call.device_arrays, runner._core.device
         assert arrays.masks is arrays.low_res_masks
         assert (arrays.masks.shape, str(arrays.masks.dtype)) == ((3, 4, 256, 256), "float32")
         told = arrays.iou_predictions.__cuda_array_interface__
@@ -205,7 +205,7 @@ def test_a_copy_or_another_device_is_refused_not_forgotten(host_cuda: HostCuda) 
 def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostCuda, again: str) -> None:
     given, other = clicks(1, 1, 1), clicks(2, 1, 1)
     with opened(host_cuda) as (runner, _):
-        device = runner._device
+        device = runner._core.device
         runner.set_image(toy_embedding(1))
         runner.decode(*given, masks="device")
         scores = runner.decode(*given, masks="device").iou_predictions
@@ -228,7 +228,7 @@ def test_the_slots_next_use_waits_for_who_reads_the_last_result(host_cuda: HostC
             with device.active():
                 stream.synchronize()
             np.testing.assert_array_equal(host.view(np.float32).reshape(1, 4), wanted)
-        assert not runner._slots[0].readers
+        assert not runner._core.slots[0].has_readers
         del readers, host
 
 
@@ -236,9 +236,9 @@ def test_a_readers_stream_that_is_gone_does_not_stop_the_runner(host_cuda: HostC
     given = clicks(1, 1, 1)
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
-        stream = Stream(runner._device)
+        stream = Stream(runner._core.device)
         runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
-        with runner._device.active():
+        with runner._core.device.active():
             stream.synchronize()
         stream.close()
         found = runner.decode(*given, masks="all")
@@ -250,7 +250,7 @@ def test_a_readers_stream_under_capture_is_named_and_nothing_is_spoilt(host_cuda
     given = clicks(1, 1, 1)
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
-        device = runner._device
+        device = runner._core.device
         stream = Stream(device)
         runner.decode(*given, masks="device").masks.__dlpack__(stream=stream.handle)
 

@@ -22,8 +22,8 @@ CPU = 1
 
 def drain(runner: DecoderRunner) -> None:
     """The legacy stream, which consumers without a stream are taken to work in."""
-    with runner._device.active():
-        runner._device.synchronize()
+    with runner._core.device.active():
+        runner._core.device.synchronize()
 
 
 def test_a_consumer_that_refuses_says_so_itself(host_cuda: HostCuda) -> None:
@@ -60,7 +60,7 @@ def test_what_consumers_took_is_freed(host_cuda: HostCuda) -> None:
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
         masks = runner.decode(*clicks(1, 1, 1), masks="device").masks
-        device = runner._device
+        device = runner._core.device
 
         def take(count: int) -> None:
             for _ in range(count):

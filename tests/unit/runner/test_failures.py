@@ -34,7 +34,7 @@ def life(cuda: HostCuda) -> None:
         assert isinstance(scores, DeviceArray)
         scores.__dlpack__(stream=-1)
         # A consumer on the slot's own stream: what is queued there is always waited for.
-        scores.__dlpack__(stream=runner._slots[0].stream.handle)
+        scores.__dlpack__(stream=runner._core.slots[0].stream.handle)
         call.done()
         runner.set_image(toy_embedding(3))
         call.result()
@@ -44,7 +44,7 @@ def life(cuda: HostCuda) -> None:
         feed = tokens(toy_embedding(4), *given)
         runner.run(feed)
         runner.device_times(feed, 1)
-        runner.set_image(Resident(runner._device, runner._slots[0].stream.handle))
+        runner.set_image(Resident(runner._core.device, runner._core.slots[0].stream.handle))
 
 
 class Resident:

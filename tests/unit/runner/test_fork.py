@@ -72,7 +72,12 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(host_cuda: HostCuda) ->
             kept = None  # type: ignore[assignment]
             return lines, runner.closed, host_cuda.called, cuda.outstanding()
 
-        with runner._lock, runner._uploading, runner._warming, cuda._lock:  # as another thread may hold them
+        with (
+            runner._core.lock,
+            runner._images.uploading,
+            runner._dispatch.warming,
+            cuda._lock,
+        ):  # as another thread may hold them
             lines, closed, called, outstanding = in_fork(work)  # type: ignore[misc]
         assert all("start worker processes by spawn" in line for line in lines), lines
         assert closed

@@ -55,12 +55,12 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 
 def slow_image(runner: DecoderRunner, patch: pytest.MonkeyPatch, errors: list[Exception]) -> tuple[threading.Thread, Gate]:
-    assert runner._images is not None
-    gate = Gate(patch, runner._images.stream)
+    assert runner._core.open_images() is not None
+    gate = Gate(patch, runner._core.open_images().stream)
 
     def work() -> None:
         try:
-            runner.add_image(Source(runner._device))
+            runner.add_image(Source(runner._core.device))
         except Exception as error:
             errors.append(error)
 

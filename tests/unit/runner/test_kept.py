@@ -64,7 +64,7 @@ def test_a_copy_after_views_is_refused(host_cuda: HostCuda) -> None:
 def held_by(runner: DecoderRunner) -> Callable[[], list[object]]:
     """What the runner's engine and an execution context of it hold of TensorRT."""
     runner.decode(*clicks(1, 1, 1))
-    engine, (program,) = runner._engines[0], runner._slots[0]._programs.values()
+    engine, (program,) = runner._core.engines[0], runner._core.slots[0]._programs.values()
     assert engine._engine is not None
     return lambda: [engine._engine, program.context._context]
 
@@ -91,8 +91,8 @@ def test_plans_that_were_forgotten_are_closed_too(host_cuda: HostCuda, monkeypat
         given = clicks(count, count, 1)
         kept.append(runner.submit(*given))
         check_decoded(kept[-1].result(), tokens(toy_embedding(1), *given))
-        assert len(runner._calls._plans[runner._slots[0]]) <= 2
-        assert len(runner._calls._known) <= 2
+        assert len(runner._core.calls._plans[runner._core.slots[0]]) <= 2
+        assert len(runner._core.calls._known) <= 2
     contexts = [call._plan.program.context for call in kept]
     runner.close()
     assert [context._context for context in contexts] == [None] * 4
@@ -118,7 +118,7 @@ def test_buckets_that_are_none_are_refused(host_cuda: HostCuda) -> None:
         with pytest.raises(ContractError, match=r"buckets of num_prompts are .*, must be a list of numbers from 1 to 4"):
             make(host_cuda, prompt_buckets=bad)
     with opened(host_cuda, prompt_buckets=[3], point_buckets=(2,)) as (runner, _):
-        assert {bucket.num_prompts for _, buckets in runner._calls._engines for bucket in buckets.all} == {2, 3, 4}
+        assert {bucket.num_prompts for _, buckets in runner._core.calls._engines for bucket in buckets.all} == {2, 3, 4}
 
 
 def short_or_many(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> DecoderRunner:

@@ -237,9 +237,9 @@ def test_a_second_click_refines_the_first_mask_with_the_graph_that_takes_one(hos
 def test_a_kind_of_call_may_be_forgotten_before_it_is_queued(host_cuda: HostCuda) -> None:
     with opened(host_cuda) as (runner, _):
         runner.set_image(toy_embedding(1))
-        prompts = runner._calls.prompts(*clicks(1, 1, 1), None, None, "all", bits=False, image_size=None)
-        runner._calls._known.clear()  # as another thread's call does when the table is full
-        assert runner._submit(prompts, runner._current, None).result().masks.shape[0] == 1
+        prompts = runner._core.calls.prompts(*clicks(1, 1, 1), None, None, "all", bits=False, image_size=None)
+        runner._core.calls._known.clear()  # as another thread's call does when the table is full
+        assert runner._submit(prompts, runner.image_id, None).result().masks.shape[0] == 1
 
 
 def test_a_wait_blocks_where_that_is_asked(host_cuda: HostCuda) -> None:

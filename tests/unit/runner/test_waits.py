@@ -35,11 +35,14 @@ pytestmark = pytest.mark.hostcuda
 PACKAGE = Path(trt_sam.__file__).parent
 SOURCES = (
     "cuda/dlpack.py",
+    "runner/core.py",
     "runner/decoder_runner.py",
+    "runner/dispatch.py",
     "runner/engine.py",
     "runner/image_calls.py",
     "runner/images.py",
-    "runner/lifecycle.py",
+    "runner/outputs.py",
+    "runner/pixels.py",
     "runner/plan.py",
     "runner/prompts.py",
     "runner/slot.py",
@@ -134,7 +137,7 @@ def use(cuda: HostCuda) -> list[str]:
         try:
             runner, _ = make(cuda, PLAIN, image_bytes=EMBEDDING_BYTES)
             stack.callback(runner.close)
-            device = runner._device
+            device = runner._core.device
 
             def same(found: Any, seed: int, given: tuple[Any, Any], what: str) -> None:
                 wanted = expected(PLAIN, tokens(toy_embedding(seed), *given))

@@ -50,7 +50,7 @@ def test_a_graph_that_cannot_be_recorded_is_run(
     with opened(host_cuda, options) as (runner, _):
         runner.warm_up([(1, 2), (4, 2)], image_size=image_size)
         assert host_cuda.count("hostcuda_enqueue") == 2
-        plan = next(iter(runner._calls._plans[runner._slots[0]].values()))
+        plan = next(iter(runner._core.calls._plans[runner._core.slots[0]].values()))
         assert plan.call.height_width == run_at
         with pytest.raises(ContractError, match="height"):
             runner.warm_up(image_size=(65, 64))
@@ -71,7 +71,7 @@ def test_calls_go_on_between_the_buckets_of_a_warm_up(host_cuda: HostCuda, monke
     with opened(host_cuda, in_flight=2) as (runner, _):
         runner.set_image(toy_embedding(1))
         runner.warm_up([(1, 2)])
-        first = runner._slots[0]
+        first = runner._core.slots[0]
         entered, go_on = threading.Event(), threading.Event()
         wait = type(first).wait
 
@@ -108,7 +108,7 @@ def test_warm_up_makes_every_bucket_and_calls_make_no_more(host_cuda: HostCuda) 
 
 def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(host_cuda, in_flight=2) as (runner, _):
-        take, both, first, failed = runner._take, threading.Barrier(2), threading.local(), list[Exception]()
+        take, both, first, failed = runner._core.take, threading.Barrier(2), threading.local(), list[Exception]()
 
         def warm_up() -> None:
             try:
@@ -125,7 +125,7 @@ def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda
                     both.wait(0.5)
             return slot
 
-        monkeypatch.setattr(runner, "_take", met)
+        monkeypatch.setattr(runner._core, "take", met)
         threads = [threading.Thread(target=warm_up, daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -133,6 +133,6 @@ def test_two_warm_ups_at_once_wait_for_no_slot_of_each_other(host_cuda: HostCuda
             thread.join(20)
         stuck = [thread.is_alive() for thread in threads]
         for _ in range(2 * any(stuck)):
-            runner._free.put(None)  # lets them go, so that the runner can be closed
+            runner._core.free.put(None)  # lets them go, so that the runner can be closed
         assert not any(stuck)
         assert not failed, failed

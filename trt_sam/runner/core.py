@@ -12,12 +12,9 @@ import contextlib
 import logging
 import os
 import queue
-import sys
 import threading
-import warnings
 import weakref
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable
 
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Stream
@@ -28,22 +25,22 @@ from trt_sam.runner.lease import Lease, NoSlotError
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
 
-__all__ = ["Lifecycle"]
+__all__ = ["Core"]
 
 _CLOSED = "the runner is closed; open a new one"
 _FORKED = (
     "the runner belongs to the process that this one was forked from; start worker processes by spawn, and open one in each"
 )
 
-_all: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
-_left: list[Lifecycle] = []
+_all: weakref.WeakSet[Core] = weakref.WeakSet()
+_left: list[Core] = []
 """In a forked process, the parent's runners: kept for ever, because what they hold cannot be freed here."""
 
 
 def _after_fork() -> None:
     _left.extend(_all)
-    for runner in _left:
-        runner._leave()
+    for core in _left:
+        core.leave()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -52,13 +49,13 @@ os.register_at_fork(after_in_child=_after_fork)
 @atexit.register
 def _close_all() -> None:
     # Later, in whatever order Python drops things, CUDA's context may go before what needs it.
-    for runner in list(_all):
+    for core in list(_all):
         with contextlib.suppress(InferenceError):
-            runner.close()
+            core.close()
 
 
-class Lifecycle:
-    """What `DecoderRunner` is made of, apart from calls.
+class Core:
+    """What a runner is made of: the slots, the images, and the one lock; `DecoderRunner` and its parts share it.
 
     Args:
         engines: emptied when it is closed.
@@ -68,20 +65,28 @@ class Lifecycle:
     def __init__(self, engines: list[Engine], device: Device) -> None:
         self.closed = False
         """Closed by `close`, or by a failure after which the GPU's context cannot be used."""
-        self._device = device
-        self._engines = engines
-        self._calls = CallMaker([])
-        self._lock = threading.Lock()
-        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self._slots: list[Slot] = []
+        self.device = device
+        self.engines = engines
+        self.calls = CallMaker([])
+        self.lock = threading.Lock()
+        self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self.slots: list[Slot] = []
         self._images: Images | None = None
         self._why_closed = _CLOSED
         _all.add(self)
 
+    def furnish(self, slots: Iterable[Slot], images: Callable[[], Images], owner: Callable[[], object]) -> None:
+        """Take the slots, one by one as they are made, then the images, and let calls in; `owner` gives the runner."""
+        self.slots.extend(slots)
+        self._images = images()
+        for slot in self.slots:
+            slot.belong_to(owner)
+            self.free.put(slot)
+
     @property
     def graphs_held(self) -> int:
         """CUDA graphs recorded so far, over all slots."""
-        return sum(slot.graphs_held for slot in self._slots)
+        return sum(slot.graphs_held for slot in self.slots)
 
     @property
     def images_held(self) -> int:
@@ -93,34 +98,20 @@ class Lifecycle:
 
         A runner that is dropped is closed too, with a ResourceWarning; one that is open when Python exits, without.
         """
-        with self._lock:
+        with self.lock:
             try:
                 if not self.closed:
-                    self._save_runtime_caches()
+                    self.save_runtime_caches()
             finally:
                 self._close()
 
-    def __del__(self) -> None:
-        if getattr(self, "closed", True) or sys.is_finalizing():
-            return
-        try:
-            warnings.warn(f"a {type(self).__name__} was dropped without close()", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def _take(self, lease: Lease, timeout: float | None) -> Slot:
+    def take(self, lease: Lease, timeout: float | None) -> Slot:
         """A free slot, with nothing queued in it. After an error the lease must give it back."""
-        self._check_open()
+        self.check_open()
         try:
             lease.take(timeout)
         except queue.Empty:
-            number = len(self._slots)
+            number = len(self.slots)
             raise NoSlotError(
                 f"all {number} slots are in use; take the result of a call first, wait longer, or open with more in_flight"
             ) from None
@@ -131,21 +122,22 @@ class Lifecycle:
             # Its call was dropped without taking the result: what is queued still reads and writes its memory.
             try:
                 with slot.lock:
-                    self._check_open()
-                    with self._device.active():
+                    self.check_open()
+                    with self.device.active():
                         slot.wait()
             except BaseException as error:
-                self._give_back(lease, error)
+                self.give_back(lease, error)
                 raise
         return slot
 
-    def _give_back(self, lease: Lease, error: BaseException | None) -> None:
+    def give_back(self, lease: Lease, error: BaseException | None) -> None:
+        """Put the slot back, after a failure once what is queued has run."""
         if error is not None:
-            with self._lock:
-                self._failed(lease, error)
+            with self.lock:
+                self.failed(lease, error)
         lease.give_back()
 
-    def _failed(self, lease: Lease, error: BaseException) -> None:
+    def failed(self, lease: Lease, error: BaseException) -> None:
         """After a failure: wait for what is queued, which uses memory that the next call writes; close where that fails."""
         slot = lease.slot
         if self.closed or slot is None:
@@ -154,11 +146,12 @@ class Lifecycle:
         if not isinstance(error, ContractError):  # those were found before anything was queued
             images = self._images
             # A feed's own embedding goes by the stream of the images.
-            self._settle(error, slot.stream, *([images.stream] if images is not None else []))
+            self.settle(error, slot.stream, *([images.stream] if images is not None else []))
 
-    def _settle(self, error: BaseException, *streams: Stream) -> None:
+    def settle(self, error: BaseException, *streams: Stream) -> None:
+        """After `error`: wait for streams, and close where that fails; under the lock."""
         try:
-            with self._device.active():
+            with self.device.active():
                 for stream in streams:
                     stream.synchronize()
         except InferenceError:
@@ -170,45 +163,48 @@ class Lifecycle:
             return
         self.closed = True
         # TensorRT frees device memory here: contexts before their engine, all before CUDA's context is switched away.
-        with contextlib.suppress(InferenceError), self._device.active():
+        with contextlib.suppress(InferenceError), self.device.active():
             self._release()
         self._release()
-        self._device.close()
-        self._free.put(None)
+        self.device.close()
+        self.free.put(None)
 
     def _release(self) -> None:
-        for slot in self._slots:
+        for slot in self.slots:
             slot.close()
         if self._images is not None:
             self._images.close()
-        self._calls.clear()
-        for engine in self._engines:
+        self.calls.clear()
+        for engine in self.engines:
             engine.close()
-        self._engines.clear()
+        self.engines.clear()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise InferenceError where it is closed."""
         if self.closed:
             raise InferenceError(self._why_closed)
 
-    def _open_images(self) -> Images:
-        self._check_open()
+    def open_images(self) -> Images:
+        """The images; raises InferenceError where it is closed."""
+        self.check_open()
         assert self._images is not None
         return self._images
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """In a forked process: refuse all calls, touch nothing. Other threads of the parent may have held the locks."""
         if not self.closed:
             self.closed, self._why_closed = True, _FORKED
-            for slot in self._slots:
-                slot.closed, slot.lock = True, threading.Lock()
-        self._lock = threading.Lock()
-        self._free = queue.SimpleQueue()
-        self._free.put(None)
+            for slot in self.slots:
+                slot.abandon()
+        self.lock = threading.Lock()
+        self.free = queue.SimpleQueue()
+        self.free.put(None)
 
-    def _save_runtime_caches(self) -> None:
+    def save_runtime_caches(self) -> None:
+        """Keep what TensorRT-RTX has compiled, under the lock; only the next start is slower where that fails."""
         try:
-            with self._device.active():
-                for engine in self._engines:
+            with self.device.active():
+                for engine in self.engines:
                     engine.save_runtime_cache()
         except (InputError, InferenceError) as error:
             # The masks are right without it; only the next start is slower.
