@@ -14,6 +14,7 @@ from trt_sam.serve.call import Call
 from trt_sam.serve.faults import Refusal
 from trt_sam.serve.http.edge import Edge
 from trt_sam.serve.http.routes import endpoint, routes_of
+from trt_sam.serve.kserve.routes import kserve_routes
 from trt_sam.serve.model import Model
 from trt_sam.serve.service import Service
 from trt_sam.serve.settings import ServeSettings
@@ -45,5 +46,5 @@ def create_app(model: Model, settings: ServeSettings | None = None, *, log: Text
         return Response()
 
     health = [endpoint("/v2/health/live", live), endpoint("/v2/health/ready", ready)]
-    router = Router([*routes_of(service), *health], redirect_slashes=False, lifespan=lifespan)
+    router = Router([*routes_of(service), *health, *kserve_routes(service)], redirect_slashes=False, lifespan=lifespan)
     return Edge(router, service, log)

@@ -15,7 +15,7 @@ from trt_sam.imaging.frame import to_frame
 from trt_sam.imaging.photos import decode_image, frame_shape
 from trt_sam.serve.faults import Refusal
 
-__all__ = ["picture_of", "scaled"]
+__all__ = ["picture_of", "picture_too_large", "scaled"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 Picture = npt.NDArray[np.uint8]
@@ -37,11 +37,11 @@ def picture_of(data: bytes, most_pixels: int) -> Picture:
             with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
                 size = image.size
     except image_module.DecompressionBombError:
-        raise _too_large(most_pixels) from None
+        raise picture_too_large(most_pixels) from None
     except Exception:
         size = None  # what it is comes below, in words
     if size is not None and size[0] * size[1] > most_pixels:
-        raise _too_large(most_pixels)
+        raise picture_too_large(most_pixels)
     try:
         return decode_image(data, "of this request", FORMATS)
     except InputError as error:
@@ -57,5 +57,6 @@ def scaled(rgb: Picture) -> Picture:
         raise Refusal(400, "bad_picture", str(error)) from None
 
 
-def _too_large(most_pixels: int) -> Refusal:
+def picture_too_large(most_pixels: int) -> Refusal:
+    """For a picture of more pixels than that."""
     return Refusal(413, "picture_too_large", f"the picture has more than {most_pixels:,} pixels; scale it down")

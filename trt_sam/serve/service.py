@@ -21,7 +21,7 @@ from trt_sam.serve.faults import busy
 from trt_sam.serve.images import HeldImage, Images
 from trt_sam.serve.metrics import Metrics
 from trt_sam.serve.model import Model
-from trt_sam.serve.pictures import picture_of, scaled
+from trt_sam.serve.pictures import picture_of, picture_too_large, scaled
 from trt_sam.serve.requests import EverythingRequest, MasksRequest
 from trt_sam.serve.segmentations import described, runs_at_size
 from trt_sam.serve.settings import ServeSettings
@@ -97,6 +97,8 @@ class Service:
 
     async def add_picture(self, call: Call, request: Request, rgb: npt.NDArray[np.uint8]) -> HeldImage:
         """As `add_image`, of pixels uint8 [height, width, 3] RGB."""
+        if rgb.shape[0] * rgb.shape[1] > self.settings.pixels:
+            raise picture_too_large(self.settings.pixels)
         small = await call.timed("picture", self.threaded, scaled, rgb)
         return await self._embedded(call, request, small, (rgb.shape[0], rgb.shape[1]))
 
@@ -152,12 +154,6 @@ class Service:
     async def threaded(self, work: Callable[..., Result], *args: Any) -> Result:
         """Run `work` beside the event loop, on a thread of few."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-
-    async def run_feed(self, call: Call, request: Request, work: Callable[[], Result]) -> Result:
-        """Run `work` on the runner's thread as a prompt."""
-        future: Future[Any] = self.worker.submit("clicks", work)
-        found: Result = await call.finished(request, future, "decode", self.settings.answer_seconds)
-        return found
 
     def _decoded(self, data: bytes) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
         rgb = picture_of(data, self.settings.pixels)

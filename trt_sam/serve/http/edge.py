@@ -64,7 +64,7 @@ class Edge:
         call = Call(self._service.budget)
         scope["app"] = self  # makes starlette's router raise for what it does not know
         scope.setdefault("state", {})["call"] = call
-        answer = _Answer(call, send)
+        answer = _Answer(call, send, kserve=scope["path"].startswith("/v2/models"))
         metrics = self._service.metrics
         metrics.under_way.inc()
         status = 500
@@ -120,7 +120,8 @@ class Edge:
         if answer.started:  # too late for another answer: the connection breaks, and the client sees that it is not whole
             raise refusal
         error = {"code": refusal.code, "message": str(refusal), "request": answer.call.id}
-        body = json.dumps({"error": error}).encode()
+        # KServe's errors are a text, and its clients show nothing else.
+        body = json.dumps({"error": f"{refusal} ({refusal.code})" if answer.kserve else error}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if refusal.retry_seconds is not None:
             headers.append((b"retry-after", str(refusal.retry_seconds).encode()))
@@ -159,8 +160,8 @@ class Edge:
 class _Answer:
     """What was sent of an answer; adds the headers that all have."""
 
-    def __init__(self, call: Call, send: Send) -> None:
-        self.call, self._send = call, send
+    def __init__(self, call: Call, send: Send, *, kserve: bool) -> None:
+        self.call, self._send, self.kserve = call, send, kserve
         self.status, self.bytes, self.started = 0, 0, False
 
     async def send(self, message: Message) -> None:
