@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
 from trt_sam.commands._options import gpu_number
+from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.errors import InputError
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["open_model"]
 
 _log = logging.getLogger(__name__)
-_IMAGE_BYTES = 4 << 20
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -49,11 +49,16 @@ def _device(asked: str) -> int | None:
     return 0 if has_pycuda and examine_driver().gpus else None
 
 
+def _room(args: argparse.Namespace) -> int:
+    """Bytes for the images that are kept, and for one that is on its way in while another goes."""
+    return max(args.images, 1) * EMBEDDING_BYTES + EMBEDDING_BYTES
+
+
 def _on_cpu(args: argparse.Namespace, folder: Path, name: str) -> Model:
     from trt_sam.runtime.onnx_runner import OnnxRunner
     from trt_sam.serve.model import Model
 
-    runner = OnnxRunner(folder, threads=args.threads)
+    runner = OnnxRunner(folder, threads=args.threads, image_bytes=_room(args))
     try:
         return Model(runner, _plain(name), executed=f"ONNX Runtime ({runner.options.precision} graph, CPU)")
     except BaseException:
@@ -66,7 +71,7 @@ def _on_gpu(args: argparse.Namespace, folder: Path, name: str, device: int) -> M
     from trt_sam.runtime.onnx_encoder import OnnxEncoder
     from trt_sam.serve.model import Model
 
-    runner = DecoderRunner.open(folder, device=device, image_bytes=args.images * _IMAGE_BYTES)
+    runner = DecoderRunner.open(folder, device=device, image_bytes=_room(args))
     try:
         encoder: Any = None
         if not getattr(runner, "takes_photos", False):

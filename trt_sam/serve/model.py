@@ -1,12 +1,10 @@
-"""`Model`: a runner as the service uses it. Images have numbers, whether the runner keeps them itself or not.
+"""`Model`: a runner as the service uses it; pictures go in, and prompts on images that the runner holds by number.
 
-What of a runner is used is in `ServedRunner`; `OnnxRunner` on a set with an image encoder has it, and so has `DecoderRunner`.
-Everything here is called by one thread.
+`OnnxRunner` and `DecoderRunner` both have what is used. Everything here is called by one thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -25,9 +23,6 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
 
-_PROMPTS_PER_CALL = 8
-"""Where a runner does not tell how many it takes: on a CPU more are no faster, and take 36 MB each."""
-
 
 class Embeds(Protocol):
     """An image encoder."""
@@ -37,7 +32,7 @@ class Embeds(Protocol):
 
 
 class ServedRunner(Protocol):
-    """What is used of a runner. It may also have `use_image`, `drop_image`, `warm_up`, `most_prompts` and `embed`."""
+    """What is used of a `trt_sam.runtime.interface.PromptRunner`. It may also have `takes_photos` and `warm_up`."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -45,10 +40,11 @@ class ServedRunner(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]: ...
     @property
     def limits(self) -> Mapping[str, tuple[int, int]]: ...
-    @property
-    def image_id(self) -> int: ...
-    def set_image(self, embedding: Any) -> None: ...
+    def add_image(self, image: Any) -> int: ...
+    def use_image(self, image: int) -> None: ...
+    def drop_image(self, image: int) -> None: ...
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]: ...
+    def most_prompts(self, num_tokens: int, *, with_mask: bool = False) -> int: ...
     def close(self) -> None: ...
 
 
@@ -80,31 +76,14 @@ class Model:
         self._encoder = encoder
         self._names = {spec.name for spec in runner.inputs}
         self.takes_masks = "mask_input" in self._names
-        self._keeps_images = hasattr(runner, "use_image")
-        self._kept: dict[int, FloatArray] = {}
-        """Embeddings of images, where the runner has room for the current one only."""
-        self._current = 0
-        self._last = 0
 
     def add(self, rgb: Picture) -> int:
         """Embed a picture, uint8 [height, width, 3] RGB, and hold it; gives its number. The embedding stays where it is."""
-        if self._keeps_images:
-            self.runner.set_image(rgb if self._encoder is None else self._encoder.embed(rgb))
-            return self.runner.image_id
-        encoder: Any = self.runner if self._encoder is None else self._encoder
-        embedding = encoder.embed(rgb)
-        self._last += 1
-        self._kept[self._last] = embedding
-        return self._last
+        return self.runner.add_image(rgb if self._encoder is None else self._encoder.embed(rgb))
 
     def drop(self, image: int) -> None:
         """Forget an image; nothing happens where it is not held."""
-        if self._keeps_images:
-            with contextlib.suppress(ContractError):
-                drop: Any = getattr(self.runner, "drop_image", None)
-                if drop is not None:
-                    drop(image)
-        self._kept.pop(image, None)
+        self.runner.drop_image(image)
 
     def decode(
         self, image: int, prompts: list[Prompt], size: tuple[int, int], earlier: FloatArray | None = None
@@ -142,16 +121,15 @@ class Model:
         Raises:
             Refusal: it is not held any more.
         """
-        self._use(image)
+        try:
+            self.runner.use_image(image)
+        except ContractError:
+            raise image_unknown() from None
         return self.runner.run(feed)
 
     def most_prompts(self, tokens: int, *, with_mask: bool = False) -> int:
         """How many prompts of `tokens` go into one call."""
-        ask: Any = getattr(self.runner, "most_prompts", None)
-        if ask is not None:
-            # A method of some runners, a plain number of others.
-            return int(ask(tokens, with_mask=with_mask) if callable(ask) else ask)
-        return min(_PROMPTS_PER_CALL, self.runner.limits.get("num_prompts", (1, 1))[1])
+        return self.runner.most_prompts(tokens, with_mask=with_mask)
 
     def warm_up(self) -> None:
         """Do once what requests do: a picture, a click, a box, a refined mask."""
@@ -170,7 +148,6 @@ class Model:
 
     def close(self) -> None:
         """Close the runner; safe to call again."""
-        self._kept.clear()
         self.runner.close()
 
     def __enter__(self) -> Self:
@@ -188,17 +165,3 @@ class Model:
         empty = np.zeros((count, 1, LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
         feed["mask_input"] = empty if earlier is None else earlier
         feed["has_mask_input"] = np.full(count, earlier is not None, np.float32)
-
-    def _use(self, image: int) -> None:
-        if self._keeps_images:
-            use: Any = self.runner
-            try:
-                use.use_image(image)
-            except ContractError:
-                raise image_unknown() from None
-            return
-        if image not in self._kept:
-            raise image_unknown()
-        if image != self._current:
-            self.runner.set_image(self._kept[image])
-            self._current = image

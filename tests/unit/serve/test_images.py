@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures.served import KeepingRunner, picture, served
+from tests.fixtures.served import picture, served
 from trt_sam.serve.faults import Refusal
 from trt_sam.serve.images import Images
 
@@ -42,13 +42,14 @@ def test_a_photo_is_turned_as_its_exif_says() -> None:
 
 
 def test_the_least_recently_used_makes_room() -> None:
-    runner = KeepingRunner()
-    with served(runner, images=2) as service:
+    with served(images=2) as service:
         one, two = service.add(), service.add()
         service.client.get(f"/images/{one}")
         three = service.add()
         found = [service.client.get(f"/images/{each}").status_code for each in (one, two, three)]
         assert found == [200, 404, 200]
+        assert service.masks(three, points=[[1, 1]], labels=[1]).status_code == 200
+        assert len(service.runner.images) == 2
         assert "trt_sam_images_resident 2.0" in service.client.get("/metrics").text
 
 
@@ -102,3 +103,4 @@ def test_what_is_no_picture_is_refused_in_one_line(body: bytes, status: int, cod
         assert "/" not in error["message"].replace("/images", "")
         assert not service.runner.images
         service.add()
+        assert len(service.runner.images) == 1

@@ -118,10 +118,10 @@ def test_a_picture_embedded_for_nobody_is_forgotten() -> None:
     gate = threading.Event()
 
     class Slow(DiscRunner):
-        def embed(self, rgb):  # type: ignore[no-untyped-def]
+        def add_image(self, rgb):  # type: ignore[no-untyped-def]
             if rgb.shape[0] != rgb.shape[1]:
                 gate.wait(10)
-            return super().embed(rgb)
+            return super().add_image(rgb)
 
     with listening(Slow()) as (service, port):
         base = f"http://127.0.0.1:{port}"
@@ -131,6 +131,5 @@ def test_a_picture_embedded_for_nobody_is_forgotten() -> None:
             assert isinstance(left.exception(5), httpx.TimeoutException)
         until(lambda: any(line["status"] == 499 for line in service.lines()))
         gate.set()
-        model = service.app._service.model
-        until(lambda: not model._kept and service.app._service.worker.waiting("images") == 0)
+        until(lambda: not service.runner.images and service.app._service.worker.waiting("images") == 0)
         assert len(service.app._service.images) == 0
