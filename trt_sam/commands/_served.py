@@ -16,7 +16,7 @@ from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.errors import InputError
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
-from trt_sam.recipe import EngineRecipe, load_recipe
+from trt_sam.recipe import EngineRecipe, GraphOptions, load_recipe
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def _cached_set(source: str, device: int | None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Stages({"load": 1, "export": 8, "engine": 8}) as stages:
         if device is None:
-            write_encoder_set(source, EngineRecipe(), folder, stages, decode_mask=True)
+            recipe = EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu"))
+            write_encoder_set(source, recipe, folder, stages, decode_mask=True)
         else:
             _build(source, folder, stages, device)
     return folder
