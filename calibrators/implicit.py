@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from calibrators.cache import ALGORITHMS, CalibrationCache, map_names, version_number
 from trt_sam.contract import LABEL_ABSENT, TensorSpec, check_feed, input_specs
-from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.device import Device
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Stream
 from trt_sam.engine.flavour import Flavour
 from trt_sam.errors import BuildError, CalibrationError, InputError

@@ -16,7 +16,6 @@ import atexit
 import contextlib
 import functools
 import os
-import sys
 import threading
 from collections import Counter
 from types import TracebackType
@@ -28,7 +27,18 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InferenceError
 
-__all__ = ["Device", "DeviceBuffer", "Owned", "capture_lock", "guard", "outstanding", "page_locked", "raise_ours"]
+__all__ = [
+    "Device",
+    "DeviceBuffer",
+    "Owned",
+    "capture_lock",
+    "count",
+    "forked",
+    "guard",
+    "keep_forever",
+    "outstanding",
+    "raise_ours",
+]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,9 +67,20 @@ def outstanding() -> dict[str, int]:
     return {kind: number for kind, number in now.items() if number}
 
 
-def _count(kind: str, number: int) -> None:
+def count(kind: str, number: int) -> None:
+    """Add to what is outstanding, or take off it."""
     with _lock:
         _outstanding[kind] += number
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that used CUDA: what it has of its parent's cannot be freed."""
+    return _forked.is_set()
+
+
+def keep_forever(item: object) -> None:
+    """Keep what a forked process must not free."""
+    _left.append(item)
 
 
 def _after_fork() -> None:
@@ -238,14 +259,14 @@ class Owned:
         self._device = device
         self._handle: Any = handle
         device._owned[id(self)] = self
-        _count(self.kind, self.size)
+        count(self.kind, self.size)
 
     def close(self) -> None:
         """Free it. May be called again."""
         if self._handle is None:
             return
         self._device._owned.pop(id(self), None)
-        _count(self.kind, -self.size)
+        count(self.kind, -self.size)
         handle, self._handle = self._handle, None
         # An error here is not told: a driver that fails to free has lost the context, and the memory with it.
         with contextlib.suppress(InferenceError), self._device.active():
@@ -270,36 +291,3 @@ class DeviceBuffer(Owned):
 
     def _free(self, handle: Any) -> None:
         handle.free()
-
-
-class _PageLocked:
-    """The owner of page-locked memory; numpy views keep it alive, the last one to go frees it on whatever thread it is."""
-
-    def __init__(self, device: Device, nbytes: int) -> None:
-        self._device = device
-        self._allocation: Any = None
-        flags = device.driver.host_alloc_flags.PORTABLE
-        with device.active(), guard(f"allocating {nbytes / 2**20:.1f} MiB of page-locked memory"):
-            array = device.driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
-        self._allocation = array.base
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-        self._nbytes = nbytes
-        _count("host_bytes", nbytes)
-
-    def __del__(self) -> None:
-        if self._allocation is None or sys.is_finalizing():
-            return
-        if _forked.is_set():
-            _left.append(self._allocation)
-            return
-        _count("host_bytes", -self._nbytes)
-        with contextlib.suppress(InferenceError), self._device.active():
-            self._allocation.free()
-
-
-def page_locked(device: Device, nbytes: int) -> Bytes:
-    """Page-locked host memory, uninitialized: uint8 [nbytes].
-
-    It can be read and written as long as any view of it lives, also after the device is closed.
-    """
-    return np.asarray(_PageLocked(device, nbytes))

@@ -13,6 +13,7 @@ from typing import Any
 from trt_sam._files import write_atomically
 from trt_sam.contract import TensorSpec
 from trt_sam.errors import InferenceError, ManifestError
+from trt_sam.runner.complaints import Complaints
 
 __all__ = ["Engine", "ExecutionContext", "Limits"]
 
@@ -34,6 +35,7 @@ class Engine:
         keep: what must live as long as the engine, its runtime and logger.
         runtime_cache: file of TensorRT-RTX's compiled kernels; read where it exists and fits this GPU, written by
             `save_runtime_cache`. Without effect on other flavours.
+        complaints: what TensorRT says when it refuses a call; None where nobody listens.
 
     Raises:
         ManifestError: tensors, types or profiles of the engine are not those that are said.
@@ -48,8 +50,10 @@ class Engine:
         profiles: Sequence[Limits],
         keep: object = None,
         runtime_cache: Path | None = None,
+        complaints: Complaints | None = None,
     ) -> None:
         self._keep = keep
+        self._complaints = complaints or Complaints()
         self._engine: Any = engine
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -103,15 +107,18 @@ class Engine:
         """
         user = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         how = self._runtime_config(user, own_strategy=own_strategy) if self.is_rtx else user
+        said = self._complaints
+        said.forget()
         context = self._engine.create_execution_context(how)
         if context is None:
-            raise InferenceError("TensorRT could not make an execution context; is the GPU out of memory? nvidia-smi tells")
+            words = "TensorRT could not make an execution context; is the GPU out of memory? nvidia-smi tells"
+            raise InferenceError(said.after(words))
         # Queued on the stream of the work to come. Only an engine's first context would have a profile, 0, without it.
         if not context.set_optimization_profile_async(profile, stream):
-            raise InferenceError(f"TensorRT refused profile {profile}")
+            raise InferenceError(said.after(f"TensorRT refused profile {profile}"))
         if self.activation_bytes:
             context.set_device_memory(memory, self.activation_bytes)
-        return ExecutionContext(context)
+        return ExecutionContext(context, said)
 
     def close(self) -> None:
         """Let go of TensorRT's engine, after all contexts: who keeps this object, in an error's frames, keeps no GPU memory."""
@@ -128,7 +135,7 @@ class Engine:
             return
         serialized = self._cache.serialize()
         if serialized is None:
-            raise InferenceError("TensorRT-RTX could not serialize it; its log has the reason")
+            raise InferenceError(self._complaints.after("TensorRT-RTX could not serialize it"))
         data = bytes(serialized)
         digest = hashlib.sha256(data).digest()
         if digest != self._saved:
@@ -164,8 +171,9 @@ class Engine:
 class ExecutionContext:
     """One execution context; remembers what it was told, so that a call like the last one says nothing twice."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, complaints: Complaints) -> None:
         self._context: Any = context
+        self._complaints = complaints
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
@@ -186,7 +194,7 @@ class ExecutionContext:
         if self._addresses.get(name) == address:
             return
         if not self._context.set_tensor_address(name, address):
-            raise InferenceError(f"TensorRT refused the address of {name}")
+            raise InferenceError(self._complaints.after(f"TensorRT refused the address of {name}"))
         self._addresses[name] = address
 
     def can_be_captured(self, stream: int) -> bool:
@@ -197,7 +205,7 @@ class ExecutionContext:
     def enqueue(self, stream: int) -> None:
         """Queue the inference; raises InferenceError where TensorRT could not."""
         if not self._context.execute_async_v3(stream):
-            raise InferenceError("TensorRT could not queue the inference; its log has the reason")
+            raise InferenceError(self._complaints.after("TensorRT could not queue the inference"))
 
 
 def _listed(tensors: Mapping[str, tuple[str, str]]) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
-from trt_sam.cuda.device import Device, DeviceBuffer, page_locked
+from trt_sam.cuda.device import Device, DeviceBuffer
 from trt_sam.cuda.dlpack import Borrowed, borrow, check_device, is_on_device
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 

@@ -13,6 +13,7 @@ from trt_sam.cuda.device import Device
 from trt_sam.engine.manifest import CACHE_SUFFIX, GraphEntry, Manifest, open_manifest
 from trt_sam.errors import ManifestError
 from trt_sam.machine.driver import gpu_model
+from trt_sam.runner.complaints import recorder_of
 from trt_sam.runner.engine import Engine
 
 if TYPE_CHECKING:
@@ -61,15 +62,18 @@ def _deserialize(
     manifest: Manifest, flavour: Flavour, graphs: Sequence[GraphEntry], plans: Sequence[bytes], *, runtime_cache: bool
 ) -> list[Engine]:
     runtime: Any = flavour.trt.Runtime(_logger(flavour.trt.Logger))
+    recorder, complaints = recorder_of(flavour.trt.IErrorRecorder)
+    runtime.error_recorder = recorder  # what it makes has it too
     if manifest.recipe.version_compatible:
         # Such a plan brings its runtime as code, which TensorRT refuses by default; the manifest's hash names the file.
         runtime.engine_host_code_allowed = True
     engines = []
     for graph, plan in zip(graphs, plans, strict=True):
         flavour.check_engine(runtime, plan)
+        complaints.forget()
         deserialized = runtime.deserialize_cuda_engine(plan)
         if deserialized is None:
-            raise ManifestError(f"{flavour.title} could not load {graph.engine_name}; its log has the reason")
+            raise ManifestError(complaints.after(f"{flavour.title} could not load {graph.engine_name}"))
         profiles = [
             {name: (getattr(shapes, name)[0], getattr(shapes, name)[2]) for name in graph.limits}
             for shapes in manifest.recipe.profiles
@@ -77,7 +81,8 @@ def _deserialize(
         cache = Path(manifest.folder, graph.engine_name + CACHE_SUFFIX) if runtime_cache else None
         # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
         _log.debug("%s of %s loaded by %s", graph.engine_name, manifest.folder, flavour.title)
-        engines.append(Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache))
+        made = Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache, complaints)
+        engines.append(made)
     return engines
 
 

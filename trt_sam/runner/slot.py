@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
-from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.device import Device
 from trt_sam.cuda.graphs import Graph, capture, is_captured, order
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.engine import Engine, ExecutionContext

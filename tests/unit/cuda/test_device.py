@@ -12,6 +12,7 @@ import pytest
 from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
 from trt_sam.cuda import device as cuda
 from trt_sam.cuda.graphs import capture, device_of, order
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import InferenceError
 
@@ -22,7 +23,7 @@ def round_trip(device: cuda.Device, keep: list[object] | None = None) -> np.ndar
     """Upload, copy on the device, download; every kind of resource takes part. Page-locked memory goes to `keep` too."""
     stream, event = Stream(device), Event(device)
     first, second = device.buffer(1024), device.buffer(1024)
-    host = cuda.page_locked(device, 2048)
+    host = page_locked(device, 2048)
     if keep is not None:
         keep.append(host)  # what is queued when a call fails still needs it
     host[:1024] = np.arange(1024) % 251
@@ -57,11 +58,11 @@ def test_bytes_come_back_as_they_went(host_cuda: HostCuda) -> None:
 
 def test_new_memory_is_poisoned_and_nothing_is_there_before_a_wait(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 64)
+        stream, buffer, host = Stream(device), device.buffer(64), page_locked(device, 64)
         host[:] = 1
         with device.active():
             stream.upload(buffer.address, host)
-            result = cuda.page_locked(device, 64)
+            result = page_locked(device, 64)
             result[:] = 7
             stream.download(result, buffer.address)
             assert (result == 0xFF).all()
@@ -73,7 +74,7 @@ def test_new_memory_is_poisoned_and_nothing_is_there_before_a_wait(host_cuda: Ho
 def test_an_event_covers_what_was_queued_before_it_and_no_more(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
         stream, event, buffer = Stream(device), Event(device), device.buffer(64)
-        host = cuda.page_locked(device, 128)
+        host = page_locked(device, 128)
         host[:64] = 5
         with device.active():
             stream.upload(buffer.address, host[:64])
@@ -92,7 +93,7 @@ def test_an_event_covers_what_was_queued_before_it_and_no_more(host_cuda: HostCu
 def test_a_stream_waits_for_an_event_of_another(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
         first, second, event, buffer = Stream(device), Stream(device), Event(device), device.buffer(64)
-        host = cuda.page_locked(device, 128)
+        host = page_locked(device, 128)
         host[:64] = 9
         with device.active():
             first.upload(buffer.address, host[:64])
@@ -106,7 +107,7 @@ def test_a_stream_waits_for_an_event_of_another(host_cuda: HostCuda) -> None:
 
 def test_a_graph_runs_nothing_while_recorded_and_replays_new_contents(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 128)
+        stream, buffer, host = Stream(device), device.buffer(64), page_locked(device, 128)
 
         def work(source: np.ndarray, target: np.ndarray) -> None:
             stream.upload(buffer.address, source)
@@ -138,7 +139,7 @@ def test_a_wait_inside_a_capture_is_an_error_and_the_stream_lives_on(host_cuda: 
 
 def test_whose_memory_a_pointer_is(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        buffer, host, pageable = device.buffer(64), cuda.page_locked(device, 64), np.zeros(64, np.uint8)
+        buffer, host, pageable = device.buffer(64), page_locked(device, 64), np.zeros(64, np.uint8)
         with device.active():
             assert device_of(buffer.address) == 0
             assert device_of(buffer.address + 63) == 0
@@ -156,7 +157,7 @@ def test_whose_memory_a_pointer_is(host_cuda: HostCuda) -> None:
 def test_a_foreign_stream_waits_for_an_event(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
         ours, theirs, buffer = Stream(device), Stream(device), device.buffer(64)
-        host = cuda.page_locked(device, 128)
+        host = page_locked(device, 128)
         host[:64] = 9
         with device.active():
             ours.upload(buffer.address, host[:64])
@@ -173,7 +174,7 @@ def test_out_of_memory_is_named(host_cuda: HostCuda) -> None:
         with pytest.raises(InferenceError, match=r"out of memory in allocating 2\.0 MiB"):
             device.buffer(2 << 20)
         with pytest.raises(InferenceError, match="out of memory"):
-            cuda.page_locked(device, 2 << 20)
+            page_locked(device, 2 << 20)
 
 
 def test_unknown_gpu_is_named(host_cuda: HostCuda) -> None:
@@ -202,7 +203,7 @@ def test_close_frees_all_and_may_be_repeated(host_cuda: HostCuda) -> None:
 
 def test_page_locked_memory_lives_as_long_as_its_last_view(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        view = cuda.page_locked(device, 64)[10:20].view(np.uint8)
+        view = page_locked(device, 64)[10:20].view(np.uint8)
         view[:] = 3
     assert host_cuda.count("host_bytes") == 64
     assert (view == 3).all()
@@ -236,7 +237,7 @@ def test_other_threads_may_use_a_device_and_keep_their_context_stack_clean(host_
 
 def test_a_device_error_in_queued_work_is_told_by_the_wait(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
-        stream, buffer, host = Stream(device), device.buffer(64), cuda.page_locked(device, 64)
+        stream, buffer, host = Stream(device), device.buffer(64), page_locked(device, 64)
         with device.active():
             host_cuda.fail_next_work(ILLEGAL_ADDRESS)
             stream.upload(buffer.address, host)
@@ -291,7 +292,7 @@ def test_counting_what_is_outstanding_survives_a_collection_meanwhile(host_cuda:
 
     def count() -> None:
         with cuda._lock:
-            cuda._count("host_bytes", 0)
+            cuda.count("host_bytes", 0)
         done.set()
 
     threading.Thread(target=count, daemon=True).start()

@@ -42,6 +42,7 @@ def flavour(cuda: HostCuda, *, deserializes: bool = True, code_in_plan: bool = F
 
     class Runtime:
         engine_host_code_allowed = False
+        error_recorder: Any = None
 
         def __init__(self, logger: object) -> None:
             self.logger = logger
@@ -54,7 +55,10 @@ def flavour(cuda: HostCuda, *, deserializes: bool = True, code_in_plan: bool = F
             profiles = [
                 {n: (getattr(p, n)[0], getattr(p, n)[2]) for n in ("num_prompts", "num_points", *SIZES)} for p in PROFILES
             ]
-            return OrtEngine(cuda, toy_decoder(OPTIONS), *specs(OPTIONS), profiles) if deserializes else None
+            if not deserializes:
+                self.error_recorder.report_error(1, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (it is torn)")
+                return None
+            return OrtEngine(cuda, toy_decoder(OPTIONS), *specs(OPTIONS), profiles)
 
     class Logger:
         WARNING = 1
@@ -126,7 +130,7 @@ def test_what_cannot_be_opened_is_said_and_leaves_nothing(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, engine_set: Path
 ) -> None:
     use(monkeypatch, flavour(host_cuda, deserializes=False))
-    with pytest.raises(ManifestError, match=r"TensorRT-RTX 1\.7\.1\.116 could not load decoder\.engine"):
+    with pytest.raises(ManifestError, match=r"TensorRT-RTX 1\.7\.1\.116 could not load decoder\.engine: .*it is torn"):
         DecoderRunner.open(engine_set)
     with pytest.raises(ManifestError, match="has no 'decode_mask' graph"):
         DecoderRunner.open(engine_set, role="decode_mask")

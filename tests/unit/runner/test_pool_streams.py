@@ -14,9 +14,10 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, make, tokens
 from tests.unit.runner.test_fork import in_fork, told
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
-from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import DeviceArray
 from trt_sam.cuda.graphs import order
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError
 from trt_sam.runner.pool import RunnerPool

@@ -22,7 +22,8 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import clicks, expected, make, tokens
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda import dlpack as _dlpack
-from trt_sam.cuda.device import Device, page_locked
+from trt_sam.cuda.device import Device
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
