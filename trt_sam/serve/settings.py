@@ -19,8 +19,8 @@ class ServeSettings:
     """Images that are kept; the least recently used goes first."""
     image_seconds: int = 1800
     """After this long without use an image goes."""
-    masks_per_image: int = 32
-    """Earlier masks of an image that a request may name, 256 KiB each."""
+    masks_per_image: int = 16
+    """Earlier masks of an image that a request may name, 256 KiB each: together as much as its embedding."""
     body_bytes: int = 32 << 20
     """Most bytes of a picture, and of a request of KServe."""
     prompt_bytes: int = 1 << 20
