@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError, InputError
+from trt_sam.runner.counters import Counters
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.images import Images
 from trt_sam.runner.lease import Lease, NoSlotError
@@ -72,6 +73,7 @@ class Core:
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.slots: list[Slot] = []
         self._images: Images | None = None
+        self.counters = Counters()
         self._why_closed = _CLOSED
         _all.add(self)
 
@@ -140,6 +142,7 @@ class Core:
     def failed(self, lease: Lease, error: BaseException) -> None:
         """After a failure: wait for what is queued, which uses memory that the next call writes; close where that fails."""
         slot = lease.slot
+        self.counters.failed += 1
         if self.closed or slot is None:
             return
         slot.forget()

@@ -10,6 +10,7 @@ lock by whoever waits for it, and the images' by whoever waits for an upload. Ta
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -27,6 +28,7 @@ from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
 from trt_sam.runner.call import Decoded, DecodedOnDevice, RunnerOptions
 from trt_sam.runner.core import Core
+from trt_sam.runner.counters import Counters
 from trt_sam.runner.dispatch import Dispatch
 from trt_sam.runner.engine import Engine, Limits
 from trt_sam.runner.image_calls import ImageCalls
@@ -148,6 +150,11 @@ class DecoderRunner:
     def image_id(self) -> int:
         """0 before the first `set_image`, then the number of the current image."""
         return self._images.image_id
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done so far: a copy, which stays as it is."""
+        return dataclasses.replace(self._core.counters)
 
     @property
     def graphs_held(self) -> int:

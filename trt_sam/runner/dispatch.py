@@ -63,10 +63,19 @@ class Dispatch:
         """
         core, lease = self._core, Lease(self._core.free)
         try:
-            slot = core.take(lease, timeout)
+            waits, began = core.free.empty() and timeout != 0, time.perf_counter()
+            try:
+                slot = core.take(lease, timeout)
+            except BaseException:
+                with core.lock:
+                    core.counters.waited(began, waits)
+                raise
+            queued = time.perf_counter()
             with _NOTHING if embedding is None else self._uploading, core.lock:
+                core.counters.waited(began, waits, queued)
                 try:
                     plan = self._queue(slot, prompts, image, embedding, alone=alone)
+                    core.counters.calls += 1
                 except BaseException as error:
                     core.failed(lease, error)
                     raise

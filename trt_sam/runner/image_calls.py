@@ -53,6 +53,7 @@ class ImageCalls:
                     core.check_open()
                     self._last_image += 1
                     images.put(self._last_image, buffer)
+                    core.counters.images += 1
                     return self._last_image
             except ContractError:
                 raise
