@@ -61,27 +61,15 @@ def test_one_command_gives_a_set_that_knows_its_calibration(built: Path) -> None
 
 
 def test_the_graph_is_compared_with_pytorch(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wide = [
-        "--min-mean-iou",
-        "0.9",
-        "--min-p5-iou",
-        "0",
-        "--min-iou",
-        "0",
-        "--min-mean-iou-four",
-        "0",
-        "--min-p5-iou-four",
-        "0",
-    ]
     few = ["--prompts", "8", "--min-prompts", "8", "--max-clear-flips", "1"]
-    # Calibrated on a few images, it may miss a limit of the logits.
-    code = main(["compare", "standin", str(built / "decoder.onnx"), *few, *wide, "--json"])
+    # Four prompts on two small scenes calibrated it: far from what 16 photographs give, and far from broken.
+    wide = {"mean-iou": 0.8, "p5-iou": 0.5, "iou": 0.5, "mean-iou-four": 0.7, "p5-iou-four": 0.3, "sqnr-db": 10}
+    limits = [text for name, value in wide.items() for text in (f"--min-{name}", str(value))]
+    assert main(["compare", "standin", str(built / "decoder.onnx"), *few, *limits, "--json"]) == 0
     (judged,) = json.loads(capsys.readouterr().out)["candidates"]
-    assert code == (0 if judged["passed"] else 1)
-    assert judged["figures"]["iou_mean"] > 0.8
+    assert judged["passed"] is True
     assert judged["arithmetic"] == "quantized"
-    # Neither broken nor, by mistake, the float graph.
-    assert 0.95 <= judged["figures"]["iou_mean"] < 0.9999
+    assert judged["figures"]["iou_mean"] < 0.999, "this is the float graph"
 
 
 def test_what_is_finished_is_not_done_again(

@@ -90,8 +90,9 @@ def test_a_better_graph_at_an_equal_or_larger_share_is_reported(script: ModuleTy
 
 
 def columns(iou: np.ndarray) -> dict[str, np.ndarray]:
-    names = ("boundary", "all_masks", "selected", "flip", "flip_cost", "kendall_tau", "signal", "noise", "truth_selected")
-    return {"iou": iou, **{name: np.zeros(len(iou)) for name in (*names, "truth_oracle")}, "signal": np.ones(len(iou))}
+    names = ("boundary", "full", "full_boundary", "all_masks", "selected", "flip", "flip_cost", "kendall_tau", "signal", "noise", "truth_selected")
+    zeros = {name: np.zeros(len(iou)) for name in (*names, "truth_oracle")}
+    return {"iou": iou, **zeros, "signal": np.ones(len(iou)), "image": np.arange(len(iou)) // 4}
 
 
 def test_the_reader_gives_the_stored_feeds_in_order(script: ModuleType, tmp_path: Path) -> None:
