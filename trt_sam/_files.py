@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from trt_sam.errors import InputError
 
-__all__ = ["atomic_path", "existing_file", "sha256_of", "write_atomically"]
+__all__ = ["atomic_folder", "atomic_path", "existing_file", "sha256_of", "write_atomically"]
 
 
 @contextlib.contextmanager
@@ -34,16 +35,43 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
+        _give_name(temporary, target, 0o666)
         temporary = None
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output path") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_path`, for a folder: the block fills it, and it is at `target` once it is whole.
+
+    Raises:
+        InputError: `target` holds something already, its folder cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield temporary
+        _give_name(temporary, target, 0o777)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output path") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_name(temporary: Path, target: Path, mode: int) -> None:
+    """Move it to `target`, with the rights that a file or folder made by other means would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(mode & ~umask)
+    os.replace(temporary, target)
 
 
 def write_atomically(target: str | os.PathLike[str], data: bytes | str) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trt_sam._files import write_atomically
+from trt_sam._files import atomic_folder, write_atomically
 from trt_sam._json import strict
 from trt_sam.errors import InputError
 from trt_sam.formats.coco import coco_data, sa1b_data
@@ -122,20 +120,7 @@ def encoded(photo: Photo, records: Sequence[Record], name: str) -> bytes:
 def _save_each(folder: Path, photo: Photo, records: Sequence[Record]) -> None:
     """0001.png and so on in a new folder, which is there once all are."""
     check_new_folder(folder)
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with atomic_folder(folder) as temporary:
         for number, record in enumerate(records, 1):
             mask = binary_picture([runs_of(record["segmentation"], photo.size)], photo.size)
             (temporary / f"{number:04}.png").write_bytes(png_of(mask))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        os.replace(temporary, folder)
-        temporary = None
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another output path") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

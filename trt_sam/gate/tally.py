@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.accuracy.examples import Example, PromptedImage
+from trt_sam.accuracy.measurement import WorstMask
 from trt_sam.accuracy.metrics import mask_iou, relative_error, selection_scores
 from trt_sam.accuracy.summary import CLEAR_MARGIN
 from trt_sam.feeds.realistic import picture_part
 from trt_sam.gate.answers import Answer, reduced
 from trt_sam.imaging.resize import postprocess_masks
 
-__all__ = ["Figures", "OutputError", "ShownMask", "Tally"]
+__all__ = ["Figures", "OutputError", "Tally"]
 
 Array = npt.NDArray[Any]
 _HARDEST = 3
@@ -41,22 +42,6 @@ class OutputError:
     """Values that are NaN or infinite in the candidate and not in the reference."""
     first_not_finite: str = ""
     """Where the first of them is."""
-
-
-@dataclass(frozen=True)
-class ShownMask:
-    """A prompt and the two masks of it, for people."""
-
-    iou: float
-    kind: str
-    image: PromptedImage
-    """Its embedding is dropped."""
-    coords: Array = field(repr=False)
-    """float32 [num_points, 2], in pixels of the 1024 frame; clicks and box corners only."""
-    labels: Array = field(repr=False)
-    reference: npt.NDArray[np.bool_] = field(repr=False)
-    """bool [256, 256]."""
-    other: npt.NDArray[np.bool_] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ class Figures:
     """By how much the reference scores what the candidate selects below its own choice; 0 where both select the same."""
     flip: npt.NDArray[np.bool_] = field(repr=False)
     outputs: dict[str, OutputError]
-    worst: tuple[ShownMask, ...]
+    worst: tuple[WorstMask, ...]
     """Lowest IoU first."""
     hardest: tuple[Example, ...] = field(repr=False, default=())
     """The calls with the lowest IoU, or with the largest errors where all masks are equal."""
@@ -99,7 +84,7 @@ class Tally:
         self._rows: list[dict[str, Array]] = []
         self._kinds: list[str] = []
         self._outputs: dict[str, OutputError] = {}
-        self._worst: list[tuple[float, int, ShownMask]] = []
+        self._worst: list[tuple[float, int, WorstMask]] = []
         self._hardest: list[tuple[float, float, int, Example]] = []
         self._last: PromptedImage | None = None
 
@@ -196,7 +181,7 @@ class Tally:
             labels = example.feed["point_labels"][row]
             best = pair.best[row] if expected.inside.shape[1] > 1 else 0
             mask = 0 if seen.inside.shape[1] == 1 else pair.best[row]
-            shown = ShownMask(
+            shown = WorstMask(
                 iou,
                 example.kinds[row],
                 dataclasses.replace(example.image, embedding=np.empty(0, np.float32), objects=None),

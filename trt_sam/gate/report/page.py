@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trt_sam.accuracy.measurement import WorstMask
 from trt_sam.gate.comparison import Candidate, Comparison
 from trt_sam.gate.report._html import document, text
 from trt_sam.gate.report.charts import COLOURS, distances, layer_sqnr
 from trt_sam.gate.report.pictures import AGREED, GAINED, LOST, data_uri, panels
 from trt_sam.gate.report.text import HEAD, figures_row
-from trt_sam.gate.tally import ShownMask
 from trt_sam.gate.verdict import FAIL, PASS, Check
 
 __all__ = ["comparison_page"]
@@ -114,7 +114,7 @@ def _worst(candidate: Candidate) -> str:
     return f"<h3>{text(candidate.name)}</h3>{figures}"
 
 
-def _figure(shown: ShownMask) -> str:
+def _figure(shown: WorstMask) -> str:
     points = ", ".join(
         f"({x:.0f}, {y:.0f}) label {label:.0f}" for (x, y), label in zip(shown.coords, shown.labels, strict=True)
     )

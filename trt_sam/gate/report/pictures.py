@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
+from trt_sam.accuracy.measurement import WorstMask
 from trt_sam.contract import FRAME_SIZE, LABEL_BACKGROUND, LABEL_FOREGROUND
 from trt_sam.feeds.realistic import picture_part
-from trt_sam.gate.tally import ShownMask
 from trt_sam.imaging.overlay import Box, Click, draw_overlay
 
 __all__ = ["AGREED", "GAINED", "LOST", "data_uri", "panels"]
@@ -24,7 +24,7 @@ AGREED, LOST, GAINED = (120, 120, 120), (214, 40, 57), (29, 120, 220)
 _GROWN = 2
 
 
-def panels(shown: ShownMask) -> tuple[Picture, Picture, Picture]:
+def panels(shown: WorstMask) -> tuple[Picture, Picture, Picture]:
     """The photograph with the reference's mask, with the candidate's, and with their difference; each with the prompt.
 
     uint8 [height, width, 3] each: the picture's part of the 256 x 256 frame, twice as large.
