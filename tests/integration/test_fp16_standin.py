@@ -20,6 +20,7 @@ NUM_SCENES = 14
 PROMPTS_PER_KIND = 8
 
 
+@pytest.mark.slow  # the real decoder answers for FP16 in test_mobile_sam
 def test_half_precision_keeps_the_masks(tmp_path: Path) -> None:
     checkpoint = load_checkpoint("standin")
     decoder, encoder = checkpoint.decoder, checkpoint.image_encoder()
