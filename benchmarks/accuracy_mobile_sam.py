@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -188,8 +189,12 @@ class _Work:
                 (folder / f"{photo}.npz").symlink_to(self._embedding(photo).resolve())
         names = _names(text)
         options = FeedOptions(prompts_per_image=CALIBRATION_PROMPTS, seed=self._args.seed, mask_input=True)
-        decoder = load_checkpoint(self._args.checkpoint).decoder
-        feeds = calibration_feeds(folder, options, decode=TorchRunner(decoder).run)
+        kept = self._graphs / "feeds.pickle"
+        if not kept.exists():
+            # Drawing prompts takes as long as calibrating on them.
+            decoder = load_checkpoint(self._args.checkpoint).decoder
+            kept.write_bytes(pickle.dumps(calibration_feeds(folder, options, decode=TorchRunner(decoder).run)))
+        feeds = pickle.loads(kept.read_bytes())
         plain, half = onnx.load(self.graph("fp32")), onnx.load(self.graph("fp16"))
         start = time.monotonic()
         if names[0].startswith("modelopt-"):
@@ -304,7 +309,7 @@ def _shared(name: str) -> tuple[str, ...]:
 
 
 def _fours(count: int) -> Iterator[slice]:
-    return (slice(start, start + 4) for start in range(0, count, 4))
+    return (slice(start, min(start + 4, count)) for start in range(0, count, 4))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The table of accuracy_mobile_sam.py: JSON and Markdown, with paired differences from the default and the photographs."""
+"""The tables of accuracy_mobile_sam.py: JSON and Markdown, with paired differences and the photographs."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -36,18 +37,16 @@ def write_report(
     from trt_sam.accuracy.report import make_report, markdown
     from trt_sam.feeds.realistic import shares
 
-    columns = {name: _columns(each) for name, each in rows.items()}
-    first = next(iter(rows.values()))
-    unknown = np.full(len(first["kinds"]), np.nan)
-    truth = {"truth_selected": unknown, "truth_oracle": unknown}
-    measurement = Measurement(first["kinds"], first["areas"], truth, columns, dict.fromkeys(rows, ()))
+    sizes = sorted({len(each["kinds"]) for each in rows.values()}, reverse=True)
+    tables = {size: _cut(rows, size) for size in sizes}
+    first = next(iter(tables[sizes[0]].values()))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("onnxruntime", "torch", "onnx", "numpy"))
     kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares(first["kinds"].tolist()).items())
     calibrated = next((each["feeds"] for each in facts.values() if "feeds" in each), {})
     conditions = {
         "checkpoint": f"{args.checkpoint}; its decoder is SAM ViT-H's weight for weight",
-        "judged on": f"{len(uses['judging'])} photographs that neither calibration nor tuning saw, {len(unknown)} prompts "
-        f"({kinds}), seed {args.seed}, split {args.split}",
+        "judged on": f"{len(uses['judging'])} photographs that neither calibration nor tuning saw, {sizes[0]} prompts "
+        f"({kinds}); where fewer, the first of each photograph; seed {args.seed}, split {args.split}",
         **({"note": args.note} if args.note else {}),
         "calibrated on": f"{calibrated.get('images', 0)} other photographs, {calibrated.get('prompts', 0)} prompts; auto holds "
         "a quarter of them back to judge by",
@@ -56,18 +55,50 @@ def write_report(
         "computed in float32; FP16 in the emulation that rounds every float16 tensor",
         "versions": f"{versions}, {platform.machine()}",
     }
-    report = make_report(
-        measurement,
-        title="Accuracy of MobileSAM's decoder on real photographs",
-        conditions=conditions,
-        descriptions={name: str(each.get("description", "")) for name, each in facts.items()},
-        facts=facts,
-    )
-    paired = _paired(columns)
-    data = {**report.to_dict(), "paired": paired, "photographs": _photographs(uses)}
+    reports = []
+    for size, held in tables.items():
+        some = next(iter(held.values()))
+        unknown = np.full(size, np.nan)
+        measurement = Measurement(
+            some["kinds"],
+            some["areas"],
+            {"truth_selected": unknown, "truth_oracle": unknown},
+            {name: _columns(each) for name, each in held.items()},
+            dict.fromkeys(held, ()),
+        )
+        fewer = f": {size} prompts" if len(sizes) > 1 else ""
+        report = make_report(
+            measurement,
+            title=f"Accuracy of MobileSAM's decoder on real photographs{fewer}",
+            conditions=conditions
+            if size == sizes[0]
+            else {"prompts": f"the first {size // len(uses['judging'])} of each photograph"},
+            descriptions={name: str(facts[name].get("description", "")) for name in held},
+            facts={name: facts[name] for name in held},
+        )
+        # The method is told once, at the end.
+        reports.append(report if size == sizes[-1] else dataclasses.replace(report, method=()))
+    paired = _paired({name: _columns(each) for name, each in rows.items()})
+    parts = {str(size): report.to_dict() for size, report in zip(sizes[1:], reports[1:], strict=True)}
+    data = {**reports[0].to_dict(), "fewer_prompts": parts, "paired": paired, "photographs": _photographs(uses)}
     write_atomically(args.output, json.dumps(strict(data), indent=1) + "\n")
-    text = "\n".join([markdown(report), *_differences(paired), *_described(facts), *_licences(uses)])
+    pages = [markdown(report) for report in reports]
+    pages = [page.partition("## Method")[0] if page is not pages[-1] else page for page in pages]
+    pages = [pages[0], *(page.replace("\n# ", "\n## ").replace("# Acc", "## Acc", 1) for page in pages[1:])]
+    text = "\n".join([*pages, *_differences(paired), *_described(facts), *_licences(uses)])
     write_atomically(args.output.with_suffix(".md"), text + "\n")
+
+
+def _cut(rows: Mapping[str, Rows], size: int) -> dict[str, Rows]:
+    """The variants that were judged by at least `size` prompts, cut to the first of each photograph."""
+    found = {}
+    for name, each in rows.items():
+        images = each[f"{_COLUMN}image"]
+        if len(images) >= size:
+            per_image = size // len(np.unique(images))
+            place = np.concatenate([np.arange(count) for count in np.unique(images, return_counts=True)[1]])
+            found[name] = {key: array[place < per_image] for key, array in each.items()}
+    return found
 
 
 def _columns(rows: Rows) -> dict[str, np.ndarray]:
@@ -75,32 +106,49 @@ def _columns(rows: Rows) -> dict[str, np.ndarray]:
 
 
 def _paired(columns: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """The default against every other INT8 variant of the same tiers: difference of mean IoU, and its interval."""
+    """Ours against every other variant of the same tiers, on the prompts of both: difference of mean IoU, and its interval."""
     from trt_sam.accuracy.bootstrap import paired_interval
 
     found = []
-    for auto in (name for name in columns if "-auto-" in name):
-        tiers = auto.rpartition("-")[2]
-        for other in (name for name in columns if name != auto and name.startswith("int8-") and name.endswith(f"-{tiers}")):
-            first, second = columns[auto]["iou"], columns[other]["iou"]
-            interval = paired_interval(first, second, columns[auto]["image"])
-            found.append({"first": auto, "second": other, "mean": float((first - second).mean()), "interval": interval})
+    for first in (name for name in columns if name.startswith("int8-") and name.split("-")[1] in ("auto", "max", "entropy")):
+        tiers = first.rpartition("-")[2]
+        rivals = [name for name in columns if name.rpartition("-")[2] == tiers and not name.startswith("fp8-")]
+        if "-auto-" not in first:
+            rivals = [name for name in rivals if name.startswith("modelopt-")]
+        for second in (name for name in rivals if name != first):
+            size = min(len(columns[name]["iou"]) for name in (first, second))
+            held = _cut({n: {f"{_COLUMN}{k}": v for k, v in columns[n].items()} for n in (first, second)}, size)
+            one, two = (_columns(held[name]) for name in (first, second))
+            found.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "prompts": size,
+                    "mean": float((one["iou"] - two["iou"]).mean()),
+                    "interval": paired_interval(one["iou"], two["iou"], one["image"]),
+                    "p5": float(np.percentile(one["iou"], 5) - np.percentile(two["iou"], 5)),
+                }
+            )
     return found
 
 
 def _differences(paired: Sequence[Mapping[str, Any]]) -> list[str]:
     if not paired:
         return []
-    lines = ["## The default against single calibrators", "", "Mean IoU of the first less that of the second, with its 95 %"]
-    lines += [
-        "interval (paired bootstrap over images).",
+    lines = [
+        *("## Ours against others on the same products", ""),
+        "Mean IoU of the first less that of the second, with its 95 % interval (paired bootstrap over images), and the same of",
+        "the 5th percentiles.",
         "",
-        "| first | second | difference | interval |",
-        "| --- | --- | ---: | ---: |",
+        "| first | second | prompts | difference | interval | of the 5th percentiles |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in paired:
         low, high = row["interval"]
-        lines.append(f"| {row['first']} | {row['second']} | {row['mean']:+.5f} | {low:+.5f} to {high:+.5f} |")
+        lines.append(
+            f"| {row['first']} | {row['second']} | {row['prompts']} | {row['mean']:+.5f} | {low:+.5f} to {high:+.5f} | "
+            f"{row['p5']:+.4f} |"
+        )
     return [*lines, ""]
 
 

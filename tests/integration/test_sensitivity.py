@@ -13,7 +13,7 @@ import onnx
 import pytest
 from helpers import make_embedding
 
-from calibrators.trials import Trials, trial_feeds
+from calibrators.trials import EDGE, Trials, trial_feeds
 from trt_sam.accuracy.examples import make_examples, scenes
 from trt_sam.commands import sensitivity
 from trt_sam.errors import CalibrationError, InferenceError, InputError, RecipeError
@@ -77,13 +77,18 @@ def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Pa
     assert trials.prompts == 4
     same = trials.score(model)
     assert (same.mean_iou, same.p5_iou, same.flips, same.prompts) == (1.0, 1.0, 0, 4)
+    assert same.noise == pytest.approx(1e-9)
     # Every mask inside out: the worst that can be.
     damaged = onnx.ModelProto()
     damaged.CopyFrom(model)
     node = next(node for node in damaged.graph.node if "low_res_masks" in node.output)
     node.output[list(node.output).index("low_res_masks")] = "upright"
     damaged.graph.node.append(onnx.helper.make_node("Neg", ["upright"], ["low_res_masks"]))
-    assert trials.score(damaged).mean_iou == 0.0
+    inverted = trials.score(damaged)
+    assert inverted.mean_iou == 0.0
+    # Twice what is within EDGE of 0.
+    assert inverted.noise is not None
+    assert 0.01 < inverted.noise < 2 * EDGE
     assert trials.runs == 2
     with pytest.raises(CalibrationError, match="no held-out feed"):
         Trials(model, [])

@@ -5,6 +5,7 @@ The real thing is run by tests/integration/test_sensitivity.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import calibrators.auto
 import calibrators.sensitivity
-from calibrators.auto import TOLERANCE, Choice, choose
+from calibrators.auto import TOLERANCE, Choice, better, choose
 from calibrators.sensitivity import Goal, SensitivityReport, rank_groups
 from calibrators.trials import Score, trial_feeds
 from calibrators.variants import VariantName, parse_variant
@@ -83,6 +84,24 @@ def test_each_group_gets_the_range_that_serves_it() -> None:
 def test_equals_go_to_the_first_calibrator() -> None:
     choice, _ = chosen({group: {1.0: 0.00002, 1.001: 0.0, 2.0: 0.00001} for group in GROUPS})
     assert {each.calibrator for each in choice.groups} == {"entropy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wins"),
+    [
+        ({"noise": 0.016}, True),
+        ({"noise": 0.0175}, False),  # a tie
+        ({"noise": 0.03, "mean_iou": 1.0, "p5_iou": 1.0}, False),  # one unstable mask that happened to hold
+        ({"noise": 0.016, "mean_iou": 0.9985}, True),  # one that happened not to
+        ({"noise": 0.016, "mean_iou": 0.99}, False),  # masks are lost
+        ({"noise": 0.016, "clear_flips": 1}, False),
+        ({"noise": None, "mean_iou": 1.0}, True),
+    ],
+)
+def test_less_noise_at_the_edges_is_better_where_masks_take_no_harm(changes: dict[str, Any], wins: bool) -> None:
+    incumbent = Score(0.999, 0.995, 0, 0, 32, 0.99, 0.02)
+    assert better(dataclasses.replace(incumbent, **changes), incumbent) is wins
+    assert not better(incumbent, incumbent)
 
 
 def test_a_group_that_costs_too_much_stays_float16() -> None:
