@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from trt_sam.cuda import device as cuda
 from trt_sam.cuda.graphs import capture
+from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError
 
@@ -93,7 +94,7 @@ def test_memory_is_not_collected_during_a_recording(host_cuda: HostCuda) -> None
 
         gc.collect()
         cycle = Cycle()
-        cycle.me, cycle.memory = cycle, cuda.page_locked(device, 64)  # type: ignore[attr-defined]
+        cycle.me, cycle.memory = cycle, page_locked(device, 64)  # type: ignore[attr-defined]
         del cycle
         try:
             with device.active():
