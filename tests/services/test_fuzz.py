@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.services.process import Service
 
-EXAMPLES = 15
+EXAMPLES, SECONDS = 15, 100
 
 
 def test_no_request_makes_it_fail(service: Service, astronaut: bytes, tmp_path: Path) -> None:
@@ -20,13 +20,18 @@ def test_no_request_makes_it_fail(service: Service, astronaut: bytes, tmp_path: 
         described["paths"][path]["parameters"] = [
             {"name": "id", "in": "path", "required": True, "schema": {"enum": [image, image, "another"]}}
         ]
-    described["components"]["schemas"]["EverythingRequest"]["properties"]["points_per_side"]["maximum"] = 3
+    search = described["components"]["schemas"]["EverythingRequest"]
+    search["properties"]["points_per_side"]["maximum"] = 2
+    search["required"] = ["points_per_side"]
+    asked = described["paths"]["/images/{id}/everything"]["post"]["requestBody"]
+    asked["required"] = True
+    del asked["content"]["application/json"]["examples"]
     schema = tmp_path / "openapi.json"
     schema.write_text(json.dumps(described))
     before = len(service.lines)
     command = ["run", str(schema), "--url", service.url, "--max-examples", str(EXAMPLES), "--seed", "7"]
     command += ["--checks", "not_a_server_error,content_type_conformance,response_schema_conformance", "--workers", "1"]
-    command += ["--request-timeout", "60", "--generation-database", "none"]
+    command += ["--request-timeout", "60", "--generation-database", "none", "--max-time", str(SECONDS)]
     done = subprocess.run(
         [str(Path(sys.executable).with_name("schemathesis")), *command],
         cwd=tmp_path,
