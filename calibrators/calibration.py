@@ -13,7 +13,7 @@ from calibrators.auto import Choice, better, choose, uniform_scores
 from calibrators.collect import Progress, collect_channels, collect_histograms
 from calibrators.feeds import CalibrationFeeds
 from calibrators.histogram import Histogram
-from calibrators.report import TensorRange
+from calibrators.ranges import TensorRange
 from calibrators.thresholds import threshold
 from calibrators.trials import Score, Trials, trial_feeds
 from trt_sam.errors import CalibrationError

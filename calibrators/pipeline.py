@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-import trt_sam
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.floor import entropy_floor
 from calibrators.report import CalibrationReport
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
+from trt_sam._version import __version__
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.graph.export import export_decoder
 from trt_sam.progress import Progress
@@ -106,7 +106,7 @@ def quantize_decoder(
         feeds=calibration.to_dict(),
         agreement=agreement,
         versions={
-            "trt_sam": trt_sam.__version__,
+            "trt_sam": __version__,
             **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")},
         },
         choice=choice,

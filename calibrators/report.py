@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calibrators.histogram import BINS
+from calibrators.ranges import TensorRange
 from calibrators.thresholds import PERCENTILE
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 
@@ -16,35 +17,12 @@ if TYPE_CHECKING:
     from calibrators.floor import Floor
     from calibrators.trials import Score
 
-__all__ = ["CalibrationReport", "TensorRange"]
+__all__ = ["CalibrationReport"]
 
 _FEW_STEPS = {"int8": 16.0, "fp8": 0.0}
 """Scales that the bulk must reach: of int8's 127, 4 bits are left then. E4M3 is as fine for small values as for large."""
 _FEW_BINS = {"int8": 16, "fp8": 2}
 """Bins that the bulk must reach, for the calibrators to see it."""
-
-
-@dataclass(frozen=True)
-class TensorRange:
-    """The range of one quantized activation."""
-
-    tensor: str
-    group: str
-    """Of the first product that reads it, as `keep_fp16` names it."""
-    tier: str
-    products: tuple[str, ...]
-    """The nodes that read it."""
-    calibrator: str
-    amax: float
-    """The |value| that becomes the largest quantized one."""
-    scale: float
-    """amax / 127 for int8, amax / 448 for fp8, before it is rounded to float16."""
-    largest: float
-    """The largest |value| seen."""
-    clipped: float
-    """Share of the values beyond `amax`."""
-    bulk: float
-    """What `thresholds.PERCENTILE` percent of the |values| do not exceed, as near as the histogram's bins tell."""
 
 
 @dataclass(frozen=True)

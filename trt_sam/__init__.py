@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trt_sam._version import __version__
 from trt_sam.errors import TrtSamError
 
 if TYPE_CHECKING:  # what type checkers know of the names below
@@ -21,8 +22,6 @@ if TYPE_CHECKING:  # what type checkers know of the names below
     from trt_sam.runner import RunnerPool as RunnerPool
     from trt_sam.runtime.onnx_runner import OnnxRunner as OnnxRunner
     from trt_sam.runtime.predictor import Predictor as Predictor
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AutomaticMaskGenerator": "trt_sam.masks.generator",

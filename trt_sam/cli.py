@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from trt_sam import __version__
 from trt_sam._cache import cache_set_to
+from trt_sam._version import __version__
 from trt_sam.errors import TrtSamError
 from trt_sam.progress import write_line
 

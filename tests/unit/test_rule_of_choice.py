@@ -8,7 +8,7 @@ import torch
 from trt_sam.accuracy.metrics import best_masks
 from trt_sam.contract import LABEL_ABSENT
 from trt_sam.graph.export import select_best
-from trt_sam.runtime.decoded import chosen_mask
+from trt_sam.runtime.call.decoded import chosen_mask
 
 
 def test_the_three_rules_agree() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam import __version__
 from trt_sam._files import sha256_of, write_atomically
+from trt_sam._version import __version__
 from trt_sam.commands._calibration import FEW_IMAGES, warn_of_coarse, warn_of_few
 from trt_sam.engine.manifest import Manifest, open_manifest
 from trt_sam.errors import InputError, ManifestError

@@ -29,10 +29,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam import __version__
 from trt_sam._files import existing_file, write_atomically
 from trt_sam._json import strict
 from trt_sam._lazy import require_all
+from trt_sam._version import __version__
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.commands._limits import add_limit_arguments, limits_given, limits_of
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trt_sam import __version__
 from trt_sam._files import existing_file
+from trt_sam._version import __version__
 from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import check_method

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trt_sam import __version__
 from trt_sam._lazy import require
+from trt_sam._version import __version__
 from trt_sam.engine.engine_set import encoder_options, role_of
 from trt_sam.engine.manifest import ONNX_RUNTIME, FileEntry, GraphEntry, Manifest
 from trt_sam.engine.set_folder import ENCODER_NAMES, GRAPH_NAMES, publish, staging, writing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import trt_sam
+from trt_sam._version import __version__
 from trt_sam.accuracy.examples import Example
 from trt_sam.gate.answers import Answer, answer_of, reduced
 from trt_sam.gate.golden import Golden
@@ -47,7 +47,7 @@ def make_golden(
         done += len(example.kinds)
         if progress is not None:
             progress(done)
-    versions = {"trt-sam": trt_sam.__version__, "torch": metadata.version("torch"), "numpy": np.__version__}
+    versions = {"trt-sam": __version__, "torch": metadata.version("torch"), "numpy": np.__version__}
     return Golden(name, checkpoint.sha256, tuple(kept), tuple(answers), versions)
 
 

@@ -13,9 +13,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-import trt_sam
 from trt_sam._files import atomic_path
 from trt_sam._lazy import require
+from trt_sam._version import __version__
 from trt_sam.contract import FRAME_SIZE, encoder_input_specs, encoder_output_specs
 from trt_sam.errors import ExportError
 from trt_sam.graph.export import OPSET, name_nodes, quiet_export
@@ -151,9 +151,9 @@ def _trace(graph: EncoderGraph, picture: tuple[Array, Array]) -> onnx.ModelProto
 
 
 def _declare(model: onnx.ModelProto, precision: str, checkpoint_sha256: str, encoder_sha256: str) -> None:
-    model.producer_name, model.producer_version = "trt_sam", trt_sam.__version__
+    model.producer_name, model.producer_version = "trt_sam", __version__
     metadata = {
-        "trt_sam.version": trt_sam.__version__,
+        "trt_sam.version": __version__,
         "trt_sam.role": "encode",
         "trt_sam.encoder": json.dumps({"precision": precision}),
         "trt_sam.encoder_sha256": encoder_sha256,

@@ -18,9 +18,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-import trt_sam
 from trt_sam._files import atomic_path
 from trt_sam._lazy import require
+from trt_sam._version import __version__
 from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, input_specs, output_specs
 from trt_sam.errors import ExportError
 from trt_sam.graph.full_resolution import append_full_resolution
@@ -210,9 +210,9 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
     for spec in specs:
         element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         model.graph.output.append(onnx.helper.make_tensor_value_info(spec.name, element, list(spec.dims)))
-    model.producer_name, model.producer_version = "trt_sam", trt_sam.__version__
+    model.producer_name, model.producer_version = "trt_sam", __version__
     metadata = {
-        "trt_sam.version": trt_sam.__version__,
+        "trt_sam.version": __version__,
         **options_entry(options),
         "trt_sam.checkpoint_sha256": checkpoint_sha256,
     }

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trt_sam import __version__
+from trt_sam._version import __version__
 
 __all__ = ["clocks", "describe_machine"]
 

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trt_sam import __version__
 from trt_sam._lazy import install_command
+from trt_sam._version import __version__
 from trt_sam.machine.driver import Driver, examine_driver, rtx_runs_on
 
 __all__ = ["Ability", "MachineReport", "Package", "examine"]

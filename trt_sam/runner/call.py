@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from trt_sam.cuda.dlpack import DeviceArray
-from trt_sam.runtime.decoded import PACKED, Bits, Decoded
+from trt_sam.runtime.call.decoded import PACKED, Bits, Decoded
 
 __all__ = ["EVERY_OUTPUT", "PACKED", "Call", "Decoded", "DecodedOnDevice", "OpenOptions", "RunnerOptions"]
 

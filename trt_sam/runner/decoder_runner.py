@@ -33,16 +33,16 @@ from trt_sam.runner.dispatch import Dispatch
 from trt_sam.runner.engine import Engine, Limits
 from trt_sam.runner.image_calls import ImageCalls
 from trt_sam.runner.images import Images
-from trt_sam.runner.layout import Buckets
 from trt_sam.runner.lease import Lease
 from trt_sam.runner.many import decode_many
 from trt_sam.runner.open import open_engines
-from trt_sam.runner.plan import Plan
+from trt_sam.runner.plans.layout import Buckets
+from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.prompts import CallMaker, Prompts
 from trt_sam.runner.slot import Slot
 from trt_sam.runner.submission import Submission
-from trt_sam.runtime.decoded import Asked, Bits, Masks, Numbers
-from trt_sam.runtime.given import rows_of_prompts
+from trt_sam.runtime.call.decoded import Asked, Bits, Masks, Numbers
+from trt_sam.runtime.call.given import rows_of_prompts
 from trt_sam.runtime.interface import as_given
 
 __all__ = ["DecoderRunner"]

@@ -20,7 +20,7 @@ from trt_sam.errors import InferenceError, InputError
 from trt_sam.runner.call import Decoded, OpenOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.images import Handover
-from trt_sam.runtime.decoded import Bits, Masks, Numbers
+from trt_sam.runtime.call.decoded import Bits, Masks, Numbers
 
 __all__ = ["RunnerPool"]
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.call import EVERY_OUTPUT, PACKED, Call
 from trt_sam.runner.engine import Engine
-from trt_sam.runner.layout import Bucket, Buckets
-from trt_sam.runner.plan import Plan
+from trt_sam.runner.plans.layout import Bucket, Buckets
+from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.slot import Slot
-from trt_sam.runtime.decoded import Bits
-from trt_sam.runtime.given import given_prompts, height_and_width
+from trt_sam.runtime.call.decoded import Bits
+from trt_sam.runtime.call.given import given_prompts, height_and_width
 from trt_sam.runtime.interface import checked_inputs
 
 __all__ = ["CallMaker", "Feed", "Prompts"]

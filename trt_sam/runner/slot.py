@@ -23,7 +23,7 @@ from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.engine import Engine, ExecutionContext
-from trt_sam.runner.layout import Bucket, Layout, extent, scratch_extent
+from trt_sam.runner.plans.layout import Bucket, Layout, extent, scratch_extent
 
 __all__ = ["Program", "Slot"]
 

@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar, cast
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.call import Decoded, DecodedOnDevice
 from trt_sam.runner.lease import Lease
-from trt_sam.runner.plan import Plan
+from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.slot import Slot
 
 __all__ = ["Submission"]

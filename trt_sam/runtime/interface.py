@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
 from trt_sam.errors import ContractError
-from trt_sam.runtime.decoded import Asked, Decoded, Masks, Numbers
+from trt_sam.runtime.call.decoded import Asked, Decoded, Masks, Numbers
 
 __all__ = ["PROMPTS_PER_PASS", "Call", "PromptRunner", "Runner", "as_given", "checked_embedding", "checked_inputs", "passes"]
 

@@ -21,14 +21,14 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_BYTES, FRAME_SIZE, NUM_MASKS, TensorSpec, size_of
 from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
-from trt_sam.runtime.decode import check_asked, decode, tokens_of
-from trt_sam.runtime.decoded import Asked, Bits, Decoded, Masks, Numbers
-from trt_sam.runtime.given import given_prompts, height_and_width, host_array
+from trt_sam.runtime.call.decode import check_asked, decode, tokens_of
+from trt_sam.runtime.call.decoded import Asked, Bits, Decoded, Masks, Numbers
+from trt_sam.runtime.call.given import given_prompts, height_and_width, host_array
+from trt_sam.runtime.call.pending import Pending
 from trt_sam.runtime.graph_check import checked_options
 from trt_sam.runtime.held import HeldImages
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
 from trt_sam.runtime.onnx_encoder import OnnxEncoder
-from trt_sam.runtime.pending import Pending
 from trt_sam.runtime.session import Providers, open_session, reason_in, specs_of
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 

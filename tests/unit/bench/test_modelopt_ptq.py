@@ -90,7 +90,19 @@ def test_a_better_graph_at_an_equal_or_larger_share_is_reported(script: ModuleTy
 
 
 def columns(iou: np.ndarray) -> dict[str, np.ndarray]:
-    names = ("boundary", "full", "full_boundary", "all_masks", "selected", "flip", "flip_cost", "kendall_tau", "signal", "noise", "truth_selected")
+    names = (
+        "boundary",
+        "full",
+        "full_boundary",
+        "all_masks",
+        "selected",
+        "flip",
+        "flip_cost",
+        "kendall_tau",
+        "signal",
+        "noise",
+        "truth_selected",
+    )
     zeros = {name: np.zeros(len(iou)) for name in (*names, "truth_oracle")}
     return {"iou": iou, **zeros, "signal": np.ones(len(iou)), "image": np.arange(len(iou)) // 4}
 

@@ -21,7 +21,7 @@ from trt_sam.errors import ContractError, RecipeError
 from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.recipe import GraphOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.unpack import Unpacker
+from trt_sam.runner.plans.unpack import Unpacker
 
 Array = np.ndarray[Any, Any]
 

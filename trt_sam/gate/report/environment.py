@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import trt_sam
 from trt_sam._files import sha256_of
+from trt_sam._version import __version__
 
 __all__ = ["environment"]
 
@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "onnxruntime", "torch", "onnx", "tensorrt", "tensorrt-rtx-
 
 def environment(sources: Iterable[str]) -> dict[str, str]:
     """Facts by name; the hash of each source that is a file, of the engine's manifest where it is a folder."""
-    facts = {"trt-sam": trt_sam.__version__, "Python": platform.python_version(), "machine": platform.machine()}
+    facts = {"trt-sam": __version__, "Python": platform.python_version(), "machine": platform.machine()}
     for name in _PACKAGES:
         try:
             facts[name] = metadata.version(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trt_sam import __version__
+from trt_sam._version import __version__
 from trt_sam.serve.requests import FORMATS, OUTPUTS
 from trt_sam.serve.settings import ServeSettings
 

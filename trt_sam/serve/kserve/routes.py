@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from trt_sam import __version__
+from trt_sam._version import __version__
 from trt_sam.serve.call import Call
 from trt_sam.serve.faults import Refusal
 from trt_sam.serve.http.routes import endpoint

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from trt_sam.contract import TensorSpec, size_of, too_many
 from trt_sam.errors import ContractError
 from trt_sam.runner.engine import Limits
-from trt_sam.runner.unpack import SCRATCH_PER_BYTE
+from trt_sam.runner.plans.unpack import SCRATCH_PER_BYTE
 
 __all__ = ["Bucket", "Buckets", "Layout", "extent", "rows_view", "scratch_extent", "shape_of", "sizes_of", "view"]
 

@@ -15,10 +15,10 @@ from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
 from trt_sam.runner.call import Call, Decoded, DecodedOnDevice
 from trt_sam.runner.engine import Engine
-from trt_sam.runner.layout import Bucket, Layout, rows_view, sizes_of, view
-from trt_sam.runner.outputs import outputs_for
+from trt_sam.runner.plans.layout import Bucket, Layout, rows_view, sizes_of, view
+from trt_sam.runner.plans.outputs import outputs_for
 from trt_sam.runner.slot import Program, Slot
-from trt_sam.runtime.given import check_labels
+from trt_sam.runtime.call.given import check_labels
 
 __all__ = ["Plan"]
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.runner.layout import rows_view
-from trt_sam.runner.unpack import Unpacker
-from trt_sam.runtime.decoded import PACKED, THRESHOLD, Bits
+from trt_sam.runner.plans.layout import rows_view
+from trt_sam.runner.plans.unpack import Unpacker
+from trt_sam.runtime.call.decoded import PACKED, THRESHOLD, Bits
 
 __all__ = ["Pixels", "pixels_for", "shown_in"]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from trt_sam.contract import TensorSpec
 from trt_sam.cuda.dlpack import DeviceArray
 from trt_sam.runner.call import EVERY_OUTPUT, Call, Decoded, DecodedOnDevice
-from trt_sam.runner.layout import Layout, rows_view, view
-from trt_sam.runner.pixels import Pixels, pixels_for, shown_in
+from trt_sam.runner.plans.layout import Layout, rows_view, view
+from trt_sam.runner.plans.pixels import Pixels, pixels_for, shown_in
 from trt_sam.runner.slot import Slot
-from trt_sam.runtime.decoded import chosen_mask
+from trt_sam.runtime.call.decoded import chosen_mask
 
 __all__ = ["Download", "Outputs", "outputs_for"]
 

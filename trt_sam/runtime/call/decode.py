@@ -17,8 +17,8 @@ from trt_sam.contract import (
     TensorSpec,
 )
 from trt_sam.errors import ContractError
-from trt_sam.runtime.decoded import PACKED, THRESHOLD, Bits, Decoded, Masks, chosen_mask
-from trt_sam.runtime.given import Given, check_labels
+from trt_sam.runtime.call.decoded import PACKED, THRESHOLD, Bits, Decoded, Masks, chosen_mask
+from trt_sam.runtime.call.given import Given, check_labels
 
 __all__ = ["check_asked", "decode", "tokens_of"]
 

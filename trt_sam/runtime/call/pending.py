@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from trt_sam.errors import InferenceError
-from trt_sam.runtime.decoded import Decoded
+from trt_sam.runtime.call.decoded import Decoded
 
 __all__ = ["Pending"]
 
