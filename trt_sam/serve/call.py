@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from trt_sam.serve.faults import ClientGoneError, Refusal
+from trt_sam.serve.faults import ClientGoneError, Refusal, busy
 from trt_sam.serve.worker import Done
 
 __all__ = ["BodyBudget", "Call"]
@@ -98,7 +98,12 @@ class Call:
             Refusal: it took longer than `seconds`.
             ClientGoneError: the client has gone; the work is taken out of the queue.
         """
-        done = await self.waited(request, asyncio.wrap_future(future), seconds)
+        try:
+            done = await self.waited(request, asyncio.wrap_future(future), seconds)
+        except Refusal as refusal:
+            if refusal.code == "no_answer" and future.cancel():  # it never began: the queue was too slow, not the model
+                raise busy("requests", seconds / 4) from None
+            raise
         self.took("queue", done.waited)
         self.took(stage, done.took)
         return done.value
