@@ -61,7 +61,7 @@ class Choice:
     """The whole decision."""
 
     amax: Mapping[str, float]
-    """Range by activation, for `insert_qdq`."""
+    """Range by activation, for `insert_qdq`, of the images that were not held out; what is delivered is measured on all."""
     groups: tuple[GroupChoice, ...]
     score: Score
     """Of all chosen groups together."""

@@ -131,8 +131,12 @@ class Calibration:
         return self._prepared.moments
 
     def on(self, feeds: CalibrationFeeds) -> Calibration:
-        """The same calibration on other feeds; raises as the constructor."""
-        return Calibration(self.plain, feeds, self._quantization, self._precision, progress=self._progress)
+        """The same calibration on other feeds, with what `choose` found; raises as the constructor."""
+        other = Calibration(self.plain, feeds, self._quantization, self._precision, progress=self._progress)
+        if (other.alpha, other.found) != (self.alpha, self.found):
+            other.alpha, other.found = self.alpha, self.found
+            other._prepared = other._prepare()
+        return other
 
     def _prepare(self) -> _Prepared:
         """Shift and scale what the products read in the plain graph."""
@@ -153,8 +157,8 @@ class Calibration:
     def choose(self, held_out: CalibrationFeeds) -> Choice:
         """Let the masks of `held_out` decide between scales and calibrators, and what stays in float16.
 
-        The latter loses its shift and scale, which moves the ranges of the others: the result's `amax` and `score` are those of
-        the graph that is delivered.
+        The latter loses its shift and scale, which moves the ranges of the others: the result's `amax` and `score` are those
+        without them. `on` then measures what was chosen on all images.
 
         Raises:
             CalibrationError: every group costs too much, or a tensor is 0 everywhere.

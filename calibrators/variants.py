@@ -123,6 +123,7 @@ def write_variants(
         used, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES)
         calibration = Calibration(plain, used, name.quantization, name.precision, progress=tell)
         choice = calibration.choose(held_out)
+        calibration = calibration.on(feeds)
         yield _write(name, calibration, calibration.calibrators(choice), half, folder, {"choice": choice.to_dict()})
 
 

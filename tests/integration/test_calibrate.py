@@ -267,13 +267,17 @@ def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) ->
     feeds = calibration_feeds(images(), FeedOptions(prompts_per_image=2))
     report = quantize(tmp_path / "auto.onnx", feeds, calibrator="auto", tiers=("A",))
     rest, held_out = feeds.split(HELD_OUT)
-    assert report.feeds["fingerprint"] == rest.fingerprint != held_out.fingerprint
+    assert report.feeds["fingerprint"] == feeds.fingerprint != rest.fingerprint
     assert report.choice is not None
+    # The ranges of the choice are without the images held out, those that are delivered are of all.
+    assert report.choice.amax != {row.tensor: row.amax for row in report.tensors}
     assert {each.group for each in report.choice.groups} == {*(row.group for row in report.tensors), *report.left_out}
     for row in report.tensors:
         (group,) = (each for each in report.choice.groups if each.group == row.group)
         assert row.calibrator == group.calibrator
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "auto.onnx").metadata_props}["trt_sam.calibration"]
+    assert json.loads(about)["held_out_sha256"] == held_out.to_dict()["image_sha256"]
+    assert set(json.loads(about)["image_sha256"]) == set(feeds.to_dict()["image_sha256"])
     assert json.loads(about)["calibrators"] == {row.tensor: row.calibrator for row in report.tensors}
     with pytest.raises(InputError, match="1 different image"):
         quantize(tmp_path / "one.onnx", calibration_feeds(images()[:1]), calibrator="auto")
@@ -297,8 +301,11 @@ def test_auto_reports_what_is_delivered_where_a_group_is_left_out(monkeypatch: p
     report = quantize(tmp_path / "auto.onnx", feeds, calibrator="auto", tiers=("A", "B"))
     assert report.choice is not None
     assert report.left_out == report.choice.left_out == (left_out,)
-    # The range of final.image moved with the shift: the search's is no longer that of the graph.
-    assert report.choice.amax == {row.tensor: row.amax for row in report.tensors}
+    # The range of final.image moved with the shift, and all are measured on all images, as if this had been asked for.
+    wanted: dict[str, Any] = {"calibrator": "max", "tiers": ("A", "B"), "keep_fp16": (left_out,)}
+    asked = quantize(tmp_path / "max.onnx", feeds, **wanted, smooth_alpha=report.choice.alpha)
+    assert asked.tensors == report.tensors
+    del scores[-1]
     *tried, searched, delivered, _ = scores
     assert report.choice.score == delivered != searched
     assert report.choice.trials == len(tried) + 2
