@@ -74,10 +74,11 @@ def quantize_decoder(
         InputError: options that do not fit each other, too few images for "auto", or `output` cannot be written.
     """
     _check(feeds, options, quantization)
+    # Before the long work: one image cannot be split.
+    searched, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES) if quantization.calibrator == "auto" else (feeds, None)
     stages = _Stages(progress, auto=quantization.calibrator == "auto")
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         plain, half = _export(checkpoint, options, Path(folder), stages)
-        searched, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES) if quantization.calibrator == "auto" else (feeds, None)
         work = Calibration(plain, searched, quantization, options.precision, progress=stages)
         choice = None
         if held_out is not None:

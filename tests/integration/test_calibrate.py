@@ -279,8 +279,12 @@ def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) ->
     assert json.loads(about)["held_out_sha256"] == held_out.to_dict()["image_sha256"]
     assert set(json.loads(about)["image_sha256"]) == set(feeds.to_dict()["image_sha256"])
     assert json.loads(about)["calibrators"] == {row.tensor: row.calibrator for row in report.tensors}
+    told: list[str] = []
     with pytest.raises(InputError, match="1 different image"):
-        quantize(tmp_path / "one.onnx", calibration_feeds(images()[:1]), calibrator="auto")
+        quantize(
+            tmp_path / "one.onnx", calibration_feeds(images()[:1]), INT8, lambda _, stage: told.append(stage), calibrator="auto"
+        )
+    assert told == [], "refused before the export, which takes a minute"
 
 
 def test_auto_reports_what_is_delivered_where_a_group_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
