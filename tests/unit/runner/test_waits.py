@@ -42,13 +42,13 @@ SOURCES = (
     "runner/engine.py",
     "runner/image_calls.py",
     "runner/images.py",
-    "runner/outputs.py",
-    "runner/pixels.py",
-    "runner/plan.py",
+    "runner/plans/outputs.py",
+    "runner/plans/pixels.py",
+    "runner/plans/plan.py",
     "runner/prompts.py",
     "runner/slot.py",
     "runner/submission.py",
-    "runner/unpack.py",
+    "runner/plans/unpack.py",
 )
 WAITS = {"synchronize", "wait", "order"}
 Site = tuple[str, int]
@@ -98,7 +98,7 @@ class Skipper:
         def call(*args: Any) -> Any:
             frame = sys._getframe(1)
             file = Path(frame.f_code.co_filename)
-            site = (f"{file.parent.name}/{file.name}", frame.f_lineno)
+            site = (file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else file.name, frame.f_lineno)
             inside = frame.f_code is Slot.wait.__wrapped__.__code__ if hasattr(Slot.wait, "__wrapped__") else False
             del frame  # kept by an exception's traceback it would keep all that the caller has
             if site[0] in SOURCES and not inside:
