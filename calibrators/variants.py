@@ -1,8 +1,8 @@
 """Quantized variants of one decoder by name, such as "int8-entropy-A": what an accuracy table compares.
 
 A name is PRECISION-CALIBRATOR-TIERS, with "-plain" for neither shift nor scale nor second-order rounding nor entropy's floor.
-Statistics and histograms are collected once per set of tiers and precision and shared by all calibrators; "auto" has its own,
-without the images that it judges by.
+Statistics and histograms are collected once per set of tiers and precision and shared by all calibrators; "auto" has its own
+for the search, without the images that it judges by, and then once more on all.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Prompts are drawn with a seed: clicks anywhere, and from the masks that FP32 giv
 (--mask-input), places of an automatic grid, rows with absent points. Or they are yours, in the photos' pixels:
   {"images": {"cat.jpg": [{"points": [[420, 300]], "labels": [1]}, {"box": [80, 40, 600, 420]}]}}
 or COCO annotations, whose boxes become box prompts. "auto" holds a quarter of the images back, eight at most, and takes for
-each group of products the calibrator that keeps their masks nearest to FP32's.
+each group of products the calibrator that keeps their masks nearest to FP32's; the ranges are then measured on all images.
 """
 
 from __future__ import annotations
