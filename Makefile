@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SERVICES := .venv-services
+# Each needs packages that the others cannot have: Triton's Python backend numpy of 1.x, Ray 300 MB.
+TRITON := .venv-triton
+RAY := .venv-ray
 # Two processes of one thread each: much of a test is Python, and two thread pools on two cores spoil each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -26,8 +29,8 @@ demo: install
 test: install
 	$(PYTEST) -m "not slow and not gpu"
 
-# A real service, a real browser, tritonclient and a fuzzer, in an environment of their own.
-test-services: install $(SERVICES)/.installed
+# A real service, a real browser, tritonclient and a fuzzer in an environment of their own; a real Triton, a real cluster of Ray.
+test-services: install $(SERVICES)/.installed $(TRITON)/.installed $(RAY)/.installed
 	$(SERVICE_TESTS) -m "not slow"
 
 # Fifty users for ten minutes.
@@ -38,6 +41,11 @@ $(SERVICES)/.installed: tests/services/requirements.txt scripts/install_chromium
 	sh scripts/install_chromium.sh
 	test -x $(SERVICES)/bin/python || $(PYTHON) -m venv $(SERVICES)
 	$(SERVICES)/bin/python -m pip install -q --disable-pip-version-check -r tests/services/requirements.txt
+	touch $@
+
+$(TRITON)/.installed $(RAY)/.installed: .venv-%/.installed: tests/services/requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -r $<
 	touch $@
 
 test-all: install
@@ -59,4 +67,4 @@ types: install
 check: lint types test
 
 clean:
-	rm -rf $(VENV) $(SERVICES) build dist demo *.egg-info
+	rm -rf $(VENV) $(SERVICES) $(TRITON) $(RAY) build dist demo *.egg-info

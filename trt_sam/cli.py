@@ -31,6 +31,7 @@ COMMANDS = (
     "build",
     "segment",
     "serve",
+    "triton",
     "golden",
     "compare",
     "accuracy",

@@ -49,16 +49,38 @@ class Service:
         return self.process.wait(60)
 
 
+def python(name: str = "") -> str:
+    """The Python of the package's environment, or of "triton" or "ray"."""
+    variable = f"TRT_SAM_{name.upper()}_PYTHON" if name else "TRT_SAM_PYTHON"
+    return os.environ.get(variable, str(ROOT / (f".venv-{name}" if name else ".venv") / "bin/python"))
+
+
+def environment() -> dict[str, str]:
+    """Of processes that import the package from here."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*words: str, by: str = "", code: int = 0, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `trt-sam` with `words` (or, where the first ends in .py, that script) in an environment; it must end with `code`."""
+    module = [] if words[0].endswith(".py") else ["-m", "trt_sam"]
+    done = subprocess.run([python(by), *module, *words], capture_output=True, text=True, env=environment(), input=given)
+    assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done
+
+
+def served_set() -> str:
+    """The folder of the set that is served: `TRT_SAM_SERVED`, else MobileSAM's in the cache, which is exported once."""
+    return os.environ.get("TRT_SAM_SERVED") or run(str(ROOT / "tests/services/exported.py")).stdout.strip()
+
+
 def start(*flags: str) -> Service:
-    python = os.environ.get("TRT_SAM_PYTHON", str(ROOT / ".venv/bin/python"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     served = os.environ.get("TRT_SAM_SERVED", "mobile_sam")  # a set that is there already, to be quick
     process = subprocess.Popen(
-        [python, "-m", "trt_sam", "serve", served, "--port", "0", "--device", "cpu", *flags],
+        [python(), "-m", "trt_sam", "serve", served, "--port", "0", "--device", "cpu", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
     )
     service, found = Service(process, ""), queue.Queue[str]()
 

@@ -22,7 +22,7 @@ from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 if TYPE_CHECKING:
     from trt_sam.serve.model import Model
 
-__all__ = ["open_model"]
+__all__ = ["cached_set", "open_model"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +35,33 @@ def open_model(args: argparse.Namespace) -> Model:
     """
     device = _device(args.device)
     name = Path(args.set).name if is_set(args.set) else args.set
-    folder = Path(args.set) if is_set(args.set) else _cached_set(args.set, device)
+    folder = Path(args.set) if is_set(args.set) else cached_set(args.set, device)
     return _on_cpu(args, folder, name) if device is None else _on_gpu(args, folder, name, device)
+
+
+def cached_set(source: str, device: int | None) -> Path:
+    """The set of the checkpoint `source` in the cache, written there where it is missing: graphs, or engines for GPU `device`.
+
+    Raises:
+        TrtSamError: it is no checkpoint, or cannot be exported.
+    """
+    cache = ClickCache.of(source)
+    if cache is None:
+        raise InputError(
+            f"{source} is neither a set with a manifest nor a checkpoint of this machine; give a folder of trt-sam export "
+            "--encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
+        )
+    folder = cache.set_folder("graphs" if device is None else "engines")
+    if is_set(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Stages({"load": 1, "export": 8, "engine": 8}) as stages:
+        if device is None:
+            recipe = EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu"))
+            write_encoder_set(source, recipe, folder, stages, decode_mask=True)
+        else:
+            _build(source, folder, stages, device)
+    return folder
 
 
 def _device(asked: str) -> int | None:
@@ -81,27 +106,6 @@ def _on_gpu(args: argparse.Namespace, folder: Path, name: str, device: int) -> M
     except BaseException:
         runner.close()
         raise
-
-
-def _cached_set(source: str, device: int | None) -> Path:
-    """The checkpoint's set in the cache, written there where it is missing."""
-    cache = ClickCache.of(source)
-    if cache is None:
-        raise InputError(
-            f"{source} is neither a set with a manifest nor a checkpoint of this machine; give a folder of trt-sam export "
-            "--encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
-        )
-    folder = cache.set_folder("graphs" if device is None else "engines")
-    if is_set(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Stages({"load": 1, "export": 8, "engine": 8}) as stages:
-        if device is None:
-            recipe = EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu"))
-            write_encoder_set(source, recipe, folder, stages, decode_mask=True)
-        else:
-            _build(source, folder, stages, device)
-    return folder
 
 
 def _build(source: str, folder: Path, stages: Stages, device: int) -> None:

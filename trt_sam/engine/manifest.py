@@ -169,7 +169,7 @@ class Manifest:
         again = f"build again with trt-sam build --backend {flavour.backend} --output {self.folder}"
         if flavour.name != self.flavour:
             raise ManifestError(f"engine set {self.folder} was built by {built} and cannot run on {flavour.title}; {again}")
-        if flavour.version != self.flavour_version and not self._takes_version(flavour.version):
+        if not self.takes_version(flavour.version):
             pip = f"pip install {distribution(self.flavour)}=={self.flavour_version}"
             raise ManifestError(f"engine set {self.folder} was built by {built}, this is {flavour.version}; {pip}, or {again}")
         if compute_capability is not None and not self._takes_gpu(compute_capability):
@@ -187,6 +187,13 @@ class Manifest:
                 f"engine set {self.folder} is FP8, which needs compute capability 8.9; this GPU is {compute_capability}; "
                 f"build FP16 or INT8 for it, trt-sam build --precision fp16 --output {self.folder}"
             )
+
+    def takes_version(self, version: str) -> bool:
+        """Whether that version of the same TensorRT runs the engines: their own, or a newer one where the recipe allows it."""
+        ours, theirs = parsing.version_numbers(self.flavour_version), parsing.version_numbers(version)
+        if not self.recipe.version_compatible:
+            return ours == theirs
+        return ours[:1] == theirs[:1] and theirs >= ours
 
     def other_model(self, gpu_model: str | None) -> str:
         """What to say where the engines were tuned for another GPU model than this; empty where there is nothing to say.
@@ -210,12 +217,6 @@ class Manifest:
             graph["limits"] = {name: list(bounds) for name, bounds in entry.limits.items()}
         tensorrt = {"flavour": data.pop("flavour"), "version": data.pop("flavour_version")}
         return {"schema": SCHEMA, "tensorrt": tensorrt, **data, "recipe": self.recipe.to_dict(), "created": dict(self.created)}
-
-    def _takes_version(self, version: str) -> bool:
-        if not self.recipe.version_compatible:
-            return False
-        ours, theirs = parsing.version_numbers(self.flavour_version), parsing.version_numbers(version)
-        return ours[:1] == theirs[:1] and theirs >= ours
 
     def _takes_gpu(self, compute_capability: str) -> bool:
         if compute_capability in self.compute_capabilities:

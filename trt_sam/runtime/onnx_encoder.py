@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
-from trt_sam.contract import encoder_input_specs, encoder_output_specs
+from trt_sam.contract import check_feed, encoder_input_specs, encoder_output_specs
 from trt_sam.errors import GraphError, InferenceError, InputError
 from trt_sam.imaging.frame import to_frame
 from trt_sam.runtime.session import disabled_optimizers, reason_in, session_options, specs_of
@@ -75,9 +75,18 @@ class OnnxEncoder:
             InputError: not such an array, or too narrow to be scaled.
             InferenceError: execution failed, the embedding is not finite, or the encoder is closed.
         """
+        return self.embed_frame(*to_frame(rgb))
+
+    def embed_frame(self, image: npt.NDArray[np.uint8], size: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """As `embed`, of the graph's own inputs, which `imaging.frame.to_frame` makes of a photo.
+
+        Raises:
+            ContractError: other types or shapes.
+            InferenceError: as `embed`.
+        """
         if self._session is None:
             raise InferenceError(f"the encoder of {self._path} is closed; open a new one")
-        image, size = to_frame(rgb)
+        check_feed({"image": image, "image_size": size}, encoder_input_specs())
         try:
             found = self._session.run(None, {"image": image, "image_size": size})[0]
         except (Exception, MemoryError) as error:

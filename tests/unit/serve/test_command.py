@@ -97,7 +97,7 @@ def test_a_checkpoint_becomes_a_set_in_the_cache_once(monkeypatch: pytest.Monkey
         (output / "manifest.json").write_text("{}")
 
     monkeypatch.setattr(_served, "write_encoder_set", write)
-    folders = [_served._cached_set("standin", None) for _ in range(2)]
+    folders = [_served.cached_set("standin", None) for _ in range(2)]
     assert folders[0] == folders[1]
     assert folders[0].is_relative_to(tmp_path)
     assert written == [("fp32", True)]
@@ -107,7 +107,7 @@ def test_a_gpu_gets_engines_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path))
     built: list[tuple[Path, int]] = []
     monkeypatch.setattr(_served, "_build", lambda source, folder, stages, device: built.append((folder, device)))
-    assert _served._cached_set("standin", 1) == built[0][0]
+    assert _served.cached_set("standin", 1) == built[0][0]
     assert built[0][1] == 1
     assert built[0][0] != _served.ClickCache.of("standin").set_folder("graphs")  # type: ignore[union-attr]
     monkeypatch.setattr(_served, "examine_driver", lambda: Driver("13.0", (Gpu("a GPU", "8.9", 1 << 34),)))

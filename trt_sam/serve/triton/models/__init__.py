@@ -1,0 +1,1 @@
+"""What the models of the repository do, inside of Triton's Python backend."""
