@@ -32,7 +32,8 @@ from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import load_flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time
 from trt_sam.graph.arithmetic import count_graph
-from trt_sam.graph.export import export_decoder, random_feed
+from trt_sam.graph.export import export_decoder
+from trt_sam.graph.parity import random_feed
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import FormOptions, for_target
 from trt_sam.quantize.share import find_products, insert_qdq, precondition
@@ -88,8 +89,9 @@ def export_all(folder: Path) -> dict[tuple[str, str], Path]:
             if not path.exists():
                 say(f"exporting {name}, {precision}")
                 # export_decoder knows targets only; each form is compared with PyTorch as an export is, at one shape.
-                with mock.patch.multiple(
-                    "trt_sam.graph.export", for_target=lambda *_, form=form, **__: form, PARITY_SHAPES=((1, POINTS),)
+                with (
+                    mock.patch("trt_sam.graph.export.for_target", lambda *_, form=form, **__: form),
+                    mock.patch("trt_sam.graph.parity.PARITY_SHAPES", ((1, POINTS),)),
                 ):
                     export_decoder(decoder, path, GraphOptions(precision=precision, target="gpu"))
             graphs[name, precision] = path

@@ -23,9 +23,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam._lazy import require_all
+from trt_sam.commands._build_sources import (
+    calibrated_graphs,
+    encoder_source,
+    exported_sources,
+    graph_recipes,
+    has_data,
+    implicit_sources,
+    needs_data,
+    onnx_source,
+)
 from trt_sam.commands._build_summary import Modelled, build_summary, modelled
-from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe, calibration_request, warn_of_few
+from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
     add_cache_argument,
@@ -37,15 +46,13 @@ from trt_sam.commands._options import (
     recipe_from,
     write_json,
 )
-from trt_sam.commands._quantized import EMBEDDINGS, STEPS, Quantized, finished_set, quantized_graph, shipped_graph
+from trt_sam.commands._quantized import finished_set
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
-from trt_sam.engine.implicit import check_method
 from trt_sam.engine.manifest import Manifest
 from trt_sam.errors import BuildError, GraphError, InputError
-from trt_sam.graph.metadata import check_decoder, read_graph
 from trt_sam.progress import Stages
-from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, ShapeProfile
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -110,11 +117,11 @@ def run(args: argparse.Namespace) -> int:
         judged: list[str] = []
         checkpoint: Checkpoint | None = None
         if args.onnx:
-            sources = [_from_onnx(args, recipe)]
+            sources = [onnx_source(args, recipe)]
         elif calibrates and recipe.quantization.method == "implicit":
-            sources = _implicit(args, recipe, flavour, stages, stack)
+            sources = implicit_sources(args, recipe, flavour, stages, stack)
         elif calibrates:
-            checkpoint, graphs = _calibrated(args, recipe, stages)
+            checkpoint, graphs = calibrated_graphs(args, recipe, stages)
             paths = [graph.path for graph in graphs]
             judged = [graph.judged for graph in graphs]
             if not args.encoder and (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
@@ -123,14 +130,14 @@ def run(args: argparse.Namespace) -> int:
                 return 0
             sources = [GraphSource(copy_graph(path)) for path in paths]
         else:
-            sources = _from_checkpoint(args, recipe, stages)
+            sources = exported_sources(args, recipe, stages)
         progress = stages.later("engine", f"building with {flavour.title}")
         built = build_set(
             sources,
             recipe,
             args.output,
             flavour=flavour,
-            encoder=_encoder(args, recipe, stages) if args.encoder else None,
+            encoder=encoder_source(args, recipe, stages) if args.encoder else None,
             progress=progress,
             timing_cache=args.timing_cache,
             device=args.device,
@@ -148,17 +155,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _shares(recipe: EngineRecipe) -> dict[str, float]:
     """About how long the stages take, in their order; those that a build does not have are jumped over."""
-    graphs = [" mask" if each.graph.mask_input else "" for each in _graph_recipes(recipe)]
+    graphs = [" mask" if each.graph.mask_input else "" for each in graph_recipes(recipe)]
     calibration = {f"{stage}{of}": share for of in graphs for stage, share in (("data", 6), ("calibrate", 14))}
     return {"load": 1, **calibration, **{f"export{of}": 3 for of in graphs}, "engine": 4, "model": 4}
 
 
 def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: bool) -> None:
     """Raise InputError where calibration data are missing, or given and of no use."""
-    has_data = _has_data(args)
-    if calibrates and not has_data and (recipe.graph.precision != "int8" or recipe.quantization.method != "explicit"):
-        raise _needs_data(recipe)
-    if not calibrates and has_data:
+    data_given = has_data(args)
+    if calibrates and not data_given and (recipe.graph.precision != "int8" or recipe.quantization.method != "explicit"):
+        raise needs_data(recipe)
+    if not calibrates and data_given:
         data = "--embeddings" if args.embeddings is not None else "--photos"
         if args.onnx:
             raise InputError(
@@ -169,14 +176,6 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
             f"precision {recipe.graph.precision} is not calibrated, so {data} is of no use; leave it out, or give "
             "--precision int8 or fp8"
         )
-
-
-def _has_data(args: argparse.Namespace) -> bool:
-    return args.embeddings is not None or args.photos is not None
-
-
-def _needs_data(recipe: EngineRecipe) -> InputError:
-    return InputError(f"precision {recipe.graph.precision} needs calibration data: give --embeddings DIR or --photos DIR")
 
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
@@ -203,126 +202,11 @@ def _with_points(profile: ShapeProfile, most: int) -> ShapeProfile:
     return dataclasses.replace(profile, num_points=(min(low, most), min(best, most), most))
 
 
-def _graph_recipes(recipe: EngineRecipe) -> list[EngineRecipe]:
-    """A recipe for each graph of the set: alike but for their `mask_input`."""
-    if not recipe.decode_mask:
-        return [recipe]
-    return [recipe, dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, mask_input=True))]
-
-
 def _report(args: argparse.Namespace, manifest: Manifest, summary: str, **facts: Any) -> None:
     if args.json:
         write_json(args.json, {"folder": str(args.output), **manifest.to_dict(), **facts})
     if args.json != "-":
         print(summary)
-
-
-def _calibrated(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> tuple[Checkpoint, list[Quantized]]:
-    """The checkpoint, and the quantized graphs: each calibrated on its own prompts, or by the ranges that the package has."""
-    from calibrators.shipped import shipped_ranges
-
-    checkpoint = _load(args, recipe, stages, "to calibrate")
-    steps = args.output / STEPS
-    ranges = None if _has_data(args) else shipped_ranges(checkpoint)
-    if ranges is None and not _has_data(args):
-        raise _needs_data(recipe)
-    graphs = []
-    for each in _graph_recipes(recipe):
-        if ranges is not None:
-            line = f"quantizing by the ranges that come with the package for {ranges.checkpoint}"
-            stages.begin(f"calibrate{' mask' if each.graph.mask_input else ''}", line)
-            graphs.append(shipped_graph(ranges, checkpoint, each, steps))
-            continue
-        request = calibration_request(args, each, cache=steps / EMBEDDINGS)
-        graphs.append(quantized_graph(request, checkpoint, each, steps, stages))
-        if graphs[-1].was_there:
-            _log.info("calibrated before from the same data: %s", graphs[-1].path)
-    return checkpoint, graphs
-
-
-def _from_onnx(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
-    """Copy the graph; raise InputError where a flag or a recipe wants what the graph is not."""
-    has = check_decoder(read_graph(args.onnx))
-    for field in dataclasses.fields(GraphOptions):
-        wanted, seen = getattr(recipe.graph, field.name), getattr(has, field.name)
-        asked = args.recipe or getattr(args, field.name, None) is not None or field.name == "target"
-        if asked and wanted != seen:
-            raise InputError(
-                f"{args.onnx} was exported with {field.name} = {seen!r}, not {wanted!r}, and building cannot change that; "
-                "export it again, or leave the flag or recipe out"
-            )
-    return GraphSource(copy_graph(args.onnx))
-
-
-def _from_checkpoint(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> list[GraphSource]:
-    checkpoint = _load(args, recipe, stages, "to export a graph; build --onnx needs none of them but onnx")
-    return [_exported(checkpoint, each.graph, stages) for each in _graph_recipes(recipe)]
-
-
-def _load(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages, why: str, *more: str) -> Checkpoint:
-    source = checkpoint_of(args, recipe)
-    stages.begin("load", f"loading {source}")
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime", *more), why)
-    from trt_sam.model.checkpoint import load_checkpoint
-
-    return load_checkpoint(source)
-
-
-def _encoder(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> GraphSource:
-    """The graph of the image encoder: float16 beside a quantized decoder, else of the decoder's precision."""
-    source = checkpoint_of(args, recipe)
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export the image encoder")
-    precision = recipe.graph.precision if recipe.graph.precision in EXPORT_PRECISIONS else "fp16"
-
-    def write(path: Path) -> None:
-        from trt_sam.graph.encoder import export_encoder
-        from trt_sam.model.checkpoint import load_checkpoint
-
-        stages.begin("export", f"exporting the image encoder in {precision} and running it beside PyTorch")
-        checkpoint = load_checkpoint(source)
-        export_encoder(checkpoint.image_encoder(), path, precision=precision, checkpoint_sha256=checkpoint.sha256)
-
-    return GraphSource(write)
-
-
-def _exported(checkpoint: Checkpoint, options: GraphOptions, stages: Stages, **calibrated: Any) -> GraphSource:
-    from trt_sam.graph.export import export_decoder
-
-    def write(path: Path) -> None:
-        stages.begin(f"export{' mask' if options.mask_input else ''}", f"exporting {path.name} in {options.precision}")
-        export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
-
-    return GraphSource(write, **calibrated)
-
-
-def _implicit(
-    args: argparse.Namespace, recipe: EngineRecipe, flavour: Flavour, stages: Stages, stack: contextlib.ExitStack
-) -> list[GraphSource]:
-    """Float32 graphs, each with its calibrator for TensorRT 10's implicit INT8; the feeds live as long as `stack`."""
-    if recipe.graph.precision != "int8":
-        raise InputError(
-            f'quantization.method = "implicit" is int8 alone, precision is {recipe.graph.precision}; use "explicit"'
-        )
-    if not flavour.has_implicit_int8:
-        check_method(recipe, None, flavour)
-    algorithm = {"auto": "entropy", "entropy": "entropy", "max": "minmax"}.get(recipe.quantization.calibrator)
-    if algorithm is None:
-        raise InputError(
-            f'calibrator is {recipe.quantization.calibrator!r}; with quantization.method = "implicit" it is entropy or max'
-        )
-    checkpoint = _load(args, recipe, stages, "to calibrate with TensorRT 10", "pycuda")
-    from calibrators.implicit import ImplicitCalibration
-
-    sources = []
-    for each in _graph_recipes(recipe):
-        request = calibration_request(args, each, cache=args.output / STEPS / EMBEDDINGS)
-        progress = stages.begin(f"data{' mask' if each.graph.mask_input else ''}", f"reading {request.data}")
-        feeds = stack.enter_context(request.open(checkpoint, progress))
-        warn_of_few(feeds.num_images)
-        calibrator = ImplicitCalibration(feeds, algorithm=algorithm)
-        plain = dataclasses.replace(each.graph, precision="fp32")
-        sources.append(_exported(checkpoint, plain, stages, make_calibrator=calibrator, calibration=feeds.fingerprint))
-    return sources
 
 
 def _modelled(built: BuiltSet, flavour: Flavour, stages: Stages, calibrated: Checkpoint | None) -> tuple[Modelled, ...]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import write_atomically
-from trt_sam.contract import MANIFEST_NAME, TensorSpec
+from trt_sam.contract import MANIFEST_NAME
 from trt_sam.engine import manifest_json as parsing
 from trt_sam.engine.flavour import NAMES, Flavour, distribution, title
-from trt_sam.engine.layers import KernelSummary
+from trt_sam.engine.manifest_entries import ROLES, FileEntry, GraphEntry, graph_entry
 from trt_sam.errors import InputError, ManifestError
 from trt_sam.machine.driver import RTX_GPUS, rtx_runs_on
-from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.recipe import EngineRecipe
 
 __all__ = [
     "CACHE_SUFFIX",
@@ -40,56 +40,8 @@ CACHE_SUFFIX = ".rtx-cache"
 """TensorRT-RTX's compiled kernels lie beside the engine: decoder.engine.rtx-cache. It may be deleted at any time."""
 SCHEMA = 1
 """Raised when an older reader would misunderstand; new keys alone do not raise it, readers skip what they do not know."""
-ROLES = ("decode", "decode_mask", "prepare", "encode")
-"""What a graph does: masks from prompts; the same with an earlier mask; the prompt-free part of it; image to embedding."""
 ONNX_RUNTIME = "onnxruntime"
 """Stands as the flavour of a set of graphs alone, without engines."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of the set, in the manifest's own folder."""
-
-    name: str
-    sha256: str
-    size: int
-    """In bytes."""
-
-    @staticmethod
-    def of(path: Path) -> FileEntry:
-        """Describe the file at `path`."""
-        data = path.read_bytes()
-        return FileEntry(path.name, hashlib.sha256(data).hexdigest(), len(data))
-
-
-@dataclass(frozen=True)
-class GraphEntry:
-    """One graph of the set with its engine."""
-
-    role: str
-    onnx: FileEntry
-    engine: FileEntry | None
-    """None in a set of graphs alone."""
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    limits: Mapping[str, tuple[int, int]]
-    """Least and largest value of each dynamic dimension over all profiles."""
-    options: GraphOptions
-    checkpoint_sha256: str = ""
-    kernels: tuple[KernelSummary, ...] = ()
-    """One per profile of the recipe; empty where the flavour logs no layer list."""
-    calibration: str | None = None
-    """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
-
-    @property
-    def files(self) -> tuple[FileEntry, ...]:
-        """The graph, and its engine where it has one."""
-        return (self.onnx,) if self.engine is None else (self.onnx, self.engine)
-
-    @property
-    def engine_name(self) -> str:
-        """Of the engine's file; empty where there is none."""
-        return "" if self.engine is None else self.engine.name
 
 
 @dataclass(frozen=True)
@@ -273,7 +225,7 @@ def _parse(folder: Path, text: str) -> Manifest:
         parsing.check_schema(data, SCHEMA, path)
         tensorrt = parsing.table(data, "tensorrt")
         calibration = parsing.optional_text(data, "calibration")
-        graphs = tuple(_graph(item, calibration) for item in parsing.items(data, "graphs"))
+        graphs = tuple(graph_entry(item, calibration) for item in parsing.items(data, "graphs"))
         roles = [graph.role for graph in graphs]
         if not roles or len(set(roles)) != len(roles):
             raise ValueError(f"graphs have the roles {roles}, must be at least one and each once")
@@ -295,26 +247,3 @@ def _parse(folder: Path, text: str) -> Manifest:
         )
     except (ValueError, TypeError, RecursionError, InputError) as error:
         raise ManifestError(f"{path} is damaged ({error}); build the set again with trt-sam build --output {folder}") from error
-
-
-def _graph(data: Any, calibration: str | None) -> GraphEntry:
-    return GraphEntry(
-        role=parsing.choice(data, "role", ROLES),
-        onnx=FileEntry(*parsing.file_fields(parsing.table(data, "onnx"))),
-        engine=_engine(data),
-        inputs=parsing.specs(data, "inputs"),
-        outputs=parsing.specs(data, "outputs"),
-        limits=parsing.limits(parsing.table(data, "limits")),
-        options=GraphOptions(**parsing.table(data, "options")),
-        checkpoint_sha256=parsing.text(data, "checkpoint_sha256", empty=True),
-        kernels=tuple(KernelSummary.from_dict(item) for item in parsing.items(data, "kernels")),
-        # Sets of before had one graph, and said it for the set.
-        calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
-    )
-
-
-def _engine(data: Any) -> FileEntry | None:
-    """The engine of a graph; it must be said where there is none."""
-    if "engine" in data and data["engine"] is None:
-        return None
-    return FileEntry(*parsing.file_fields(parsing.table(data, "engine")))

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,40 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from trt_sam._files import atomic_path
-from trt_sam._lazy import require
 from trt_sam._version import __version__
-from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LABEL_ABSENT, LOW_RES_SIZE, input_specs, output_specs
+from trt_sam.contract import LABEL_ABSENT, input_specs, output_specs
 from trt_sam.errors import ExportError
 from trt_sam.graph.full_resolution import append_full_resolution
 from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.graph.meta_interface import check_for_meta, to_metas_interface
 from trt_sam.graph.metadata import options_entry
+from trt_sam.graph.parity import PARITY_TOLERANCE, ParityRow, check_parity, cpu_session, random_feed
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
 
-__all__ = ["PARITY_SHAPES", "PARITY_TOLERANCE", "DecoderGraph", "ExportReport", "ParityRow", "export_decoder"]
+__all__ = ["DecoderGraph", "ExportReport", "export_decoder"]
 
 OPSET = 20
 """The first with Gelu; at least 19 is needed for float16 scales of QuantizeLinear."""
 
-PARITY_SHAPES = ((1, 1), (1, 2), (3, 5), (16, 2))
-"""(num_prompts, num_points) at which an exported graph is compared with PyTorch."""
-
-PARITY_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
-"""Largest |difference| of logits allowed, relative to the largest |logit|, against float32 PyTorch."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ParityRow:
-    """The comparison of one feed."""
-
-    num_prompts: int
-    num_points: int
-    error: float
-    """Largest |logit difference| divided by the largest |logit|."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +97,7 @@ def export_decoder(
         _declare(model, options, checkpoint_sha256)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
-        parity = _check_parity(reference, temporary, options)
+        parity = check_parity(reference, temporary, options)
         if metas_interface:
             _write_for_meta(model, temporary, options)
     for row in parity:
@@ -219,85 +203,18 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
     onnx.helper.set_model_props(model, metadata)
 
 
-def _session(path: os.PathLike[str]) -> Any:
-    ort = require("onnxruntime", "to check the exported graph")
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    return ort.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
-
-
-def _check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOptions) -> tuple[ParityRow, ...]:
-    session = _session(path)
-    rng = np.random.default_rng(0)
-    rows = []
-    wanted = [o.name for o in session.get_outputs()] if options.mask_bits else ["low_res_masks", "iou_predictions"]
-    for number, (num_prompts, num_points) in enumerate(PARITY_SHAPES):
-        feed = random_feed(rng, num_prompts, num_points, options)
-        tensors = [torch.from_numpy(feed[s.name]) for s in input_specs(mask_input=options.mask_input)]
-        with torch.no_grad():
-            masks, iou = reference(*tensors)
-        if options.full_resolution:
-            feed["orig_im_size"][1] += number  # rows that fill their last byte of bits, and that do not
-        found = dict(zip(wanted, session.run(wanted, feed), strict=True))
-        low_res, scores = found["low_res_masks"], found["iou_predictions"]
-        if options.mask_bits:
-            _check_bits(found)
-        if options.best_mask:
-            # Two scores may tie within the tolerance: compare with the mask that the graph chose.
-            chosen = np.abs(iou.numpy() - scores).argmin(axis=1)
-            masks, iou = masks[torch.arange(num_prompts), chosen][:, None], iou[torch.arange(num_prompts), chosen][:, None]
-        error = float(np.abs(low_res.astype(np.float32) - masks.numpy()).max() / np.abs(masks.numpy()).max())
-        rows.append(ParityRow(num_prompts, num_points, error))
-        tolerance = PARITY_TOLERANCE[options.precision]
-        iou_error = float(np.abs(scores - iou.numpy()).max() / max(1.0, float(iou.abs().max())))
-        if not (error <= tolerance and iou_error <= tolerance):
-            raise ExportError(
-                f"the {options.precision} graph does not match PyTorch at {num_prompts} prompts of {num_points} points: "
-                f"relative error {error:.2g} of masks, {iou_error:.2g} of IoU, allowed {tolerance:g}; nothing was written"
-            )
-    return tuple(rows)
-
-
 def _write_for_meta(model: onnx.ModelProto, path: os.PathLike[str], options: GraphOptions) -> None:
     """Overwrite the graph at `path`, found good, by one with Meta's interface that gives the same, or raise ExportError."""
     feed = random_feed(np.random.default_rng(1), 1, 3, options)
     names = ["masks", "iou_predictions", "low_res_masks"]
-    expected = _session(path).run(names, feed)
+    expected = cpu_session(path).run(names, feed)
     to_metas_interface(model)
     onnx.checker.check_model(model)
     onnx.save(model, path)
-    found = _session(path).run(None, feed | {"orig_im_size": feed["orig_im_size"].astype(np.float32)})
+    found = cpu_session(path).run(None, feed | {"orig_im_size": feed["orig_im_size"].astype(np.float32)})
     for name, ours, metas in zip(names, expected, found, strict=True):
         if not np.allclose(ours, metas, rtol=0, atol=PARITY_TOLERANCE["fp32"] * float(np.abs(ours).max())):
             raise ExportError(f"{name} of the graph with Meta's interface differ from the same graph's with ours; a bug")
-
-
-def _check_bits(found: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Raise ExportError where `mask_bits` are not the masks that the graph gives beside them."""
-    masks = found.get("masks", found["low_res_masks"])
-    if not np.array_equal(found["mask_bits"], np.packbits(masks > 0, axis=-1)):
-        raise ExportError(
-            f"mask_bits of the graph are not its masks above 0, at shape {list(masks.shape)}; nothing was written"
-        )
-
-
-def random_feed(
-    rng: np.random.Generator, num_prompts: int, num_points: int, options: GraphOptions
-) -> dict[str, np.ndarray[Any, Any]]:
-    """A valid random feed for a graph with `options`: every label occurs, the first point of a prompt is a real one."""
-    labels = rng.choice([-2, -1, 0, 1, 2, 3], (num_prompts, num_points)).astype(np.float32)
-    labels[:, 0] = rng.integers(0, 2, num_prompts)
-    feed: dict[str, np.ndarray[Any, Any]] = {
-        "image_embeddings": rng.normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32),
-        "point_coords": rng.uniform(0, FRAME_SIZE, (num_prompts, num_points, 2)).astype(np.float32),
-        "point_labels": labels,
-    }
-    if options.mask_input:
-        feed["mask_input"] = rng.normal(0, 4, (num_prompts, 1, LOW_RES_SIZE, LOW_RES_SIZE)).astype(np.float32)
-        feed["has_mask_input"] = rng.integers(0, 2, num_prompts).astype(np.float32)
-    if options.full_resolution:
-        feed["orig_im_size"] = np.array([96, 128], np.int64)
-    return feed
 
 
 @contextlib.contextmanager
