@@ -1,6 +1,6 @@
 """Engine sets made in milliseconds: a tiny graph with the contract's tensors, and a stand-in for the TensorRT step.
 
-Run as a script it is the kill test's subject: see `tests/unit/engine/test_manifest.py`.
+Run as a script it is the kill test's subject: see `tests/unit/engine/test_set_folder.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ from trt_sam.engine.builder import BuildResult
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.layers import KernelSummary
-from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 
 RTX = Flavour("rtx", "1.7.1.116", ModuleType("tensorrt_rtx"))
+FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
+"""Of a set with one graph."""
+PLAIN = GraphOptions(precision="fp16")
+MASK = dataclasses.replace(PLAIN, mask_input=True)
+RECIPE = EngineRecipe(decode_mask=True, profiles=(ShapeProfile(num_prompts=(1, 1, 4), num_points=(1, 2, 6)),))
+"""Of a set with a graph of PLAIN and one of MASK."""
+
+
+def names(folder: Path) -> list[str]:
+    """The files in `folder`, sorted."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def write_tiny_graph(path: Path, options: GraphOptions | None = None, name: str = "tiny") -> None:

@@ -15,14 +15,26 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
-import trt_sam.graph.export
-from trt_sam.graph.export import export_decoder, random_feed
+from trt_sam.graph.export import export_decoder
+from trt_sam.graph.parity import random_feed
 from trt_sam.model import SamDecoder
 from trt_sam.quantize.share import Product
 from trt_sam.recipe import GraphOptions
 
 Array = npt.NDArray[Any]
+
+GROUPS = {
+    "A": ["block0.image", "block0.image_out", "block1.image", "block1.image_out", "final.image"],
+    "B": ["upscale0", "upscale1"],
+    "C": [
+        *("tokens.positions", "block0.self_out", "block0.query", "block0.query_out", "block0.mlp_in", "block0.mlp_out"),
+        *("block0.tokens", "block1.self", "block1.self_out", "block1.query", "block1.query_out", "block1.mlp_in"),
+        *("block1.mlp_out", "block1.tokens", "final.query_out"),
+    ],
+}
+"""The groups of each tier."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ def gpu_graph(precision: str = "fp32", mask_input: bool = False, full_resolution
     decoder = SamDecoder().eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         # Parity is tested elsewhere: one small feed has to do here.
-        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         export_decoder(decoder, Path(folder) / "decoder.onnx", options)
         return onnx.load(Path(folder) / "decoder.onnx")
 
@@ -86,3 +98,8 @@ def collect(model: onnx.ModelProto, products: Sequence[Product]) -> dict[str, St
 def ranges(stats: dict[str, Stats]) -> dict[str, float]:
     """Largest |x| of each tensor: what the "max" calibrator gives."""
     return {name: float(max(each.amax.max(), -each.amin.min())) for name, each in stats.items()}
+
+
+def constant(model: onnx.ModelProto, name: str | None) -> Array:
+    """The values of a constant of `model`."""
+    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))

@@ -16,8 +16,7 @@ import onnx
 import pytest
 import torch
 
-import trt_sam.graph.export
-from tests.engine_sets import write_tiny_graph
+from tests.engine_sets import FILES, names, write_tiny_graph
 from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.engine.builder import build_engine
@@ -29,7 +28,6 @@ from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
 GPUS = ("8.6", "8.9", "12.0")
 ONE_CLICK = ShapeProfile(num_prompts=(1, 1, 1), num_points=(2, 2, 2), height=(1080, 1080, 1080), width=(1920, 1920, 1920))
 
@@ -59,7 +57,7 @@ class Exports:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+    patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
     yield Exports(tmp_path_factory.mktemp("graphs"))
     patch.undo()
 
@@ -73,10 +71,6 @@ def graph(exports: Exports) -> Path:
 @pytest.fixture(scope="session")
 def rtx() -> Flavour:
     return load_flavour("rtx")
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -8,24 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import trt_sam.graph.export
+from tests.engine_sets import FILES, names
 from trt_sam.cli import main
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
-FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
 
 def test_build_from_a_checkpoint_and_inspect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+    monkeypatch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
     arguments = ["--checkpoint", "standin", "--precision", "fp16", "--compute-capability", "8.9,12.0"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     assert "built in" in capsys.readouterr().out
@@ -45,7 +39,7 @@ def test_build_from_a_checkpoint_and_inspect(
 def test_one_set_with_a_graph_that_refines_a_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+    monkeypatch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
     arguments = ["--checkpoint", "standin", "--decode-mask", "--compute-capability", "8.9"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     out = capsys.readouterr().out

@@ -18,7 +18,6 @@ import onnx
 import pytest
 from PIL import Image as PillowImage
 
-import trt_sam.graph.export
 from calibrators import pipeline
 from calibrators.auto import Choice, GroupChoice
 from calibrators.calibration import MARGIN
@@ -64,7 +63,7 @@ def exported(options: GraphOptions) -> Path:
     path = FOLDERS[-1] / "decoder.onnx"
     with pytest.MonkeyPatch.context() as patch:
         # Parity at all shapes is tested elsewhere.
-        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         export_decoder(standin().decoder, path, options, checkpoint_sha256=standin().sha256)
     return path
 

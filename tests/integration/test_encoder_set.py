@@ -47,7 +47,7 @@ np.savez(sys.argv[3], masks=masks, scores=scores)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("set") / "mobile_sam"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trt_sam.graph.export.PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         patch.setattr("trt_sam.graph.encoder.sample_pictures", smaller_samples)
         arguments = ["export", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--decode-mask"]
         assert main([*arguments, "--output", str(output)]) == 0

@@ -39,7 +39,7 @@ def graph(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("everything") / "decoder.onnx"
     with pytest.MonkeyPatch.context() as patch:
         # What these tests do takes less time than the exporter's own comparison on random feeds.
-        patch.setattr("trt_sam.graph.export.PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         export_decoder(checkpoint.decoder, path, GraphOptions(precision="fp32", target="cpu"))
     return path
 

@@ -14,8 +14,9 @@ import torch
 import trt_sam.graph.export
 from trt_sam.contract import input_specs
 from trt_sam.errors import ExportError, GraphError, InputError
-from trt_sam.graph.export import _check_bits, export_decoder, random_feed, select_best
+from trt_sam.graph.export import export_decoder, select_best
 from trt_sam.graph.float16 import Float16Emulation, emulate_float16
+from trt_sam.graph.parity import _check_bits, random_feed
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner

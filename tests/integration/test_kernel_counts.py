@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 
-import trt_sam.graph.export
 from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
@@ -41,7 +40,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kernels") / "decoder.onnx"
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
         export_decoder(SamDecoder().eval(), path, GraphOptions(precision="fp16", target="gpu"))
     return path
 

@@ -60,7 +60,7 @@ def graphs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16")}
     with pytest.MonkeyPatch.context() as patch:
         # What these tests then do on photographs takes less time than the exporter's own comparison on random feeds.
-        patch.setattr("trt_sam.graph.export.PARITY_SHAPES", ((1, 2),))
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         for precision, target in (("fp32", "cpu"), ("fp16", "gpu")):
             options = GraphOptions(precision=precision, target=target, mask_input=True)
             export_decoder(checkpoint.decoder, paths[precision], options)

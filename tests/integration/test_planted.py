@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-import trt_sam.graph.export
 from calibrators.calibration import MARGIN
 from calibrators.collect import collect_channels
 from calibrators.shipped import quantize_by_ranges, shipped_ranges
@@ -46,7 +45,7 @@ class Subject:
         options = GraphOptions(precision="fp32", target="gpu")
         with pytest.MonkeyPatch.context() as patch:
             # Parity is tested elsewhere: one small feed has to do here.
-            patch.setattr(trt_sam.graph.export, "PARITY_SHAPES", ((1, 2),))
+            patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
             export_decoder(self.checkpoint.decoder, self.path, options, checkpoint_sha256=self.checkpoint.sha256)
         shipped = shipped_golden(self.checkpoint.sha256)
         assert shipped is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tiny_encoder, write_tiny_graph
+from tests.engine_sets import RTX, names, tiny_build, tiny_set, tiny_sources, write_tiny_encoder, write_tiny_graph
 from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.graph_set import write_graph_set
 from trt_sam.engine.manifest import Manifest, open_manifest
@@ -26,10 +26,6 @@ def with_encoder(folder: Path, write: Callable[[Path], Any] = write_tiny_encoder
     recipe = EngineRecipe(decode_mask=graphs == 2)
     encoder = GraphSource(write)
     return build_set(tiny_sources(graphs), recipe, folder, flavour=RTX, encoder=encoder, engine_builder=tiny_build()).manifest
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_roles_and_files(tmp_path: Path) -> None:

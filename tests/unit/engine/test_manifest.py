@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.engine_sets import RTX, tiny_build, tiny_set, write_tiny_graph
+from tests.engine_sets import FILES, names, tiny_set
 from trt_sam._files import sha256_of
 from trt_sam.contract import input_specs, output_specs
-from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
-from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.layers import KernelSummary
 from trt_sam.engine.manifest import Manifest, open_manifest, write_manifest
-from trt_sam.errors import BuildError, GraphError, InputError, ManifestError, RecipeError
+from trt_sam.errors import ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
-
-ROOT = Path(__file__).resolve().parents[3]
-TRT = Flavour("tensorrt", "10.16.1.11", ModuleType("tensorrt"))
-FILES = ["decoder.engine", "decoder.onnx", "manifest.json"]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -178,191 +162,3 @@ def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path: Path) -> Non
     with pytest.raises(ManifestError, match="at least one"):
         write_manifest(wrong)
     assert (tmp_path / "manifest.json").read_bytes() == before
-
-
-def rtx(version: str = "1.7.1.116") -> Flavour:
-    members = dict.fromkeys(("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"))
-    module = ModuleType("tensorrt_rtx")
-    module.ComputeCapability = SimpleNamespace(__members__=members)  # type: ignore[attr-defined]
-    return Flavour("rtx", version, module)
-
-
-def manifest_for(flavour: Flavour, capabilities: tuple[str, ...], **recipe: bool) -> Manifest:
-    return Manifest(Path("set"), (), EngineRecipe(**recipe), flavour.name, flavour.version, compute_capabilities=capabilities)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "here"),
-    [
-        ((), "8.0"),
-        ((), "8.6"),
-        ((), "8.9"),
-        ((), "12.0"),
-        ((), "12.1"),
-        ((), None),
-        (("8.9", "12.0"), "8.9"),
-        (("7.5",), "7.5"),
-    ],
-)
-def test_a_gpu_that_rtx_built_for_fits(capabilities: tuple[str, ...], here: str | None) -> None:
-    manifest_for(RTX, capabilities).check_fits(rtx(), here)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "here", "advice"),
-    [
-        ((), "7.5", "--backend rtx --compute-capability 7.5"),
-        ((), "9.0", "--backend tensorrt --output"),
-        ((), "10.0", "--backend tensorrt --output"),
-        (("8.9",), "12.0", "--backend rtx --compute-capability 12.0"),
-        (("8.6",), "8.9", "--backend rtx --compute-capability 8.9"),
-    ],
-)
-def test_another_gpu_is_refused_with_the_command_that_helps(capabilities: tuple[str, ...], here: str, advice: str) -> None:
-    with pytest.raises(ManifestError, match=f"this GPU is {here}; build again with trt-sam build {advice}"):
-        manifest_for(RTX, capabilities).check_fits(rtx(), here)
-
-
-def test_another_version_is_refused_with_the_pip_command() -> None:
-    with pytest.raises(ManifestError, match=r"this is 1\.8\.0\.1; pip install tensorrt-rtx-cu13==1\.7\.1\.116, or build again"):
-        manifest_for(RTX, ()).check_fits(rtx("1.8.0.1"), "8.9")
-
-
-def test_another_flavour_is_refused() -> None:
-    with pytest.raises(
-        ManifestError, match=r"built by TensorRT-RTX 1\.7\.1\.116 and cannot run on TensorRT 10.*--backend tensorrt"
-    ):
-        manifest_for(RTX, ()).check_fits(TRT, "8.9")
-
-
-def test_compatibility_modes_of_tensorrt_widen_what_fits() -> None:
-    newer = Flavour("tensorrt", "10.20.0.1", TRT.trt)
-    older = Flavour("tensorrt", "10.2.0.1", TRT.trt)
-    manifest_for(TRT, ("9.0",)).check_fits(TRT, "9.0")
-    manifest_for(TRT, ("8.6",), hardware_compatible=True).check_fits(TRT, "9.0")
-    manifest_for(TRT, ("9.0",), version_compatible=True).check_fits(newer, "9.0")
-    for wrong in (older, Flavour("tensorrt", "11.4.0.1", TRT.trt)):
-        with pytest.raises(ManifestError, match="was built by TensorRT 10"):
-            manifest_for(TRT, ("9.0",), version_compatible=True).check_fits(wrong, "9.0")
-    with pytest.raises(ManifestError, match=r"this GPU is 7\.5"):
-        manifest_for(TRT, ("8.6",), hardware_compatible=True).check_fits(TRT, "7.5")
-    with pytest.raises(ManifestError, match=r"this GPU is 9\.0"):
-        manifest_for(TRT, ("8.6",)).check_fits(TRT, "9.0")
-
-
-def test_fp8_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
-    recipe = EngineRecipe(compute_capabilities=("8.6", "8.9"))
-    tiny_set(tmp_path, recipe=recipe, options=GraphOptions(precision="fp8"))
-    manifest = open_manifest(tmp_path)
-    manifest.check_fits(rtx(), "8.9")
-    with pytest.raises(
-        ManifestError, match=r"is FP8, which needs compute capability 8\.9; this GPU is 8\.6; build FP16 or INT8"
-    ):
-        manifest.check_fits(rtx(), "8.6")
-
-
-def test_another_model_of_the_same_compute_capability_is_named() -> None:
-    built, here = "NVIDIA RTX A6000, 84 multiprocessors", "NVIDIA GeForce RTX 3060, 28 multiprocessors"
-    tuned = replace(manifest_for(TRT, ("8.6",)), gpu_model=built)
-    assert tuned.other_model(built) == tuned.other_model(None) == ""
-    assert f"built on {built}, this is {here}" in tuned.other_model(here)
-    assert manifest_for(TRT, ("8.6",)).other_model(here) == ""  # an older set does not say
-    for portable in ({"any_model": True}, {"hardware_compatible": True}):
-        assert replace(manifest_for(TRT, ("8.6",), **portable), gpu_model=built).other_model(here) == ""
-    with pytest.raises(RecipeError, match="any_model and hardware_compatible are both set"):
-        EngineRecipe(any_model=True, hardware_compatible=True)
-
-
-def fail(*_: object, **__: object) -> Any:
-    raise BuildError("TensorRT says no")
-
-
-def test_a_failed_build_leaves_the_older_set_as_it_was(tmp_path: Path) -> None:
-    tiny_set(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(BuildError, match="says no"):
-        build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=fail)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_failed_first_build_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="says no"):
-        build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path / "new", flavour=RTX, engine_builder=fail)
-    assert names(tmp_path) == []
-
-
-def test_two_builds_do_not_mix(tmp_path: Path) -> None:
-    def meanwhile(path: Path, recipe: EngineRecipe, **options: Any) -> Any:
-        with pytest.raises(BuildError, match="another build is writing into"):
-            tiny_set(tmp_path)
-        return tiny_build()(path, recipe, **options)
-
-    build_set([GraphSource(write_tiny_graph)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=meanwhile)
-    assert names(tmp_path) == FILES
-
-
-def test_a_graph_that_is_no_decoder_or_for_the_cpu_is_refused(tmp_path: Path) -> None:
-    def changed(path: Path) -> None:
-        write_tiny_graph(path)
-        path.write_bytes(path.read_bytes().replace(b"point_labels", b"point_levels"))
-
-    with pytest.raises(GraphError, match=r"point_levels.*but its options promise.*point_labels"):
-        build_set([GraphSource(changed)], EngineRecipe(), tmp_path, flavour=RTX, engine_builder=tiny_build())
-    with pytest.raises(BuildError, match="--target gpu"):
-        tiny_set(tmp_path, options=GraphOptions(target="cpu"))
-    assert names(tmp_path) == []
-
-
-def test_an_existing_graph_is_copied(tmp_path: Path) -> None:
-    write_tiny_graph(tmp_path / "mine.onnx")
-    source = GraphSource(copy_graph(tmp_path / "mine.onnx"))
-    build_set([source], EngineRecipe(), tmp_path / "set", flavour=RTX, engine_builder=tiny_build())
-    assert (tmp_path / "set" / "decoder.onnx").read_bytes() == (tmp_path / "mine.onnx").read_bytes()
-    with pytest.raises(InputError, match="not found"):
-        copy_graph(tmp_path / "missing.onnx")
-
-
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"cannot write .*file.*choose another --output"):
-        tiny_set(tmp_path / "file")
-
-
-@pytest.mark.parametrize("size", [500, 100_000], ids=["the graph does not fit", "the engine does not fit"])
-def test_a_full_disk_leaves_the_older_set_as_it_was(tmp_path: Path, size: int) -> None:
-    tiny_set(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert 500 < len(before["decoder.onnx"]) < 100_000
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"cannot write .*File too large; choose another --output"):
-            build_set(
-                [GraphSource(write_tiny_graph)],
-                EngineRecipe(),
-                tmp_path,
-                flavour=RTX,
-                engine_builder=tiny_build(bytes(200_000)),
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("moments", ["random", "every"])
-def test_a_build_killed_at_any_moment_leaves_a_whole_set_or_none(tmp_path: Path, moments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.engine.kill_builds", str(tmp_path / "set"), moments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["left"] == FILES
-    # Both ends must have been seen, or the kills missed what they were for.
-    assert report["whole"] >= 5
-    assert report["none"] >= 5

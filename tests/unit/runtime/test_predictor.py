@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import MLP_DIM, make_decoder, make_embedding
 
-from trt_sam.contract import TensorSpec, input_specs, output_specs
+from tests.fixtures.recorder import Recorder, recorded
 from trt_sam.errors import ContractError, InputError
 from trt_sam.model.naming import HF_TIED_COPY, HF_TIED_SOURCE, meta_to_hf
 from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -132,73 +132,6 @@ def test_only_a_mask_and_nothing_at_all(predictor: Predictor) -> None:
             )
         assert relative(low_res, expected[0, 1:].numpy()) < 1e-4
         assert relative(iou, scores[0, 1:].numpy()) < 1e-4
-
-
-class Recorder:
-    """A runner that keeps its feeds and gives zeros: shows exactly which tokens arrive."""
-
-    def __init__(self, *, prompts: tuple[int, int] = (1, 16), points: tuple[int, int] = (1, 8)) -> None:
-        self.inputs: tuple[TensorSpec, ...] = input_specs()
-        self.outputs: tuple[TensorSpec, ...] = output_specs()
-        self.limits: Mapping[str, tuple[int, int]] = {"num_prompts": prompts, "num_points": points}
-        self.image_id = 0
-        self.feeds: list[dict[str, np.ndarray]] = []
-
-    def set_image(self, embedding: np.ndarray) -> None:
-        self.image_id += 1
-
-    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.feeds.append(dict(feed))
-        count = len(feed["point_coords"])
-        masks = np.zeros((count, 4, 256, 256), np.float32)
-        return {"low_res_masks": masks, "iou_predictions": np.tile(feed["point_coords"][:, 0, :1], (1, 4))}
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def recorded(recorder: Recorder, size: tuple[int, int] = (512, 512)) -> Predictor:
-    predictor = Predictor(recorder)
-    predictor.set_image_embedding(make_embedding(), size)
-    return predictor
-
-
-@pytest.mark.parametrize(
-    ("points", "box", "labels"),
-    [
-        (np.ones((1, 2)), None, [1, -1]),
-        (np.ones((2, 2)), None, [1, 1, -1]),
-        (np.ones((0, 2)), None, [-1]),
-        (None, np.array([1, 2, 3, 4]), [2, 3]),
-        (np.ones((1, 2)), np.array([1, 2, 3, 4]), [1, 2, 3]),
-        (None, None, [-2]),
-    ],
-)
-def test_tokens_are_metas(points: np.ndarray | None, box: np.ndarray | None, labels: list[int]) -> None:
-    recorder = Recorder()
-    recorded(recorder).predict(points, None if points is None else np.ones(len(points)), box)
-    (feed,) = recorder.feeds
-    assert feed["point_labels"].tolist() == [labels]
-    if box is not None:
-        assert feed["point_coords"][0, -2:].tolist() == [[2, 4], [6, 8]]
-    assert feed["point_coords"].dtype == feed["point_labels"].dtype == np.float32
-
-
-def test_batches_are_padded_with_absent_points_and_split_at_the_limit() -> None:
-    recorder = Recorder(prompts=(1, 2), points=(3, 8))
-    points = [np.full((n, 2), n) for n in (1, 3, 1)]
-    masks, iou, low_res = recorded(recorder).predict_batch(points, [np.ones(len(p)) for p in points])
-    assert [feed["point_labels"].tolist() for feed in recorder.feeds] == [
-        [[1, -1, -2, -2], [1, 1, 1, -1]],
-        [[1, -1, -2]],
-    ]
-    assert (masks.shape, low_res.shape) == ((3, 3, 512, 512), (3, 3, 256, 256))
-    # In the order of the prompts: the recorder scores a prompt by its first x, here doubled by the frame.
-    assert iou[:, 0].tolist() == [2, 6, 2]
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(predictor: Predictor) -> None:
