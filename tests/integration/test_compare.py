@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from tests.engine_sets import tiny_set
+from tests.fixtures.planted import PLANTS, planted
 from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.feeds.feeds import random_images
@@ -134,6 +135,27 @@ def test_a_graph_is_not_judged_on_what_it_was_calibrated_with(
     assert "fp16 was asked for, the candidate is quantized" in capsys.readouterr().out
 
 
+def test_a_reference_with_a_nan_is_no_reference(graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(planted(onnx.load(graph), PLANTS["NaN in one pixel"]), tmp_path / "nan.onnx")
+    assert main(["compare", str(tmp_path / "nan.onnx"), str(graph), *FEW]) == 2
+    assert "values that are NaN or infinite on" in error_line(capsys.readouterr().err)
+
+
+def test_a_graph_of_one_size_is_asked_in_that_size(
+    graph: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(graph)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            size = {"num_prompts": 1, "num_points": 4}.get(dim.dim_param)
+            if size is not None:
+                dim.dim_value = size
+    onnx.save(model, tmp_path / "fixed.onnx")
+    compare = ["compare", "--golden", str(golden), str(tmp_path / "fixed.onnx"), "--prompts", "8", "--min-prompts", "4"]
+    assert main(compare) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
 def test_golden_data_are_written_and_belong_to_their_checkpoint(
     graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +219,8 @@ def cut_golden(golden: Path, place: Path) -> None:
         (["standin", "standin", "--min-iou", "2"], "min_iou is 2.0, must be from 0 to 1"),
         (["standin", "standin", "--tolerance", "logits=1"], "the output 'logits'; outputs are"),
         (["standin", "standin", "--tolerance", "masks"], "must be OUTPUT=X"),
+        (["standin", "standin", "--tolerance", "masks=1"], "a tolerance for masks, which no candidate gives"),
+        (["--golden", "golden.npz", "standin", "--layers"], "leave --golden out"),
         (["standin", "standin", "--limits", "missing.toml"], "file of limits not found"),
         (["standin", "empty"], "neither a manifest.json"),
         (["standin", "junk.onnx"], "not an ONNX graph"),

@@ -11,7 +11,7 @@ from trt_sam.errors import InputError
 if TYPE_CHECKING:
     from trt_sam.gate.limits import Limits
 
-__all__ = ["add_limit_arguments", "limits_given", "limits_of"]
+__all__ = ["add_limit_arguments", "limits_given", "limits_of", "outputs_limited"]
 
 _FLAGS = {
     "min_mean_iou": ("X", "least mean mask IoU of the selected mask"),
@@ -40,6 +40,15 @@ def limits_given(args: argparse.Namespace) -> bool:
     """Whether any limit was asked for."""
     names = ("limits", "min_prompts", *_FLAGS)
     return bool(args.tolerance) or any(getattr(args, name) is not None for name in names)
+
+
+def outputs_limited(args: argparse.Namespace) -> list[str]:
+    """The outputs that a flag or the file has a tolerance for; `limits_of` has checked them."""
+    from trt_sam.gate.limits import read_limits
+
+    tables = read_limits(args.limits) if args.limits is not None else {}
+    named = [name for table in tables.values() for name in table.get("tolerances", {})]
+    return list(dict.fromkeys([*named, *(text.partition("=")[0] for text in args.tolerance)]))
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Limits]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_sam.commands._limits import add_limit_arguments, limits_of
+from trt_sam.commands._limits import add_limit_arguments, limits_of, outputs_limited
 from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             sides.append(open_side(source, device=device))
             stack.callback(sides[-1].runner.close)
         reference, candidates = (None, sides) if golden is not None else (sides[0], sides[1:])
+        _check_outputs(outputs_limited(args), candidates)
         if golden is not None:
             check_golden(golden, candidates)
         found = _questions(args, reference, sides, golden)
@@ -132,6 +133,14 @@ def check_golden(golden: Golden, candidates: Sequence[Side]) -> None:
             )
 
 
+def _check_outputs(limited: Sequence[str], candidates: Sequence[Side]) -> None:
+    """Raise InputError for a tolerance of an output that no candidate gives: it would judge nothing."""
+    given = list(dict.fromkeys(spec.name for side in candidates for spec in side.runner.outputs))
+    for name in limited:
+        if name not in given:
+            raise InputError(f"there is a tolerance for {name}, which no candidate gives; they give {', '.join(given)}")
+
+
 def _golden(args: argparse.Namespace) -> Golden | None:
     if args.golden is None:
         return None
@@ -153,6 +162,11 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--prompts is {args.prompts}, must be at least 1")
     if args.seed < 0:
         raise InputError(f"--seed is {args.seed}, must be at least 0")
+    if args.golden is not None and args.layers:
+        raise InputError(
+            "--layers need a reference's own tensors, and --golden has none: leave --golden out and name a checkpoint, or a "
+            "float32 graph, before the candidate"
+        )
     sources = [n for n in ("golden", "embeddings", "random_embeddings") if getattr(args, n)]
     sources += ["photos"] if args.photos is not None and args.embeddings is None else []
     if len(sources) > 1:

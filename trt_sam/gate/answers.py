@@ -28,10 +28,12 @@ class Answer:
     step: int = 1
     masks: Array | None = field(repr=False, default=None)
     """At the photo's size, from a graph with full resolution."""
+    bits: npt.NDArray[np.uint8] | None = field(repr=False, default=None)
+    """`mask_bits`, from a graph that gives them; they are held against the side's own masks."""
 
     @property
     def outputs(self) -> dict[str, Array]:
-        """Every output that is there, by its name in the contract."""
+        """Every output with real numbers that is there, by its name in the contract."""
         found = {"low_res_masks": self.logits, "iou_predictions": self.scores}
         return found if self.masks is None else {"masks": self.masks, **found}
 
@@ -39,7 +41,7 @@ class Answer:
 def answer_of(outputs: Mapping[str, Array]) -> Answer:
     """The answer in a runner's outputs (`interface.Runner.run`)."""
     logits = outputs["low_res_masks"]
-    return Answer(outputs["iou_predictions"], logits > 0, logits, masks=outputs.get("masks"))
+    return Answer(outputs["iou_predictions"], logits > 0, logits, masks=outputs.get("masks"), bits=outputs.get("mask_bits"))
 
 
 def reduced(answer: Answer, step: int) -> Answer:

@@ -151,7 +151,14 @@ def compare_with(
 
 def _answered(reference: Side | None, example: Example) -> Answer:
     assert reference is not None, "a question without an answer needs a reference"
-    return answer_of(reference.runner.run(example.feed))
+    answer = answer_of(reference.runner.run(example.feed))
+    for name, output in answer.outputs.items():
+        if not np.isfinite(output).all():
+            raise InputError(
+                f"the reference {reference.source} gives {name} with {int((~np.isfinite(output)).sum())} values that are NaN or "
+                f"infinite on {example.image.name}; nothing can be judged by it"
+            )
+    return answer
 
 
 def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
@@ -160,7 +167,7 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
     Raises:
         InputError: the sides have no size in common.
     """
-    limits = join_limits(side.runner.limits for side in sides)
+    limits = join_limits(limits for side in sides for limits in (side.runner.limits, _fixed(side)))
     fewest, most_points = limits.get("num_points", (1, 1 << 30))
     least, most = limits.get("num_prompts", (1, 1 << 30))
     for example, answer in asked:
@@ -171,6 +178,12 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
             if len(rows) < least:
                 continue
             yield _rows(example, answer, rows, fewest, most_points)
+
+
+def _fixed(side: Side) -> dict[str, tuple[int, int]]:
+    """The sizes that a graph was given for good, where our own have dynamic ones."""
+    dims = next(spec.dims for spec in side.runner.inputs if spec.name == "point_coords")
+    return {name: (dim, dim) for name, dim in zip(("num_prompts", "num_points"), dims[:2], strict=True) if isinstance(dim, int)}
 
 
 def _rows(example: Example, answer: Answer | None, rows: Any, fewest: int, most: int) -> Asked:

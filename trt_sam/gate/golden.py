@@ -14,7 +14,8 @@ An `.npz`; with N prompts on M images:
 | `low_res_masks` | float32 [N, 4, 256 / step, 256 / step]: logits at rows and columns `step // 2`, `step // 2 + step`, ... |
 | `mask_bits` | uint8 [N, 4, 256, 32]: logits > 0, eight to a byte |
 
-`sha256` is that of every array, so that a file that was cut or changed is found out. Nothing in it is ever unpickled.
+`sha256` is that of every array and of the rest of `about`, so that a file that was cut or changed is found out. Nothing in it is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = ["Golden", "digest_of_embedding", "load_golden", "save_golden", "shipp
 
 Array = npt.NDArray[Any]
 
-_FORMAT = 1
+_FORMAT = 2
 _SHIPPED = Path(__file__).parents[1] / "data" / "golden"
 _PER_CALL = 8
 _LARGEST_MEMBER = 4 << 30
@@ -117,7 +118,7 @@ def save_golden(path: str | os.PathLike[str], golden: Golden, *, half: bool = Fa
     arrays["iou_predictions"] = np.concatenate([a.scores for a in golden.answers])
     arrays["low_res_masks"] = np.concatenate([a.logits for a in golden.answers])
     arrays["mask_bits"] = np.packbits(np.concatenate([a.inside for a in golden.answers]), axis=-1)
-    about = {
+    about: dict[str, Any] = {
         "format": _FORMAT,
         "checkpoint": golden.checkpoint,
         "checkpoint_sha256": golden.checkpoint_sha256,
@@ -127,8 +128,8 @@ def save_golden(path: str | os.PathLike[str], golden: Golden, *, half: bool = Fa
             {"name": i.name, "original_size": list(i.original_size), "embedding_sha256": digest_of_embedding(i.embedding)}
             for i in images
         ],
-        "sha256": _hash(arrays),
     }
+    about["sha256"] = _hash(arrays, about)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
 
@@ -142,6 +143,12 @@ def load_golden(path: str | os.PathLike[str]) -> Golden:
     path = existing_file(path, "golden data")
     again = "write it again with trt-sam golden"
     try:
+        with path.open("rb") as head:
+            begins = head.read(2)
+        if begins not in (b"PK", b"\x93N"):
+            raise InputError(
+                f"{path} is no golden data of trt-sam golden (it is no .npz, or its beginning is damaged); {again}"
+            )
         opened = np.load(path, allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise InputError(f"{path} is no golden data of trt-sam golden (it is one array); {again}")
@@ -162,8 +169,8 @@ def load_golden(path: str | os.PathLike[str]) -> Golden:
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise InputError(f"{path} is golden data of format {found}, this version reads {_FORMAT}; {again}")
-    if _hash(arrays) != about.get("sha256"):
-        raise InputError(f"{path} was changed after it was written (its arrays have another hash than it says); {again}")
+    if _hash(arrays, about) != about.get("sha256"):
+        raise InputError(f"{path} was changed after it was written (it has another hash than it says); {again}")
     return _assembled(path, about, arrays)
 
 
@@ -220,8 +227,9 @@ def _padded(array: Array, width: int, value: float) -> Array:
     return np.pad(array, pad, constant_values=value)
 
 
-def _hash(arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
+def _hash(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in about.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())

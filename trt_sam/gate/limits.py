@@ -6,6 +6,7 @@ The defaults come from the real decoder's table; `docs/accuracy.md` says from wh
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ __all__ = ["ARITHMETICS", "DEFAULTS", "LARGE_MASK", "OUTPUTS", "Limits", "limits
 ARITHMETICS = ("fp32", "tf32", "fp16", "quantized")
 """Finest first."""
 
-OUTPUTS = ("masks", "low_res_masks", "iou_predictions")
+OUTPUTS = ("masks", "low_res_masks", "iou_predictions", "mask_bits")
 """Outputs that a tolerance can be set for."""
 
 LARGE_MASK = 200
@@ -47,7 +48,8 @@ class Limits:
     min_prompts: int = 256
     """With fewer there is no verdict but a failure."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    """By output, the largest error: of masks relative to the largest |logit| of a feed, of scores to 1 or the largest score."""
+    """By output, the largest error: of masks relative to the largest |logit| of a feed, of scores to 1 or the largest score; of
+    `mask_bits` the share of pixels that are not those of the side's own masks."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -55,6 +57,8 @@ class Limits:
                 continue
             if not 0.0 <= value <= 1.0:
                 raise InputError(f"limit {name} is {value}, must be from 0 to 1")
+        if math.isnan(self.min_sqnr_db):
+            raise InputError("limit min_sqnr_db is nan, must be a number of decibels")
         if self.min_prompts < 1:
             raise InputError(f"limit min_prompts is {self.min_prompts}, must be at least 1")
         for name, value in self.tolerances.items():
@@ -64,10 +68,20 @@ class Limits:
                 raise InputError(f"the tolerance of {name} is {value}, must be at least 0")
 
 
+_BITS = 1e-6
+"""Both come from one tensor: only a logit that float16 rounds to 0 may lie on the other side."""
+
+
 def _limits(mean: float, p5: float, least: float, four: tuple[float, float], flips: float, sqnr: float, error: float) -> Limits:
     scores = min(error, 0.3)
     return Limits(
-        mean, p5, least, *four, flips, sqnr, tolerances={"masks": error, "low_res_masks": error, "iou_predictions": scores}
+        mean,
+        p5,
+        least,
+        *four,
+        flips,
+        sqnr,
+        tolerances={"masks": error, "low_res_masks": error, "iou_predictions": scores, "mask_bits": _BITS},
     )
 
 
@@ -93,6 +107,8 @@ def limits_for(arithmetic: str, changes: Mapping[str, Any] | None = None) -> Lim
         if name not in known:
             raise InputError(f"there is no limit {name!r}; limits are {', '.join(sorted(known))}")
     if "tolerances" in given:
+        if not isinstance(given["tolerances"], Mapping):
+            raise InputError(f"tolerances is {given['tolerances']!r}, must be a table of outputs, as {{low_res_masks = 0.01}}")
         given["tolerances"] = {**base.tolerances, **given["tolerances"]}
     return dataclasses.replace(base, **given)
 
@@ -125,8 +141,13 @@ def read_limits(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         tables[name] = table
     for name, table in tables.items():
         for key, value in table.items():
+            if isinstance(value, dict) and key != "tolerances":
+                raise InputError(f"{path}: there is no table [{key}]; tables are {', '.join(ARITHMETICS)} and tolerances")
             _check_kind(path, key, value)
-        limits_for(name or "fp32", table)
+        try:
+            limits_for(name or "fp32", table)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     return tables
 
 

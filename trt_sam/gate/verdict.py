@@ -107,7 +107,8 @@ def _output_checks(figures: Figures, limits: Limits) -> Iterator[Check]:
         if name in limits.tolerances:
             limit = limits.tolerances[name]
             status = PASS if seen.error <= limit else FAIL
-            yield Check(f"tolerance {name}", f"{name}: largest relative error", seen.error, limit, False, status)
+            what = "share of pixels that are not those of its own masks" if name == "mask_bits" else "largest relative error"
+            yield Check(f"tolerance {name}", f"{name}: {what}", seen.error, limit, False, status)
     logits = figures.outputs["low_res_masks"]
     value = decibels(logits.signal, logits.noise)
     yield Check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def test_a_changed_number_is_found_out(path: Path, key: str) -> None:
         load_golden(path)
 
 
+@pytest.mark.parametrize("changed", [{"checkpoint_sha256": ""}, {"step": 8}, {"images": []}])
+def test_changed_words_are_found_out_too(path: Path, changed: dict[str, Any]) -> None:
+    with np.load(path) as file:
+        arrays: dict[str, Any] = {name: file[name] for name in file.files}
+    arrays["about"] = np.array(json.dumps({**json.loads(str(arrays["about"])), **changed}))
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(InputError, match="was changed after it was written"):
+        load_golden(path)
+
+
 def test_other_files_are_no_golden_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(InputError, match="is no golden data"):
@@ -61,3 +72,6 @@ def test_other_files_are_no_golden_data(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npz.npy", np.zeros(3))
     with pytest.raises(InputError, match="is no golden data"):
         load_golden(tmp_path / "one.npz.npy")
+    (tmp_path / "text.npz").write_text("golden")
+    with pytest.raises(InputError, match="it is no .npz"):
+        load_golden(tmp_path / "text.npz")

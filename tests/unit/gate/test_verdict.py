@@ -131,6 +131,25 @@ def test_full_resolution_is_checked_against_the_other_sides_low_resolution(shift
     assert ("tolerance masks" in missed(verdict)) == (shift > 0)
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_golden_data_without_every_logit_judge_full_resolution_by_the_candidates_own(value: float) -> None:
+    seen = outputs()
+    seen["masks"] = postprocess_masks(seen["low_res_masks"], (96, 96))
+    assert judge(figures(answer_of(seen), reduced(answer(), 16), size=(96, 96), full=True), FEW).status == PASS
+    seen["masks"][0, 2, 50, 60] += value
+    verdict = judge(figures(answer_of(seen), reduced(answer(), 16), size=(96, 96), full=True), FEW)
+    assert "tolerance masks" in missed(verdict)
+    assert ("finite masks" in missed(verdict)) == np.isnan(value)
+
+
+def test_bits_are_those_of_the_same_sides_masks() -> None:
+    seen = outputs()
+    seen["mask_bits"] = np.packbits(seen["low_res_masks"] > 0, axis=-1)
+    assert judge(figures(answer_of(seen)), FEW).status == PASS
+    seen["mask_bits"][0, 1, 3] ^= 1
+    assert missed(judge(figures(answer_of(seen)), FEW)) == ["tolerance mask_bits"]
+
+
 def test_no_mask_counts_where_masks_mean_nothing() -> None:
     seen = outputs()
     seen["low_res_masks"][:, 3] = -20
