@@ -31,6 +31,7 @@ EXTRAS = {
     "formats": ("pycocotools", "PIL", "scipy"),
     "supervision": ("supervision",),
     "serve": ("starlette", "uvicorn", "prometheus_client", "PIL", "onnxruntime"),
+    "ray": ("ray", "PIL", "onnxruntime", "platformdirs"),
     "dev": ("transformers",),
 }
 """What each extra of pyproject.toml brings, as modules; the smallest that has a module comes before larger ones."""

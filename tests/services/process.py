@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run(*words: str, by: str = "", code: int = 0, given: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, by: str = "", code: int = 0, given: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `trt-sam` with `words` (or, where the first ends in .py, that script) in an environment; it must end with `code`."""
     module = [] if words[0].endswith(".py") else ["-m", "trt_sam"]
-    done = subprocess.run([python(by), *module, *words], capture_output=True, text=True, env=environment(), input=given)
+    found = environment() if env is None else env
+    done = subprocess.run([python(by), *module, *words], capture_output=True, text=True, env=found, input=given)
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("trt_sam.__main__",),
     ("trt_sam.cli",),
     ("trt_sam.commands",),
-    ("trt_sam.selftest", "trt_sam.bench", "trt_sam.serve", "calibrators", "trt_sam.polygraphy"),
+    ("trt_sam.selftest", "trt_sam.bench", "trt_sam.serve", "trt_sam.cluster", "calibrators", "trt_sam.polygraphy"),
     ("trt_sam.gate",),
     ("trt_sam.accuracy",),
     ("trt_sam.masks",),

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import atomic_path
+from trt_sam.cluster import Everything
 from trt_sam.commands._decoder import keep_for_the_next, open_decoder
 from trt_sam.commands._options import write_json
 from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
@@ -24,20 +25,19 @@ from trt_sam.formats.records import Photo, runs_of
 from trt_sam.formats.save import FOLDER, FORMATS, check_new_folder, encoded, format_of, save_masks, suffix_of
 from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
-from trt_sam.masks import AutomaticMaskGenerator
 from trt_sam.progress import Progress, Stages
-from trt_sam.runtime.interface import Runner
 
-__all__ = ["add_everything_arguments", "check_flags_of_everything", "generator_of", "progress_bar", "run_everything"]
-
-_POINTS_PER_SIDE = 32
+__all__ = ["add_everything_arguments", "check_flags_of_everything", "everything_of", "progress_bar", "run_everything"]
 
 
 def add_everything_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `--everything`, what it takes, and `--format`."""
     parser.add_argument("--everything", action="store_true", help="all masks of the image, instead of a prompt")
     parser.add_argument(
-        "--points-per-side", type=int, metavar="N", help=f"with --everything: N x N clicks (default: {_POINTS_PER_SIDE})"
+        "--points-per-side",
+        type=int,
+        metavar="N",
+        help=f"with --everything: N x N clicks (default: {Everything.points_per_side})",
     )
     parser.add_argument(
         "--least-iou", type=float, metavar="X", help="with --everything: the decoder's own estimate of a mask (default: 0.88)"
@@ -64,8 +64,9 @@ def run_everything(args: argparse.Namespace) -> int:
     image = read_image(args.image)
     photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
     with open_decoder(args, image) as decoder:
+        generator = everything_of(args).generator(decoder.runner)
         with progress_bar() as progress:
-            records = generator_of(args, decoder.runner).generate_from_embedding(decoder.embedding, photo.size, progress)
+            records = generator.generate_from_embedding(decoder.embedding, photo.size, progress)
         report = {
             "image": str(args.image),
             "original_size": list(photo.size),
@@ -91,15 +92,14 @@ def run_everything(args: argparse.Namespace) -> int:
     return 0
 
 
-def generator_of(args: argparse.Namespace, runner: Runner) -> AutomaticMaskGenerator:
-    """The generator that the flags of `--everything` describe."""
-    return AutomaticMaskGenerator(
-        runner,
-        _POINTS_PER_SIDE if args.points_per_side is None else args.points_per_side,
-        pred_iou_thresh=0.88 if args.least_iou is None else args.least_iou,
-        stability_score_thresh=0.95 if args.least_stability is None else args.least_stability,
-        output_mode="coco_rle",
-    )
+def everything_of(args: argparse.Namespace) -> Everything:
+    """What the flags of `--everything` ask for."""
+    given = {
+        "points_per_side": args.points_per_side,
+        "least_iou": args.least_iou,
+        "least_stability": args.least_stability,
+    }
+    return Everything(**{name: value for name, value in given.items() if value is not None})
 
 
 @contextlib.contextmanager

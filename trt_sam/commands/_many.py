@@ -10,25 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from calibrators.prompt_file import FilePrompt, PromptFile, read_prompts
-from trt_sam.commands._decoder import OpenedForPhotos, open_for_photos
-from trt_sam.commands._everything import generator_of, progress_bar
-from trt_sam.commands._prompt_flags import check_inside
+from calibrators.prompt_file import read_prompts
+from trt_sam.cluster import Everything, Prompts, segmented
+from trt_sam.commands._decoder import open_for_photos
+from trt_sam.commands._everything import everything_of, progress_bar
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.lines import LinesFile
-from trt_sam.formats.records import Photo
-from trt_sam.formats.runs import Runs
-from trt_sam.imaging.photos import list_images, read_image
+from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Progress
-from trt_sam.runtime.predictor import Predictor
 
-__all__ = ["add_many_arguments", "is_of_many", "run_many"]
-
-_PROMPTS_AT_ONCE = 16
-"""Masks at full size exist for so many prompts at a time."""
+__all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "run_many", "task_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +47,8 @@ def run_many(args: argparse.Namespace) -> int:
         InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written.
     """
     _check(args)
-    prompts = None if args.prompts is None else read_prompts(args.prompts)
     photos = list_images([args.image])
+    task = task_of(args, photos)
     settings = {
         "checkpoint": args.checkpoint,
         "onnx": None if args.onnx is None else str(args.onnx),
@@ -73,7 +65,8 @@ def run_many(args: argparse.Namespace) -> int:
             for number, path in enumerate(todo):
                 assert decoder is not None
                 try:
-                    photo, records = _segmented(args, path, prompts, decoder, _part_of(bar, number, len(todo), path.name))
+                    part = _part_of(bar, number, len(todo), path.name)
+                    photo, records = segmented(decoder.runner, decoder.embed, path, task, part)
                 except (InputError, InferenceError) as error:
                     _log.error("%s: %s", path, " ".join(str(error).split()))
                     failed += 1
@@ -89,7 +82,8 @@ def run_many(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_flags_of_many(args: argparse.Namespace) -> None:
+    """Raise InputError where a flag is for one photo, or nothing says what is to be found."""
     if args.everything == (args.prompts is not None):
         raise InputError("several photos or prompts: give either --everything or --prompts F.json")
     for flag, given in (
@@ -103,6 +97,10 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if given:
             raise InputError(f"{flag} is for one photo and one prompt; leave it out, or give a photo without --prompts")
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_flags_of_many(args)
     if args.output is None or args.output.suffix.lower() != ".jsonl":
         raise InputError("several photos or prompts go into a file of JSON lines: give --output F.jsonl")
     if args.checkpoint is None:
@@ -117,45 +115,13 @@ def _done(output: Path, lines: LinesFile, settings: dict[str, Any]) -> set[str]:
     return {str(line["image"]["file_name"]) for line in lines.lines}
 
 
-def _segmented(
-    args: argparse.Namespace, path: Path, prompts: PromptFile | None, decoder: OpenedForPhotos, told: Progress | None
-) -> tuple[Photo, list[dict[str, Any]]]:
-    image = read_image(path)
-    photo = Photo(path.name, (image.shape[0], image.shape[1]))
-    if prompts is None:
-        return photo, generator_of(args, decoder.runner).generate_from_embedding(decoder.embed(path, image), photo.size, told)
-    name = prompts.find(str(path), path.name)
-    if name is None:
-        raise InputError(f"{args.prompts} has no prompts of it; name it there, or move the photo away")
-    for prompt in prompts.prompts[name]:
-        clicks = [(x, y, label) for (x, y), label in zip(prompt.points, prompt.labels, strict=True)]
-        check_inside(clicks, prompt.box, height=photo.size[0], width=photo.size[1])
-    predictor = Predictor(decoder.runner)
-    predictor.set_image_embedding(decoder.embed(path, image), photo.size)
-    return photo, _prompted(predictor, prompts.prompts[name])
-
-
-def _prompted(predictor: Predictor, prompts: Sequence[FilePrompt]) -> list[dict[str, Any]]:
-    """The best mask of each prompt, in their order; prompts with and without a box go in calls of their own."""
-    records: list[dict[str, Any]] = [{} for _ in prompts]
-    for boxed in (False, True):
-        rows = [row for row, prompt in enumerate(prompts) if (prompt.box is not None) == boxed]
-        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
-            part = rows[start : start + _PROMPTS_AT_ONCE]
-            masks, iou, _ = predictor.predict_batch(
-                [np.array(prompts[row].points) if prompts[row].points else None for row in part],
-                [np.array(prompts[row].labels) if prompts[row].points else None for row in part],
-                np.array([prompts[row].box for row in part], np.float64) if boxed else None,
-            )
-            for row, found, scores in zip(part, masks, iou, strict=True):
-                best = int(scores.argmax())
-                prompt = prompts[row]
-                records[row] = {
-                    "segmentation": Runs.of(found[best]),
-                    "predicted_iou": float(scores[best]),
-                    "prompt": {"points": prompt.points, "labels": prompt.labels, "box": prompt.box},
-                }
-    return records
+def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Prompts:
+    """What is to be found in the photos; raises InputError where the file of prompts cannot be used."""
+    if args.prompts is None:
+        return everything_of(args)
+    prompts = read_prompts(args.prompts)
+    found = {photo.name: prompts.find(str(photo), photo.name) for photo in photos}
+    return Prompts({name: prompts.prompts[key] for name, key in found.items() if key is not None}, str(args.prompts))
 
 
 def _part_of(bar: Progress | None, number: int, count: int, name: str) -> Progress | None:

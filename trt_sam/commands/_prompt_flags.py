@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 
 from trt_sam.errors import InputError
 from trt_sam.imaging.overlay import Box, Click
 
-__all__ = ["add_prompt_arguments", "check_inside", "prompt_of"]
+__all__ = ["add_prompt_arguments", "prompt_of"]
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,18 +26,6 @@ def prompt_of(args: argparse.Namespace) -> tuple[list[Click], Box | None]:
     if not clicks and box is None:
         raise InputError("no prompt: give --point X,Y or --box X0,Y0,X1,Y1")
     return clicks, box
-
-
-def check_inside(clicks: Sequence[Click], box: Box | None, *, height: int, width: int) -> None:
-    """Raise InputError unless the prompt lies on the image."""
-    for x, y, _ in clicks:
-        if not (0 <= x < width and 0 <= y < height):
-            raise InputError(
-                f"--point {x:g},{y:g} is outside the image of {width}x{height}: 0 <= X < {width}, 0 <= Y < {height}"
-            )
-    if box is not None and (min(box) < 0 or box[2] > width or box[3] > height):
-        shown = ",".join(f"{value:g}" for value in box)
-        raise InputError(f"--box {shown} is outside the image of {width}x{height}: X from 0 to {width}, Y from 0 to {height}")
 
 
 def _parse_click(text: str) -> Click:

@@ -6,6 +6,7 @@ Example:
   trt-sam segment photo.jpg --checkpoint mobile_sam --everything --output masks.json --overlay overlay.png
   trt-sam segment photos/ --checkpoint mobile_sam --everything --output masks.jsonl
   trt-sam segment photos/ --checkpoint mobile_sam --prompts prompts.json --output masks.jsonl
+  trt-sam segment photos/ --ray auto --set mobile_sam/ --everything --output masks/
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
   trt-sam segment photo.jpg --set mobile_sam/ --point 500,375 --output mask.png
 
@@ -17,7 +18,8 @@ as SA-1B has them (.json), a picture of numbers (.png), packed bits (.npz) or a 
 
 A folder of photos, or --prompts with many prompts (as calibrate takes them, or COCO's boxes), goes into JSON lines: one photo
 a line as a file of SA-1B has it, written as soon as it is done. The same command goes on where it was stopped. A photo that
-cannot be read is named and left out, and the exit code is 1.
+cannot be read is named and left out, and the exit code is 1. --ray does a folder on a cluster, into a folder with a file for
+each 64 photos; its failed.jsonl names what could not be done.
 
 The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
 torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. Nor is one with --set, a folder of
@@ -44,12 +46,14 @@ from trt_sam.commands._everything import add_everything_arguments, check_flags_o
 from trt_sam.commands._many import add_many_arguments, is_of_many, run_many
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
 from trt_sam.commands._outputs import check_distinct, check_picture_suffix, picture_bytes
-from trt_sam.commands._prompt_flags import add_prompt_arguments, check_inside, prompt_of
+from trt_sam.commands._prompt_flags import add_prompt_arguments, prompt_of
+from trt_sam.commands._ray import add_ray_arguments, run_on_ray
 from trt_sam.errors import InputError
 from trt_sam.formats.records import Photo
 from trt_sam.formats.save import FOLDER, encoded, format_of, suffix_of
 from trt_sam.imaging.overlay import Box, Click, draw_overlay
 from trt_sam.imaging.photos import read_image
+from trt_sam.masks.prompted import check_inside
 from trt_sam.runtime.predictor import Predictor
 
 HELP = "clicks and a box on an image to a mask, or everything in it"
@@ -80,12 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all-masks", action="store_true", help="also write the candidates, as MASK-0.png and so on")
     add_everything_arguments(parser)
     add_many_arguments(parser)
+    add_ray_arguments(parser)
     parser.add_argument("--no-cache", action="store_true", help="compute everything anew, and keep nothing")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one image; 0 when every file was written."""
+    if args.ray is not None:
+        return run_on_ray(args)
+    if args.shard_size is not None:
+        raise InputError("--shard-size goes with --ray; add that, or leave it out")
     if is_of_many(args):
         return run_many(args)
     if args.everything:

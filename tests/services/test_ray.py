@@ -1,0 +1,126 @@
+"""A folder over a real cluster of Ray, a worker of which is killed: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.services.process import ROOT, python, run, served_set
+from tests.services.ray_cluster import Cluster, descendants, start_cluster
+
+PHOTO = ROOT / "samples" / "astronaut.jpg"
+PHOTOS = 6
+CLICK = {"points": [[220, 400]], "labels": [1]}
+
+
+@pytest.fixture(scope="module")
+def folder() -> str:
+    return served_set()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    running = start_cluster(tmp_path_factory.mktemp("ray"), workers=2)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, one of them broken, and a click on each."""
+    inputs = tmp_path_factory.mktemp("inputs")
+    (inputs / "photos").mkdir()
+    names = [f"photo{number}.jpg" for number in range(PHOTOS)]
+    for name in names:
+        (inputs / "photos" / name).write_bytes(PHOTO.read_bytes())
+    (inputs / "photos" / "photo3.jpg").write_bytes(PHOTO.read_bytes()[:2000])
+    (inputs / "prompts.json").write_text(json.dumps({"images": {name: [CLICK] for name in names}}))
+    return inputs
+
+
+def words_of(inputs: Path, folder: str, address: str, output: Path) -> list[str]:
+    prompts = ["--prompts", str(inputs / "prompts.json"), "--set", folder]
+    return ["segment", str(inputs / "photos"), "--ray", address, "--output", str(output), "--shard-size", "1", *prompts]
+
+
+def lines_in(output: Path) -> list[dict[str, Any]]:
+    parts = [part for part in sorted(output.glob("part-*.jsonl")) if ".failed." not in part.name]
+    return [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+
+
+def wait_for(output: Path, parts: int, process: subprocess.Popen[str]) -> None:
+    while len(list(output.glob("part-*.jsonl"))) < parts:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def busy_node(cluster: Cluster, process: subprocess.Popen[str]) -> subprocess.Popen[bytes]:
+    """A machine that works on a photo."""
+    while process.poll() is None:
+        for node in cluster.nodes[1:]:
+            if any(b"ray::Worker.do" in command_line(pid) for pid in descendants(node.pid)):
+                return node
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_killed_worker_loses_nothing(cluster: Cluster, photos: Path, folder: str, tmp_path: Path) -> None:
+    output = tmp_path / "masks"
+    words = words_of(photos, folder, cluster.address, output)
+    process = subprocess.Popen(
+        [python("ray"), "-m", "trt_sam", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=cluster.environment(),
+    )
+    wait_for(output, 1, process)
+    cluster.kill(busy_node(cluster, process))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, out + err
+    assert "1 could not be done" in out
+    assert "a worker died" in err
+    assert "Traceback" not in err
+    found = lines_in(output)
+    assert Counter(line["image"]["file_name"] for line in found) == dict.fromkeys(
+        (f"photo{number}.jpg" for number in range(PHOTOS) if number != 3), 1
+    )
+    assert not list(output.glob(".*"))
+    (failed,) = [json.loads(line) for line in (output / "failed.jsonl").read_text().splitlines()]
+    assert failed["file_name"] == "photo3.jpg"
+    ((reference,),) = json.loads(
+        run(str(ROOT / "tests/services/reference.py"), folder, str(PHOTO), given=json.dumps([CLICK])).stdout
+    )
+    for line in found:
+        assert [each["segmentation"] for each in line["annotations"]] == [reference["rle"]]
+    before = {part: part.stat().st_mtime_ns for part in output.glob("part-*.jsonl")}
+    (photos / "photos" / "photo3.jpg").write_bytes(PHOTO.read_bytes())
+    (photos / "photos" / "photo9.jpg").write_bytes(PHOTO.read_bytes()[:2000])
+    again = run(*words, by="ray", code=1, env=cluster.environment())
+    assert "1 photos, 1 masks, 5 were there, 1 could not be done" in again.stdout
+    assert len(lines_in(output)) == PHOTOS
+    changed = {part.name for part, stamp in before.items() if not part.exists() or part.stat().st_mtime_ns != stamp}
+    assert changed == {"part-000003.jsonl", "part-000003.failed.jsonl"}
+    (photos / "photos" / "photo9.jpg").unlink()
+
+
+def test_an_address_where_nothing_is(photos: Path, folder: str, tmp_path: Path) -> None:
+    for address, said in (("127.0.0.1:9", "nothing answers at 127.0.0.1:9"), ("somewhere", "must be HOST:PORT")):
+        done = run(*words_of(photos, folder, address, tmp_path / "masks"), by="ray", code=2)
+        assert said in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "masks").exists()

@@ -1,0 +1,195 @@
+"""Plans and shards: what is done, tried again, merged, and left as it was; a cluster is in `tests/services`."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trt_sam.cli import main
+from trt_sam.cluster import folder as folder_module
+from trt_sam.cluster import shard as shard_module
+from trt_sam.cluster.folder import Report
+from trt_sam.cluster.photo import Everything, Prompts
+from trt_sam.cluster.plan import Plan, Shard, open_plan
+from trt_sam.cluster.pool import WorkerDiedError
+from trt_sam.cluster.shard import do_shard, give_up
+from trt_sam.errors import InputError
+from trt_sam.formats.records import Photo
+
+SETTINGS = {"everything": [4, None, None]}
+NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+RECORD = {"segmentation": np.eye(4, dtype=np.bool_), "predicted_iou": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of photos that cannot be read; every other has a mask."""
+    names: set[str] = set()
+
+    def segmented(runner: Any, embed: Any, path: Path, task: Any) -> tuple[Photo, list[dict[str, Any]]]:
+        if path.name in names:
+            raise InputError(f"{path.name} is\nbroken")
+        return Photo(path.name, (4, 4)), [dict(RECORD)]
+
+    monkeypatch.setattr(shard_module, "segmented", segmented)
+    return names
+
+
+def do(shard: Shard) -> tuple[int, int, int]:
+    runner: Any = None
+    return do_shard(runner, runner, Path("photos"), shard, Everything())
+
+
+def names_in(shard: Shard) -> list[str]:
+    return [json.loads(line)["image"]["file_name"] for line in shard.part.read_text().splitlines()]
+
+
+def test_a_plan_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    assert [shard.names for shard in plan.todo()] == [("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"), ("e.jpg",)]
+    assert do(plan.shard(1)) == (2, 2, 0)
+    again = open_plan(tmp_path / "out", [*NAMES, "aa.jpg"], SETTINGS, 3)
+    assert [shard.names for shard in again.todo()] == [("a.jpg", "b.jpg"), ("e.jpg",), ("aa.jpg",)]
+    assert names_in(plan.shard(1)) == ["c.jpg", "d.jpg"]
+
+
+def test_what_failed_is_named_and_tried_again(tmp_path: Path, broken: set[str]) -> None:
+    broken |= {"b.jpg"}
+    plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 5)
+    (shard,) = plan.todo()
+    assert do(shard) == (4, 4, 1)
+    assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
+    (left,) = plan.todo()
+    assert left.names == ("b.jpg",)
+    broken.clear()
+    assert do(left) == (1, 1, 0)
+    assert sorted(names_in(shard)) == NAMES
+    assert list(plan.todo()) == []
+    assert not left.side.exists()
+
+
+def test_a_run_stopped_between_both_files_does_nothing_twice(tmp_path: Path, broken: set[str]) -> None:
+    plan = open_plan(tmp_path / "out", NAMES[:2], SETTINGS, 2)
+    broken |= {"b.jpg"}
+    do(plan.shard(0))
+    side = plan.shard(0).side.read_bytes()
+    broken.clear()
+    do(next(plan.todo()))
+    plan.shard(0).side.write_bytes(side)  # as if it had been stopped before the side file went
+    assert do(next(plan.todo())) == (0, 0, 0)
+    assert names_in(plan.shard(0)) == NAMES[:2]
+    assert list(plan.todo()) == []
+
+
+def test_a_full_disk_leaves_the_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: set[str]) -> None:
+    plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    do(plan.shard(0))
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            do(plan.shard(1))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part-000000.jsonl", "plan.json"]
+    assert [shard.number for shard in plan.todo()] == [1, 2]
+
+
+def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
+    open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    with pytest.raises(InputError, match="is of other settings"):
+        open_plan(tmp_path / "out", NAMES, {"everything": None}, 2)
+    (tmp_path / "out" / "plan.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").touch()
+    with pytest.raises(InputError, match="holds other files"):
+        open_plan(tmp_path / "mine", NAMES, SETTINGS, 2)
+
+
+class FakePool:
+    """Does what it is given when it is asked for what is done; a worker dies of each photo in `deadly`."""
+
+    def __init__(self, deadly: set[str]) -> None:
+        self.deadly, self.seen, self.given = deadly, {"here"}, deque[Shard]()
+        self.tries: list[int] = []
+
+    def fill(self, shards: int) -> None:
+        pass
+
+    def idle(self) -> Any:
+        return object() if not self.given else None
+
+    def give(self, worker: Any, shard: Shard, photos: str, task: Any) -> None:
+        self.given.append(shard)
+
+    def done(self) -> list[tuple[Shard, Any]]:
+        shard = self.given.popleft()
+        self.tries.append(shard.number)
+        return [(shard, WorkerDiedError("killed") if self.deadly & set(shard.names) else do(shard))]
+
+
+def share_out(plan: Plan, pool: FakePool) -> Report:
+    report, told = Report(), []
+    of_ray: Any = pool
+    folder_module._share_out(of_ray, Path("photos"), list(plan.todo()), Everything(), report, lambda *args: told.append(args))
+    assert told[-1][0] == 1.0
+    return report
+
+
+def test_photos_that_workers_die_of_are_given_up(tmp_path: Path) -> None:
+    plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    pool = FakePool({"c.jpg"})
+    report = share_out(plan, pool)
+    assert sorted(pool.tries) == [0, 1, 1, 1, 2]
+    assert (report.photos, report.masks) == (3, 3)
+    assert [line["file_name"] for line in plan.failures()] == ["c.jpg", "d.jpg"]
+    assert "3 workers died" in next(plan.failures())["error"]
+    pool.deadly.clear()
+    assert share_out(plan, pool).photos == 2
+    assert list(plan.failures()) == []
+
+
+def test_giving_up_keeps_what_was_done(tmp_path: Path, broken: set[str]) -> None:
+    broken |= {"b.jpg"}
+    plan = open_plan(tmp_path / "out", NAMES[:2], SETTINGS, 2)
+    do(plan.shard(0))
+    assert give_up(next(plan.todo()), "it is too large") == (0, 0, 1)
+    assert names_in(plan.shard(0)) == ["a.jpg"]
+    assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "it is too large"}]
+
+
+def test_prompts_go_with_their_photos() -> None:
+    prompts = Prompts(dict.fromkeys(NAMES, ()), "prompts.json")
+    assert dataclasses.asdict(prompts.of(["b.jpg", "z.jpg"])) == {"by_photo": {"b.jpg": ()}, "source": "prompts.json"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photos", "--output", "out"], "give either --everything or --prompts"),
+        (["photos", "--everything", "--output", "out.jsonl", "--set", "set"], "give --output a folder"),
+        (["photos", "--everything", "--output", "out"], "give either --set DIR or --checkpoint"),
+        (["photos", "--everything", "--output", "out", "--set", "photos"], "is no set with a manifest"),
+        (["photos/a.jpg", "--everything", "--output", "out", "--set", "set"], "is for a folder of photos"),
+    ],
+    ids=["no-task", "a-file", "no-set", "not-a-set", "a-photo"],
+)
+def test_bad_flags(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", *words, "--ray", "auto"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

@@ -1,0 +1,126 @@
+"""`segment_folder`: the shards of a folder over the workers of a cluster, until each has its file.
+
+A worker that dies, alone or with its machine, loses nothing: its shard goes to another, and no file was there yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trt_sam._files import write_atomically
+from trt_sam._json import strict
+from trt_sam.cluster.photo import Prompts, Task
+from trt_sam.cluster.plan import Plan, Shard, open_plan
+from trt_sam.cluster.pool import Pool, WorkerDiedError, check_reachable, connected
+from trt_sam.cluster.shard import Done, give_up
+from trt_sam.cluster.worker import files_of_set, runs_on_gpu
+from trt_sam.errors import InputError
+from trt_sam.imaging.photos import list_images
+from trt_sam.progress import Progress
+
+__all__ = ["FAILED_NAME", "Report", "segment_folder"]
+
+FAILED_NAME = "failed.jsonl"
+_DEATHS = 3
+"""So many workers may die of a shard before its photos count as failed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    photos: int = 0
+    masks: int = 0
+    failed: int = 0
+    """Photos that could not be done, of all runs; `failed.jsonl` names them."""
+    there: int = 0
+    """Photos that were done before."""
+    workers: set[str] = field(default_factory=set)
+
+
+def segment_folder(
+    photos: Path,
+    output: Path,
+    folder: Path,
+    task: Task,
+    *,
+    settings: Mapping[str, Any],
+    address: str = "",
+    shard_size: int = 64,
+    told: Progress | None = None,
+) -> Report:
+    """Segment the photos in the folder `photos` into JSON lines in the folder `output`, on a cluster of Ray.
+
+    Both folders must be there for all machines under these paths; the set in `folder` is sent to them.
+
+    Args:
+        photos: the folder.
+        output: one file for each shard of `shard_size` photos, written when it is whole; `failed.jsonl` where some failed.
+        folder: a set with an image encoder: engines take a GPU for each worker, graphs a core.
+        task: what to find.
+        settings: that a later run must have too.
+        address: of the cluster, "auto" for the one of this machine; empty starts one here for this run.
+        shard_size: photos of a file.
+        told: who is told how far it is.
+
+    Raises:
+        InputError: the address cannot be reached, the output is of other settings, or cannot be written any more.
+        TrtSamError: the set cannot be used.
+    """
+    if shard_size < 1:
+        raise InputError(f"a shard of {shard_size} photos is none; give at least 1")
+    check_reachable(address)
+    names = [path.name for path in list_images([photos])]
+    files = files_of_set(folder)
+    plan = open_plan(output.absolute(), names, settings, shard_size)
+    todo = list(plan.todo())
+    report = Report(there=sum(map(len, plan.shards)) - sum(len(shard.names) for shard in todo))
+    if todo:
+        with connected(address), Pool(files, gpu=runs_on_gpu(folder)) as pool:
+            _share_out(pool, photos.absolute(), todo, task, report, told)
+    failures = list(plan.failures())
+    report.failed = len(failures)
+    _write_failures(plan, failures)
+    return report
+
+
+def _share_out(pool: Pool, photos: Path, todo: list[Shard], task: Task, report: Report, told: Progress | None) -> None:
+    waiting, deaths, finished = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
+    while finished < len(todo):
+        pool.fill(len(todo) - finished)
+        while waiting and (worker := pool.idle()) is not None:
+            shard = waiting.popleft()
+            part = task.of(shard.names) if isinstance(task, Prompts) else task
+            pool.give(worker, shard, str(photos), part)
+        for shard, result in pool.done():
+            done: Done
+            if isinstance(result, WorkerDiedError):
+                deaths[shard.number] += 1
+                if deaths[shard.number] < _DEATHS:
+                    _log.warning("a worker died (%s); its %d photos go to another", result, len(shard.names))
+                    waiting.appendleft(shard)
+                    continue
+                done = give_up(shard, f"{_DEATHS} workers died of these photos ({result}); give smaller shards to find which")
+            else:
+                done = result
+            finished += 1
+            report.photos, report.masks = report.photos + done[0], report.masks + done[1]
+            if told is not None:
+                told(finished / len(todo), f"{finished} of {len(todo)} files")
+    report.workers = pool.seen
+
+
+def _write_failures(plan: Plan, failures: list[dict[str, str]]) -> None:
+    path = plan.folder / FAILED_NAME
+    if failures:
+        write_atomically(path, "".join(json.dumps(strict(line)) + "\n" for line in failures))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""`segment --ray`: a folder of photos on a cluster, into a folder of JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from trt_sam._files import existing_file
+from trt_sam.commands._many import check_flags_of_many, task_of
+from trt_sam.commands._served import cached_set
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.errors import InputError
+from trt_sam.imaging.photos import list_images
+from trt_sam.progress import Stages
+from trt_sam.runtime.set_graphs import is_set
+
+__all__ = ["add_ray_arguments", "run_on_ray"]
+
+_SHARD_SIZE = 64
+
+
+def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `--ray` and `--shard-size`."""
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="do a folder on a cluster of Ray: HOST:PORT, auto, or nothing for one on this machine",
+    )
+    parser.add_argument("--shard-size", type=int, metavar="N", help=f"with --ray: photos of a file (default: {_SHARD_SIZE})")
+
+
+def run_on_ray(args: argparse.Namespace) -> int:
+    """Segment what is missing in `--output`; 1 where photos could not be done, which `failed.jsonl` names, else 0.
+
+    Raises:
+        InputError: impossible flags, an address that cannot be reached, or the output cannot be written.
+        TrtSamError: the set cannot be used.
+    """
+    check_flags_of_many(args)
+    if not args.image.is_dir():
+        raise InputError(f"--ray is for a folder of photos, and {args.image} is none")
+    if args.output is None or args.output.suffix:
+        raise InputError("--ray writes many files: give --output a folder")
+    if args.onnx is not None or (args.set is None) == (args.checkpoint is None):
+        raise InputError("--ray needs a set with an image encoder: give either --set DIR or --checkpoint mobile_sam")
+    folder = _folder_of(args)
+    from trt_sam.cluster import segment_folder
+
+    photos = list_images([args.image])
+    task = task_of(args, photos)
+    started = time.perf_counter()
+    with Stages({"shards": 1}) as stages:
+        report = segment_folder(
+            args.image,
+            args.output,
+            folder,
+            task,
+            settings=_settings(args, folder),
+            address=args.ray,
+            shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
+            told=stages.begin("shards", f"{len(photos)} photos on a cluster of Ray"),
+        )
+    kept = f", {report.there} were there" if report.there else ""
+    wrong = f", {report.failed} could not be done (failed.jsonl names them)" if report.failed else ""
+    seconds = time.perf_counter() - started
+    print(f"{args.output}: {report.photos} photos, {report.masks} masks{kept}{wrong}, {seconds:.1f} s", flush=True)
+    return 1 if report.failed else 0
+
+
+def _folder_of(args: argparse.Namespace) -> Path:
+    if args.set is None:
+        return cached_set(args.checkpoint, None)
+    if not is_set(args.set):
+        raise InputError(f"{args.set} is no set with a manifest; write one with trt-sam export --encoder")
+    return Path(args.set)
+
+
+def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What a later run must agree in: what is computed, by contents."""
+    prompts = None if args.prompts is None else existing_file(args.prompts, "prompt file").read_bytes()
+    return {
+        "set": {graph.role: graph.onnx.sha256 for graph in open_manifest(folder, verify=False).graphs},
+        "prompts": None if prompts is None else hashlib.sha256(prompts).hexdigest(),
+        "everything": [args.points_per_side, args.least_iou, args.least_stability] if args.everything else None,
+    }

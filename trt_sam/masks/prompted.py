@@ -1,0 +1,64 @@
+"""The masks of many prompts on one photo, as records, and the check that prompts lie on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from trt_sam.errors import InputError
+from trt_sam.formats.runs import Runs
+from trt_sam.imaging.overlay import Box, Click
+from trt_sam.runtime.predictor import Predictor
+
+__all__ = ["PhotoPrompt", "check_inside", "prompted_records"]
+
+_PROMPTS_AT_ONCE = 16
+"""Masks at full size exist for so many prompts at a time."""
+
+
+class PhotoPrompt(Protocol):
+    """One prompt, in pixels of the photo."""
+
+    @property
+    def points(self) -> Sequence[tuple[float, float]]: ...
+    @property
+    def labels(self) -> Sequence[int]: ...
+    @property
+    def box(self) -> Box | None: ...
+
+
+def prompted_records(predictor: Predictor, prompts: Sequence[PhotoPrompt]) -> list[dict[str, Any]]:
+    """The best mask of each prompt, in their order; prompts with and without a box go in calls of their own."""
+    records: list[dict[str, Any]] = [{} for _ in prompts]
+    for boxed in (False, True):
+        rows = [row for row, prompt in enumerate(prompts) if (prompt.box is not None) == boxed]
+        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
+            part = rows[start : start + _PROMPTS_AT_ONCE]
+            masks, iou, _ = predictor.predict_batch(
+                [np.array(prompts[row].points) if prompts[row].points else None for row in part],
+                [np.array(prompts[row].labels) if prompts[row].points else None for row in part],
+                np.array([prompts[row].box for row in part], np.float64) if boxed else None,
+            )
+            for row, found, scores in zip(part, masks, iou, strict=True):
+                best = int(scores.argmax())
+                prompt = prompts[row]
+                records[row] = {
+                    "segmentation": Runs.of(found[best]),
+                    "predicted_iou": float(scores[best]),
+                    "prompt": {"points": prompt.points, "labels": prompt.labels, "box": prompt.box},
+                }
+    return records
+
+
+def check_inside(clicks: Sequence[Click], box: Box | None, *, height: int, width: int) -> None:
+    """Raise InputError unless the prompt lies on the image."""
+    for x, y, _ in clicks:
+        if not (0 <= x < width and 0 <= y < height):
+            raise InputError(
+                f"--point {x:g},{y:g} is outside the image of {width}x{height}: 0 <= X < {width}, 0 <= Y < {height}"
+            )
+    if box is not None and (min(box) < 0 or box[2] > width or box[3] > height):
+        shown = ",".join(f"{value:g}" for value in box)
+        raise InputError(f"--box {shown} is outside the image of {width}x{height}: X from 0 to {width}, Y from 0 to {height}")
