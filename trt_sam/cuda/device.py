@@ -1,4 +1,4 @@
-"""CUDA as the runner needs it: the only file that imports PyCUDA. Streams are in `cuda_streams`, graphs in `_cuda_bindings`.
+"""CUDA as the runner needs it: the only file that imports PyCUDA. Streams and graphs, by cuda-bindings, have their own.
 
 The primary context is used, so that torch in the same process shares it. It is retained once per device and process and
 released at exit: PyCUDA leaves a dead context current when it releases one earlier.
@@ -268,10 +268,17 @@ class Owned:
         self._device._owned.pop(id(self), None)
         count(self.kind, -self.size)
         handle, self._handle = self._handle, None
-        # An error here is not told: a driver that fails to free has lost the context, and the memory with it.
-        with contextlib.suppress(InferenceError), self._device.active():
-            self._free(handle)
-            del handle  # here, while the context is current: PyCUDA frees when the last reference goes
+        # An error here is not told: a driver that fails to free has lost the context, and the memory with it. Where the context
+        # could not be switched to, once more: of streams, events and graphs nobody else would know.
+        freed = False
+        for _ in range(2):
+            with contextlib.suppress(InferenceError), self._device.active():
+                if not freed:
+                    self._free(handle)
+                    freed = True
+                    del handle  # here, while the context is current: PyCUDA frees when the last reference goes
+            if freed:
+                break
 
     def _free(self, handle: Any) -> None:
         return None

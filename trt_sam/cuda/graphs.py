@@ -1,16 +1,15 @@
-"""What PyCUDA lacks, from cuda-bindings on the same stream handles: graphs, foreign streams, and whose memory a pointer is."""
+"""CUDA graphs, streams of others, and whose memory a pointer is, by cuda-bindings."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
 
-from trt_sam._lazy import require
+from trt_sam.cuda.bindings import bindings, checked, keep
 from trt_sam.cuda.device import Device, Owned, capture_lock
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError
@@ -27,16 +26,16 @@ class Graph(Owned):
     kind = "graphs"
 
     def __init__(self, device: Device, stream: Stream, graph: Any) -> None:
-        bindings = _bindings()
-        self._launch = bindings.cuGraphLaunch
-        self._stream = bindings.CUstream(stream.handle)
+        cuda = bindings()
+        self._launch = cuda.cuGraphLaunch
+        self._stream = cuda.CUstream(stream.handle)
         made: list[tuple[Any, Any]] = []
         super().__init__(device, made)
         try:
-            _keep(made, bindings.cuGraphInstantiate, graph, 0)
-            (self._executable,) = _checked(made[0], "instantiating a graph")
+            keep(made, cuda.cuGraphInstantiate, graph, 0)
+            (self._executable,) = checked(made[0], "instantiating a graph")
             # Else the first launch would bring it to the GPU, and a call would wait for that.
-            _checked(bindings.cuGraphUpload(self._executable, self._stream), "bringing a graph to the GPU")
+            checked(cuda.cuGraphUpload(self._executable, self._stream), "bringing a graph to the GPU")
         except BaseException:
             self.close()
             raise
@@ -45,12 +44,12 @@ class Graph(Owned):
         """Queue the work once more on the stream that it was recorded on."""
         (code,) = self._launch(self._executable, self._stream)
         if code:
-            _checked((code,), "launching a graph")
+            checked((code,), "launching a graph")
 
     def _free(self, handle: Any) -> None:
         for code, executable in handle:
             if not int(code):
-                _bindings().cuGraphExecDestroy(executable)
+                bindings().cuGraphExecDestroy(executable)
 
 
 def capture(device: Device, stream: Stream, work: Callable[[], None]) -> Graph:
@@ -65,8 +64,8 @@ def capture(device: Device, stream: Stream, work: Callable[[], None]) -> Graph:
         InferenceError: `work` did what cannot be recorded, or CUDA failed.
     """
     recorded: list[tuple[Any, Any]] = []
-    # Lazy, for `_keep`'s reason; CUDA refuses the null of a recording that failed.
-    destroyed = map(_bindings().cuGraphDestroy, map(itemgetter(1), recorded))
+    # Lazy, for `keep`'s reason; CUDA refuses the null of a recording that failed.
+    destroyed = map(bindings().cuGraphDestroy, map(itemgetter(1), recorded))
     with capture_lock, _no_collection():
         try:
             for left in reversed(range(_ATTEMPTS)):
@@ -92,39 +91,39 @@ def order(first: int, then: int) -> None:
     Raises:
         InferenceError: CUDA failed, a handle of no stream among the reasons.
     """
-    bindings = _bindings()
-    flags = bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING
-    (event,) = _checked(bindings.cuEventCreate(flags), "making an event")
+    cuda = bindings()
+    flags = cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
+    (event,) = checked(cuda.cuEventCreate(flags), "making an event")
     try:
-        _checked(bindings.cuEventRecord(event, bindings.CUstream(first)), "recording an event")
-        _checked(bindings.cuStreamWaitEvent(bindings.CUstream(then), event, 0), "queueing a wait")
+        checked(cuda.cuEventRecord(event, cuda.CUstream(first)), "recording an event")
+        checked(cuda.cuStreamWaitEvent(cuda.CUstream(then), event, 0), "queueing a wait")
     finally:
-        bindings.cuEventDestroy(event)  # CUDA keeps it as long as the wait needs it
+        cuda.cuEventDestroy(event)  # CUDA keeps it as long as the wait needs it
 
 
 def is_captured(stream: int) -> bool | None:
     """Whether a stream (its handle) is being captured; None where there is no such stream (any more)."""
-    bindings = _bindings()
-    code, status = bindings.cuStreamIsCapturing(bindings.CUstream(stream))
-    if code == bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
+    cuda = bindings()
+    code, status = cuda.cuStreamIsCapturing(cuda.CUstream(stream))
+    if code == cuda.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
         return True  # the legacy stream, while a stream that it waits for is captured
-    if code in (bindings.CUresult.CUDA_ERROR_INVALID_HANDLE, bindings.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED):
+    if code in (cuda.CUresult.CUDA_ERROR_INVALID_HANDLE, cuda.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED):
         return None
-    _checked((code,), "asking about a stream")
-    return int(status) != int(bindings.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
+    checked((code,), "asking about a stream")
+    return int(status) != int(cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
 
 def device_of(address: int) -> int | None:
     """The number of the GPU whose memory `address` is; None for host memory, freed memory and nonsense."""
-    bindings = _bindings()
-    ask, kinds = bindings.cuPointerGetAttribute, bindings.CUpointer_attribute
+    cuda = bindings()
+    ask, kinds = cuda.cuPointerGetAttribute, cuda.CUpointer_attribute
     code, kind = ask(kinds.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address)
-    if code == bindings.CUresult.CUDA_ERROR_INVALID_VALUE:
+    if code == cuda.CUresult.CUDA_ERROR_INVALID_VALUE:
         return None
-    _checked((code,), "asking about a pointer")
-    if int(kind) != int(bindings.CUmemorytype.CU_MEMORYTYPE_DEVICE):
+    checked((code,), "asking about a pointer")
+    if int(kind) != int(cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE):
         return None
-    (ordinal,) = _checked(ask(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address), "asking about a pointer")
+    (ordinal,) = checked(ask(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address), "asking about a pointer")
     return int(ordinal)
 
 
@@ -133,32 +132,27 @@ class _SpoiltError(InferenceError):
 
 
 def _record(stream: Stream, work: Callable[[], None], recorded: list[tuple[Any, Any]]) -> Any:
-    bindings = _bindings()
-    mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    handle = bindings.CUstream(stream.handle)
-    spoilt = bindings.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    cuda = bindings()
+    mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    handle = cuda.CUstream(stream.handle)
+    spoilt = cuda.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     before = len(recorded)
     try:
-        _checked(bindings.cuStreamBeginCapture(handle, mode), "beginning a capture")
+        checked(cuda.cuStreamBeginCapture(handle, mode), "beginning a capture")
         work()
-        _keep(recorded, bindings.cuStreamEndCapture, handle)
+        keep(recorded, cuda.cuStreamEndCapture, handle)
     except BaseException as error:
         # The stream is of no use until its capture has ended, if it has begun; what was raised is the error to tell.
         if len(recorded) == before:
-            _keep(recorded, bindings.cuStreamEndCapture, handle)
+            keep(recorded, cuda.cuStreamEndCapture, handle)
         if isinstance(error, InferenceError) and recorded[-1][0] == spoilt:
             raise _SpoiltError(str(error)) from error
         raise
     code, graph = recorded[-1]
     if code == spoilt:
         raise _SpoiltError(f"CUDA failed in ending a capture: {code.name}; no thread may wait for the whole GPU meanwhile")
-    _checked((code, graph), "ending a capture")
+    checked((code, graph), "ending a capture")
     return graph
-
-
-def _keep(made: list[tuple[Any, Any]], make: Callable[..., tuple[Any, Any]], *arguments: Any) -> None:
-    """Append what `make` gives, all in C code: a Ctrl-C comes before it or after it, and loses nothing between."""
-    made.extend(map(make, *((argument,) for argument in arguments)))
 
 
 @contextlib.contextmanager
@@ -171,15 +165,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@functools.cache
-def _bindings() -> Any:
-    return require("cuda.bindings.driver", "for CUDA graphs")
-
-
-def _checked(answer: tuple[Any, ...], doing: str) -> tuple[Any, ...]:
-    code, *values = answer
-    if int(code):
-        raise InferenceError(f"CUDA failed in {doing}: {code.name}")
-    return tuple(values)

@@ -75,7 +75,7 @@ class Images:
         self.lock = threading.Lock()
         """Held while an upload waits, so that nobody frees the memory meanwhile; the runner's lock may be taken before it."""
         self.closed = False
-        self.stream = Stream(device)
+        self.stream = Stream(device, urgent=True)
         self._staging = page_locked(device, EMBEDDING_BYTES)
 
     def __len__(self) -> int:

@@ -113,7 +113,7 @@ class Slot:
         sizes = [{name: high for name, (_, high) in engine.limits.items()} for engine in engines]
         inputs = max(extent([s for s in e.inputs if s.name != EMBEDDING], n) for e, n in zip(engines, sizes, strict=True))
         outputs = max(extent(e.outputs, n) for e, n in zip(engines, sizes, strict=True))
-        self.stream = Stream(device)
+        self.stream = Stream(device, urgent=True)
         self._event = Event(device)
         self._alarm = Event(device, blocking=True) if blocking else None
         self.embedding = device.buffer(EMBEDDING_BYTES)

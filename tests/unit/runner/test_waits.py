@@ -168,7 +168,7 @@ def use(cuda: HostCuda) -> list[str]:
             runner.set_image(foreign)
             foreign.buffer.close()
             with device.active():
-                foreign.stream._handle.synchronize()
+                foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "foreign image")
             # One whose interface does not say whose work is to be waited for.
@@ -177,7 +177,7 @@ def use(cuda: HostCuda) -> list[str]:
             foreign.version = 2
             runner.set_image(foreign)
             with device.active():
-                foreign.stream._handle.synchronize()
+                foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "foreign image, version 2")
             # One that was taken on another thread, for a stream that is not the runner's.
@@ -187,7 +187,7 @@ def use(cuda: HostCuda) -> list[str]:
             runner.set_image(handed)
             handed.close()
             with device.active():
-                foreign.stream._handle.synchronize()
+                foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "an image handed over")
             # A call whose result nobody takes; the next one writes other inputs.
@@ -210,7 +210,7 @@ def use(cuda: HostCuda) -> list[str]:
                 late = runner.submit(*first, masks="device")
                 late.device_arrays.iou_predictions.__dlpack__(stream=theirs.handle)
                 theirs.download(host, late.device_arrays.iou_predictions.address)
-                theirs._handle.synchronize()
+                theirs.synchronize()
             wanted = expected(PLAIN, tokens(toy_embedding(7), *first))["iou_predictions"]
             if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
                 wrong.append("a consumer's stream was not made to wait")
@@ -220,7 +220,7 @@ def use(cuda: HostCuda) -> list[str]:
                 theirs.download(host, late.device_arrays.iou_predictions.address)
             runner.decode(*second, masks="device")
             with device.active():
-                theirs._handle.synchronize()
+                theirs.synchronize()
             if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
                 wrong.append("the next call did not wait for a reader")
             # A reader in the default stream of this thread, which is another one on the thread of the next call.
@@ -250,7 +250,7 @@ def use(cuda: HostCuda) -> list[str]:
             with contextlib.suppress(ContractError):
                 runner.set_image(foreign)
             with device.active():
-                foreign.stream._handle.synchronize()
+                foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             runner.submit(*first)
         except Exception as error:
