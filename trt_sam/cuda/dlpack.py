@@ -6,6 +6,7 @@ The structures are those of DLPack 0.x (`dlpack.h`), which `__dlpack__` without 
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ class Borrowed:
 
     address: int
     owner: object
+    stream: int | None = None
+    """Handle of the stream in which its producer works, if that is known: it must wait for whoever reads here."""
 
 
 def is_on_device(source: object) -> bool:
@@ -216,7 +219,8 @@ def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream:
     else:
         address, dtype, found, strides, owner = _from_interface(source, name, device, stream)
     if dtype != "float32":
-        raise ContractError(f"{name} is {dtype} on the GPU, must be float32; convert it there, torch: .float()")
+        photo = "; a photo is scaled on the host: give it as numpy, torch: .cpu().numpy()" if dtype == "uint8" else ""
+        raise ContractError(f"{name} is {dtype} on the GPU, must be float32; convert it there, torch: .float(){photo}")
     if tuple(found) != tuple(shape):
         raise ContractError(f"{name} has shape {list(found)}, must be {list(shape)}")
     packed = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -226,7 +230,7 @@ def borrow(source: Any, name: str, shape: Sequence[int], device: Device, stream:
     if where is None:
         raise ContractError(f"{name} lies at {address:#x}, where no GPU memory is allocated; was its source freed?")
     check_device(name, where, device)
-    return Borrowed(address, owner)
+    return Borrowed(address, owner, _stream_of(source, device))
 
 
 class _Consumed:
@@ -278,6 +282,16 @@ def _from_interface(source: Any, name: str, device: Device, stream: Stream) -> _
     elif told.get("stream") is not None:
         order(int(told["stream"]), stream.handle)
     return address, dtype.name if dtype.isnative else f"{dtype.str} (of another byte order)", shape, strides, source
+
+
+def _stream_of(source: Any, device: Device) -> int | None:
+    """The stream that `source`'s library gives work to now on this thread; None where it does not say."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(source, torch.Tensor):
+        return int(torch.cuda.current_stream(device.index).cuda_stream) or _LEGACY_STREAM
+    told = getattr(source, "__cuda_array_interface__", {})
+    stream = told.get("stream") if told.get("version", 0) >= 3 else None
+    return None if stream is None else int(stream)
 
 
 def check_device(name: str, found: int, device: Device) -> None:

@@ -5,5 +5,6 @@ from trt_sam.runner.counters import Counters
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.pool import RunnerPool
 from trt_sam.runner.submission import Submission
+from trt_sam.runner.submitted_image import SubmittedImage
 
-__all__ = ["Counters", "Decoded", "DecodedOnDevice", "DecoderRunner", "RunnerPool", "Submission"]
+__all__ = ["Counters", "Decoded", "DecodedOnDevice", "DecoderRunner", "RunnerPool", "Submission", "SubmittedImage"]

@@ -31,6 +31,7 @@ class OpenOptions(RunnerOptions, total=False):
 
     role: str | None
     runtime_cache: bool
+    photos: bool
 
 
 @dataclass(frozen=True)

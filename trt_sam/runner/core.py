@@ -20,11 +20,13 @@ from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError, InputError
 from trt_sam.runner.counters import Counters
+from trt_sam.runner.encoder import Encoder
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.images import Images
 from trt_sam.runner.lease import Lease, NoSlotError
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
+from trt_sam.runner.submitted_image import SubmittedImage
 
 __all__ = ["Core"]
 
@@ -73,14 +75,27 @@ class Core:
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.slots: list[Slot] = []
         self._images: Images | None = None
+        self.encoder: Encoder | None = None
+        """Of a set that takes photos."""
+        self.submitted_images: weakref.WeakSet[SubmittedImage] = weakref.WeakSet()
         self.counters = Counters()
         self._why_closed = _CLOSED
         _all.add(self)
 
-    def furnish(self, slots: Iterable[Slot], images: Callable[[], Images], owner: Callable[[], object]) -> None:
-        """Take the slots, one by one as they are made, then the images, and let calls in; `owner` gives the runner."""
+    def furnish(
+        self,
+        slots: Iterable[Slot],
+        images: Callable[[], Images],
+        encoder: Callable[[], Encoder | None],
+        owner: Callable[[], object],
+    ) -> None:
+        """Take the slots, one by one as they are made, then the images and the encoder, and let calls in.
+
+        `owner` gives the runner.
+        """
         self.slots.extend(slots)
         self._images = images()
+        self.encoder = encoder()
         for slot in self.slots:
             slot.belong_to(owner)
             self.free.put(slot)
@@ -147,9 +162,7 @@ class Core:
             return
         slot.forget()
         if not isinstance(error, ContractError):  # those were found before anything was queued
-            images = self._images
-            # A feed's own embedding goes by the stream of the images.
-            self.settle(error, slot.stream, *([images.stream] if images is not None else []))
+            self.settle(error, slot.stream)
 
     def settle(self, error: BaseException, *streams: Stream) -> None:
         """After `error`: wait for streams, and close where that fails; under the lock."""
@@ -166,8 +179,11 @@ class Core:
             return
         self.closed = True
         # TensorRT frees device memory here: contexts before their engine, all before CUDA's context is switched away.
-        with contextlib.suppress(InferenceError), self.device.active():
-            self._release()
+        # Once more where the context could not be switched to: what is queued must have run before memory goes.
+        for _ in range(2):
+            with contextlib.suppress(InferenceError), self.device.active():
+                self._release()
+                break
         self._release()
         self.device.close()
         self.free.put(None)
@@ -177,6 +193,10 @@ class Core:
             slot.close()
         if self._images is not None:
             self._images.close()
+        if self.encoder is not None:
+            self.encoder.close()
+        for submitted in list(self.submitted_images):
+            submitted.close()
         self.calls.clear()
         for engine in self.engines:
             engine.close()
@@ -199,6 +219,8 @@ class Core:
             self.closed, self._why_closed = True, _FORKED
             for slot in self.slots:
                 slot.abandon()
+            for submitted in list(self.submitted_images):
+                submitted.abandon()
         self.lock = threading.Lock()
         self.free = queue.SimpleQueue()
         self.free.put(None)

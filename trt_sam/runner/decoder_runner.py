@@ -3,9 +3,9 @@
 A call is one copy to the GPU, one launch of a CUDA graph and one copy back, queued on the stream of a slot; see `_slot`. What a
 call needs is made at the first call like it, or by `warm_up`; calls after that allocate nothing.
 
-Locks: slots are handed out by a queue; the lock of uploads is held by whoever brings an image; the runner's lock while work is
-queued and images change, never while anybody waits for the GPU in a call (but for the upload of a feed's own image); a slot's
-lock by whoever waits for it, and the images' by whoever waits for an upload. Taken in this order only.
+Locks: slots are handed out by a queue; the locks of uploads and of photos are held by whoever brings an image; the runner's
+while work is queued and images change, never while anybody waits for the GPU; a slot's by whoever waits for it, those of the
+images, the encoder and a submitted image by whoever waits there. Taken in this order only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+import numpy as np
+import numpy.typing as npt
+
 from trt_sam.contract import EMBEDDING_BYTES, TensorSpec
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Event
@@ -28,6 +31,7 @@ from trt_sam.runner.call import RunnerOptions
 from trt_sam.runner.core import Core
 from trt_sam.runner.counters import Counters
 from trt_sam.runner.dispatch import Dispatch
+from trt_sam.runner.encoder import Encoder
 from trt_sam.runner.engine import Engine, Limits
 from trt_sam.runner.image_calls import ImageCalls
 from trt_sam.runner.images import Images
@@ -36,6 +40,7 @@ from trt_sam.runner.plans.layout import Buckets
 from trt_sam.runner.prompt_calls import PromptCalls
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
+from trt_sam.runner.submitted_image import SubmittedImage
 
 __all__ = ["DecoderRunner"]
 
@@ -49,6 +54,7 @@ class DecoderRunner(PromptCalls):
     Args:
         engine: the engine, or several of one set: without and with a mask input. `open` makes them from an engine set.
         device: the GPU; the runner owns it and closes it, and empties a list of engines before.
+        encoder: the engine of the set's image encoder, for a runner that takes photos.
         in_flight: slots: how many calls may be under way at once. Each has memory for the largest shapes.
         image_bytes: bound of the memory for images (4 MiB each); the least recently used goes first.
         graphs: record the inference of each bucket as a CUDA graph.
@@ -67,6 +73,7 @@ class DecoderRunner(PromptCalls):
         engine: Engine | list[Engine],
         device: Device,
         *,
+        encoder: Engine | None = None,
         in_flight: int = 1,
         image_bytes: int = 64 * 2**20,
         graphs: bool = True,
@@ -75,11 +82,13 @@ class DecoderRunner(PromptCalls):
         wait: Literal["auto", "block"] = "auto",
     ) -> None:
         engines = [engine] if isinstance(engine, Engine) else engine
+        decoders, encoders = list(engines), [encoder] if encoder is not None else []
+        engines += encoders
         self._core = core = Core(engines, device)
         self._images = ImageCalls(core)
         self._dispatch = Dispatch(core, self._images.uploading)
         # With both, the graph with the mask is what the caller sees; calls without a mask take the other.
-        widest = max(engines, key=lambda e: len(e.inputs))
+        widest = max(decoders, key=lambda e: len(e.inputs))
         self.inputs: tuple[TensorSpec, ...] = widest.inputs
         self.outputs: tuple[TensorSpec, ...] = widest.outputs
         self.limits: Limits = widest.limits
@@ -90,11 +99,16 @@ class DecoderRunner(PromptCalls):
                 )
             if wait not in _WAITS:
                 raise ContractError(f"wait is {wait!r}, must be one of {', '.join(_WAITS)}")
-            core.calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in engines])
-            slots = (Slot(device, engines, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
+            core.calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in decoders])
+            slots = (Slot(device, decoders, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
             with device.active():
                 pending = functools.partial(_marks, core.slots)
-                core.furnish(slots, lambda: Images(device, image_bytes // EMBEDDING_BYTES, pending), weakref.ref(self))
+                core.furnish(
+                    slots,
+                    lambda: Images(device, image_bytes // EMBEDDING_BYTES, pending),
+                    lambda: Encoder(device, encoder, graphs=graphs) if encoder is not None else None,
+                    weakref.ref(self),
+                )
         except BaseException:
             self.close()
             raise
@@ -107,26 +121,31 @@ class DecoderRunner(PromptCalls):
         role: str | None = None,
         device: int = 0,
         runtime_cache: bool = True,
+        photos: bool = True,
         **options: Unpack[RunnerOptions],
     ) -> Self:
         """Open the engine set in `folder` (or of a manifest file) on GPU number `device`.
 
         Args:
             folder: of the set.
-            role: of the one graph to open; None opens the decoder, and the one that takes a mask where the set has it.
+            role: of the one graph to open; None opens the decoder, and the one that takes a mask where the set has it, and the
+                image encoder where it has one.
             device: number of the GPU.
             runtime_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
+            photos: False leaves the image encoder out, and its memory on the GPU: images are then embeddings.
             options: as the class takes them (`in_flight`, `image_bytes`, `graphs`, `prompt_buckets`, `point_buckets`, `wait`).
 
         Raises:
             MissingDependencyError: PyCUDA, or the TensorRT that built the set, is not installed.
             ManifestError: no set, a changed file, or one that does not fit this TensorRT or GPU; says what to do.
+            GraphError: the image encoder is of another checkpoint than the decoder.
             InferenceError: no usable GPU, or too little memory.
         """
-        gpu, engines = open_engines(folder, role, device, runtime_cache=runtime_cache)
+        gpu, engines, encoders = open_engines(folder, role, device, runtime_cache=runtime_cache, encoder=photos)
         try:
             # The runner's close must drop the last references to the engines.
-            return cls([engines.pop(0) for _ in range(len(engines))], gpu, **options)
+            encoder = encoders.pop() if encoders else None
+            return cls([engines.pop(0) for _ in range(len(engines))], gpu, encoder=encoder, **options)
         except BaseException:
             gpu.close()
             raise
@@ -156,22 +175,51 @@ class DecoderRunner(PromptCalls):
         """Images whose embedding is on the GPU now."""
         return self._core.images_held
 
-    def set_image(self, image: Any) -> None:
-        """Keep an embedding float32 [1, 256, 64, 64] on the GPU for the calls that follow; its number is then `image_id`.
+    @property
+    def takes_photos(self) -> bool:
+        """Whether it was opened on a set with an image encoder."""
+        return self._core.encoder is not None
 
-        A numpy array is checked, and copied through page-locked memory. Whatever offers DLPack or `__cuda_array_interface__` on
-        this GPU (a torch CUDA tensor) is copied there and never seen by the host, so it is not looked through for NaN. It must
-        be contiguous float32: nothing is converted on the GPU. When this returns, the source may change or go.
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64] on the host.
+
+        `set_image` of the photo itself keeps the embedding on the GPU.
+
+        Raises:
+            GraphError: there is no image encoder.
+            InputError: not such an array, or too narrow to be scaled.
+            InferenceError: execution failed, the embedding is not finite, or the runner is closed.
+        """
+        return self._images.embed(rgb)
+
+    def set_image(self, image: Any) -> None:
+        """Keep an image on the GPU for the calls that follow; its number is then `image_id`. Nobody waits for it on the host.
+
+        Args:
+            image: an embedding float32 [1, 256, 64, 64]. A numpy array is checked, and copied through page-locked memory.
+                Whatever offers DLPack or `__cuda_array_interface__` on this GPU (a torch CUDA tensor) is copied there and never
+                seen by the host, so it is not looked through for NaN. It must be contiguous float32: nothing is converted on
+                the GPU. Of a set with an image encoder it may be a photo, uint8 [height, width, 3] RGB of any size: on the
+                host, where it is scaled; its embedding stays on the GPU, and is not looked through.
+
+        When this returns, the source may change or go: what is lent is kept until it is copied, and torch's current stream, or
+        the one that `__cuda_array_interface__` names, waits for that. Only a producer of which neither is known is waited for.
 
         Raises:
             ContractError: another dtype, shape, layout or GPU, a value that is not finite, or a source that was freed.
-            InferenceError: CUDA failed, or the runner is closed.
+            GraphError: a photo, and there is no image encoder.
+            InputError: a photo that is too narrow to be scaled, or not RGB.
+            InferenceError: CUDA failed, or the runner is closed. What fails later on the GPU, the next call tells.
         """
         self._images.set(image)
 
     def add_image(self, image: Any) -> int:
         """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
         return self._images.add(image)
+
+    def submit_image(self, image: Any) -> SubmittedImage:
+        """As `add_image`; what it gives tells whether the image is there, or waits for it."""
+        return self._images.submit(image)
 
     def use_image(self, image: int) -> None:
         """Make an image that is held the current one; raises ContractError where it is not held any more."""
@@ -182,8 +230,8 @@ class DecoderRunner(PromptCalls):
         self._images.drop(image)
 
     def warm_up(self, sizes: Iterable[tuple[int, int]] | None = None, *, image_size: tuple[int, int] | None = None) -> None:
-        """Make what first calls would make: in every slot contexts, compiled kernels, CUDA graphs, each run once; and the
-        memory of all images that `image_bytes` has room for.
+        """Make what first calls would make: in every slot contexts, compiled kernels, CUDA graphs, each run once; the same of
+        the image encoder; and the memory of all images that `image_bytes` has room for.
 
         Args:
             sizes: (num_prompts, num_tokens) of calls to come; tokens are the points, and two corners or one "not a point".

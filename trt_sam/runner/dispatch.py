@@ -16,6 +16,7 @@ from trt_sam.runner.lease import Lease
 from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.prompts import Kind, Known, Prompts
 from trt_sam.runner.slot import Slot
+from trt_sam.runner.staging import Staging
 from trt_sam.runner.submission import Submission
 
 __all__ = ["Dispatch"]
@@ -71,21 +72,23 @@ class Dispatch:
                     core.counters.waited(began, waits)
                 raise
             queued = time.perf_counter()
-            with _NOTHING if embedding is None else self._uploading, core.lock:
-                core.counters.waited(began, waits, queued)
-                try:
-                    plan = self._queue(slot, prompts, image, embedding, alone=alone)
-                    core.counters.calls += 1
-                except BaseException as error:
-                    core.failed(lease, error)
-                    raise
+            with _NOTHING if embedding is None else self._uploading:
+                own = None if embedding is None else self._staged(lease, embedding)
+                with core.lock:
+                    core.counters.waited(began, waits, queued)
+                    try:
+                        plan = self._queue(slot, prompts, image, own, alone=alone)
+                        core.counters.calls += 1
+                    except BaseException as error:
+                        core.failed(lease, error)
+                        raise
             return Submission(lease, plan, give_back)
         except BaseException:
             lease.give_back()
             raise
 
     def warm_up(self, kinds: Sequence[tuple[Kind, Known]]) -> None:
-        """Make the plans of these kinds in every slot, and run each engine's inference once; then the memory of images."""
+        """Make the plans of these kinds in every slot, and run each engine's inference once; images and encoder."""
         core = self._core
         with self.warming:
             cold = set(core.slots)
@@ -105,7 +108,20 @@ class Dispatch:
         with core.lock:
             with core.device.active():
                 core.open_images().allocate()
+            encoder = core.encoder
+            if encoder is not None:
+                try:
+                    with core.device.active():
+                        encoder.warm_up()
+                except BaseException as error:
+                    core.settle(error, encoder.stream)
+                    raise
             core.save_runtime_caches()
+        if encoder is not None:
+            with encoder.lock:
+                core.check_open()
+                with core.device.active():
+                    encoder.stream.synchronize()
 
     def _warm(self, lease: Lease, slot: Slot, kinds: Sequence[tuple[Kind, Known]]) -> None:
         core = self._core
@@ -126,22 +142,36 @@ class Dispatch:
             core.give_back(lease, error)
             raise
 
-    def _queue(self, slot: Slot, prompts: Prompts, image: int, embedding: Array | None, *, alone: bool) -> Plan:
+    def _staged(self, lease: Lease, embedding: Array) -> Staging:
+        """A feed's own image in staging memory; this waits where that is still read."""
+        core = self._core
+        try:
+            images = core.open_images()
+            with images.lock:
+                core.check_open()
+                with core.device.active():
+                    return images.stage(embedding)
+        except BaseException as error:
+            core.give_back(lease, error)
+            raise
+
+    def _queue(self, slot: Slot, prompts: Prompts, image: int, own: Staging | None, *, alone: bool) -> Plan:
         core = self._core
         images = core.open_images()
         with core.device.active():
+            if images.keeps:
+                images.let_go()
             if slot.has_readers:
                 slot.begin()
             plan = core.calls.plan(slot, prompts.kind, prompts.known)
             if alone:
                 plan.program.record()
             prompts.fill(plan)
-            if embedding is not None:
-                slot.without_image()
-                images.upload(embedding, slot.embedding.address)
-                plan.launch(None, 0)
+            if own is not None:
+                slot.bring_own(own)
+                plan.launch(None)
             elif image == 0:
                 raise ContractError("there is no image; call set_image before")
             else:
-                plan.launch(image, images.address(image))
+                plan.launch(image, images.get(image))
         return plan

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
-from trt_sam.cuda.device import Device, DeviceBuffer
+from trt_sam.cuda.device import Device
 from trt_sam.cuda.dlpack import Borrowed, borrow, check_device, is_on_device
-from trt_sam.cuda.page_locked import page_locked
+from trt_sam.cuda.graphs import order
 from trt_sam.cuda.streams import Event, Stream
-from trt_sam.errors import ContractError, InferenceError
+from trt_sam.errors import InferenceError
+from trt_sam.runner.residents import Resident, Residents
+from trt_sam.runner.staging import Stages, Staging
 
-__all__ = ["Handover", "Images", "Residents", "Source"]
+__all__ = ["Handover", "Images", "Source"]
 
 NAME = "image_embeddings"
-Source = Borrowed | None
-"""An embedding to copy: somebody's device memory, or None for what lies in the staging memory."""
+Source = Borrowed | Staging
+"""An embedding to copy: somebody's device memory, or what lies in a staging memory."""
 
 
 class Handover:
@@ -43,7 +46,9 @@ class Handover:
         self.event = Event(device)
         try:
             with device.active():
-                self.borrowed: Borrowed | None = borrow(embedding, NAME, EMBEDDING_SHAPE, device, stream)
+                found = borrow(embedding, NAME, EMBEDDING_SHAPE, device, stream)
+                # The producer's stream may have gone when the runner copies: its owner keeps the embedding as it is meanwhile.
+                self.borrowed: Borrowed | None = replace(found, stream=None)
                 self.event.record(stream)
         except BaseException:
             self.event.close()
@@ -76,14 +81,12 @@ class Images:
         """Held while an upload waits, so that nobody frees the memory meanwhile; the runner's lock may be taken before it."""
         self.closed = False
         self.stream = Stream(device, urgent=True)
-        self._staging = page_locked(device, EMBEDDING_BYTES)
+        self._stages = Stages(device, EMBEDDING_BYTES)
+        self._kept: deque[tuple[Event, Borrowed]] = deque()
+        """What others lent, until the copy has run."""
 
     def __len__(self) -> int:
         return len(self._residents)
-
-    @property
-    def capacity(self) -> int:
-        return self._residents.capacity
 
     def source(self, embedding: Any) -> Source:
         """What `start` takes, of a checked array or an object on the device. Under `lock`: this may wait for others' work.
@@ -95,33 +98,70 @@ class Images:
         if isinstance(embedding, Handover):
             check_device(NAME, embedding.index, self._device)
             self.stream.wait(embedding.event)
+            assert embedding.borrowed is not None
             return embedding.borrowed
         if is_on_device(embedding):
             return borrow(embedding, NAME, EMBEDDING_SHAPE, self._device, self.stream)
-        self._stage(embedding)
-        return None
+        return self.stage(embedding)
 
-    def start(self, source: Source) -> DeviceBuffer:
-        """Queue the copy of a source into memory for one more image, under the runner's lock.
+    def stage(self, embedding: npt.NDArray[np.float32]) -> Staging:
+        """A checked embedding in a staging memory, under `lock`: this waits where both are still being copied from."""
+        staging = self._stages.next()
+        np.copyto(staging.block.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)
+        return staging
 
-        The source is its owner's again, and the staging memory free, when `stream` has been waited for (under `lock`).
+    def start(self, source: Source) -> Resident:
+        """Queue the copy of a source into memory for one more image, under the runner's lock; nobody waits on the host.
+
+        What was lent is kept until the copy has run. A producer's stream that is known waits for the copy, so that what it is
+        given from now on may write there.
 
         Raises:
             InferenceError: CUDA failed, or the GPU is out of memory.
         """
-        buffer, reused = self._residents.take()
+
+        def copy(address: int) -> None:
+            if isinstance(source, Staging):
+                self.stream.upload(address, source.block)
+                source.queued(self.stream)
+                return
+            self.stream.copy(address, source.address, EMBEDDING_BYTES)
+            if source.stream is not None:
+                order(self.stream.handle, source.stream)
+
+        resident = self.write(self.stream, copy)
+        if isinstance(source, Borrowed):
+            self._kept.append((resident.written, source))
+        return resident
+
+    def write(self, stream: Stream, queue: Callable[[int], None]) -> Resident:
+        """Memory for one more image, into which `queue`, called with its address, queues in `stream`. Under the runner's lock.
+
+        After an error `stream` must be waited for before anything else is written.
+        """
+        self.let_go()
+        resident, reused = self._residents.take()
         try:
             if reused:
+                stream.wait(resident.written)
                 for event in self._pending():
-                    self.stream.wait(event)
-            if source is None:
-                self.stream.upload(buffer.address, self._staging)
-            else:
-                self.stream.copy(buffer.address, source.address, EMBEDDING_BYTES)
+                    stream.wait(event)
+            queue(resident.address)
+            resident.written.record(stream)
         except BaseException:
-            self._residents.give(buffer)
+            self._residents.give(resident)
             raise
-        return buffer
+        return resident
+
+    def let_go(self) -> None:
+        """Give back what others lent, where its copy has run; under the runner's lock."""
+        while self._kept and self._kept[0][0].done():
+            self._kept.popleft()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether `let_go` may have something to do."""
+        return bool(self._kept)
 
     def allocate(self) -> None:
         """Allocate the memory of all images that are to be held, under the runner's lock.
@@ -131,23 +171,13 @@ class Images:
         """
         self._residents.allocate()
 
-    def put(self, image: int, buffer: DeviceBuffer) -> None:
-        """Hold what `start` gave as `image`, under the runner's lock."""
-        self._residents.put(image, buffer)
+    def put(self, image: int, resident: Resident) -> None:
+        """Hold what `start` or `write` gave as `image`, under the runner's lock."""
+        self._residents.put(image, resident)
 
-    def give(self, buffer: DeviceBuffer) -> None:
-        """Take back what `start` gave, where the wait for it failed; under the runner's lock."""
-        self._residents.give(buffer)
-
-    def upload(self, embedding: npt.NDArray[np.float32], address: int) -> None:
-        """Copy a checked embedding to `address`, and wait; under the runner's lock."""
-        self._stage(embedding)
-        self.stream.upload(address, self._staging)
-        self.stream.synchronize()
-
-    def address(self, image: int) -> int:
+    def get(self, image: int) -> Resident:
         """Where `image` lies; raises ContractError where it is not held any more. Under the runner's lock."""
-        return self._residents.address(image)
+        return self._residents.get(image)
 
     def drop(self, image: int) -> None:
         """Forget `image`, under the runner's lock."""
@@ -162,76 +192,6 @@ class Images:
             # A source that was refused leaves a wait for its owner's work behind.
             with contextlib.suppress(InferenceError):
                 self.stream.synchronize()
+            self._kept.clear()
             self._residents.clear()
-            self._staging = np.empty(0, np.uint8)
-
-    def _stage(self, embedding: npt.NDArray[np.float32]) -> None:
-        np.copyto(self._staging.view(np.float32).reshape(EMBEDDING_SHAPE), embedding)
-
-
-class Residents:
-    """Embeddings by image number. Device memory is allocated as images come and kept for the next ones.
-
-    Args:
-        device: owns the memory.
-        capacity: most images to hold, at least 1.
-    """
-
-    def __init__(self, device: Device, capacity: int) -> None:
-        self._device = device
-        self.capacity = capacity
-        self._held: OrderedDict[int, DeviceBuffer] = OrderedDict()
-        self._spare: list[DeviceBuffer] = []
-        self._fresh: list[DeviceBuffer] = []
-        """Never written."""
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def allocate(self) -> None:
-        """Allocate what is lacking for `capacity` images; raises InferenceError where the GPU is out of memory."""
-        for _ in range(self.capacity - len(self._held) - len(self._spare) - len(self._fresh)):
-            self._fresh.append(self._device.buffer(EMBEDDING_BYTES))
-
-    def take(self) -> tuple[DeviceBuffer, bool]:
-        """Memory for one more image, and whether queued work may still read what was in it."""
-        if self._spare:
-            return self._spare.pop(), True
-        if len(self._held) >= self.capacity:
-            return self._held.popitem(last=False)[1], True
-        if self._fresh:
-            return self._fresh.pop(), False
-        return self._device.buffer(EMBEDDING_BYTES), False
-
-    def put(self, image: int, buffer: DeviceBuffer) -> None:
-        """Hold what was written into `buffer` as `image`."""
-        self._held[image] = buffer
-
-    def give(self, buffer: DeviceBuffer) -> None:
-        """Take memory back that was not filled."""
-        self._spare.append(buffer)
-
-    def address(self, image: int) -> int:
-        """Where `image` lies; it is now the most recently used.
-
-        Raises:
-            ContractError: it is not held any more, or never was.
-        """
-        buffer = self._held.get(image)
-        if buffer is None:
-            held = ", ".join(map(str, self._held)) or "none"
-            raise ContractError(f"image {image} is not held (held: {held}); set it again, or open the runner with more images")
-        self._held.move_to_end(image)
-        return buffer.address
-
-    def drop(self, image: int) -> None:
-        """Forget `image`, if it is held; its memory serves the next one."""
-        buffer = self._held.pop(image, None)
-        if buffer is not None:
-            self._spare.append(buffer)
-
-    def clear(self) -> None:
-        """Forget all; the device frees the memory."""
-        self._held.clear()
-        self._spare.clear()
-        self._fresh.clear()
+            self._stages.close()

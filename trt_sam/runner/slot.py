@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,70 +17,21 @@ import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda.device import Device
-from trt_sam.cuda.graphs import Graph, capture, is_captured, order
+from trt_sam.cuda.graphs import is_captured, order
 from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.engine import Engine, ExecutionContext
 from trt_sam.runner.plans.layout import Bucket, Layout, extent, scratch_extent
+from trt_sam.runner.program import Program
+from trt_sam.runner.residents import Resident
+from trt_sam.runner.staging import Staging
 
-__all__ = ["Program", "Slot"]
+__all__ = ["Slot"]
 
 Array = npt.NDArray[Any]
 EMBEDDING = "image_embeddings"
 _PER_THREAD_STREAM = 2
-
-
-@dataclass
-class Program:
-    """One bucket of one engine in one slot, ready to run."""
-
-    engine: Engine
-    bucket: Bucket
-    context: ExecutionContext
-    stream: Stream
-    recorded: bool
-    """Whether its work is queued as CUDA graphs."""
-    graphs: dict[tuple[Any, ...], Graph] = field(default_factory=dict)
-    """The inference alone, under (), and with the copies of those who ask for the same."""
-
-    def close(self) -> None:
-        """Drop what holds device memory; it cannot run any more."""
-        for graph in self.graphs.values():
-            graph.close()
-        self.context.close()
-
-    def record(self, copies: tuple[Any, ...] = (), work: Callable[[], None] | None = None) -> Graph | None:
-        """The graph of `work` (None: of the inference alone), recorded at the first time; None where nothing is recorded.
-
-        In the device's context, under the runner's lock: nobody may mark an event in the stream meanwhile.
-
-        Raises:
-            InferenceError: TensorRT or CUDA could not.
-        """
-        if not self.recorded:
-            return None
-        graph = self.graphs.get(copies)
-        if graph is None:
-            try:
-                graph = self.graphs[copies] = capture(self.stream.device, self.stream, work or self.enqueue_unrecorded)
-            except InferenceError as error:
-                raise InferenceError(
-                    f"{error}; where this engine cannot be recorded, open the runner with graphs=False"
-                ) from error
-        return graph
-
-    def enqueue(self) -> None:
-        """Queue the inference; raises InferenceError where TensorRT or CUDA could not."""
-        graph = self.graphs.get(())
-        if graph is not None:
-            graph.launch()
-        else:
-            self.enqueue_unrecorded()
-
-    def enqueue_unrecorded(self) -> None:
-        """The same, as TensorRT itself does it."""
-        self.context.enqueue(self.stream.handle)
 
 
 class Slot:
@@ -173,10 +123,6 @@ class Slot:
         """Whether the embedding of the image with this number is in the slot; None: of one without a number."""
         return image == self._image
 
-    def without_image(self) -> None:
-        """An embedding that has no number is brought by others."""
-        self._image = None
-
     def is_padded_for(self, plan: object) -> bool:
         """Whether the input block has the padding of a plan."""
         return self._padded is plan
@@ -215,10 +161,18 @@ class Slot:
                 order(reader, self.stream.handle)
             self._readers.discard(reader)
 
-    def bring(self, image: int | None, address: int) -> None:
-        """Queue the copy of an image's embedding, from `address` in device memory; None: of one that has no number."""
-        self.stream.copy(self.embedding.address, address, EMBEDDING_BYTES)
+    def bring(self, image: int, resident: Resident) -> None:
+        """Queue the copy of an image's embedding, for which the GPU waits where it is still on its way."""
+        self.stream.wait(resident.written)
+        self.stream.copy(self.embedding.address, resident.address, EMBEDDING_BYTES)
         self._image = image
+
+    def bring_own(self, staging: Staging) -> None:
+        """Queue the copy of an embedding that is no image of the runner's."""
+        self._pending = True
+        self._image = None
+        self.stream.upload(self.embedding.address, staging.block)
+        staging.queued(self.stream)
 
     def wait(self) -> None:
         """Wait for what is queued; raises what went wrong in it."""
@@ -261,7 +215,7 @@ class Slot:
             # Only TensorRT-RTX answers so. Its own strategy records what it can; both at once is forbidden.
             context = self._context(engine, bucket, layout, own_strategy=True)
             recorded = False
-        program = Program(engine, bucket, context, self.stream, recorded)
+        program = Program(engine, context, self.stream, recorded)
         if not engine.host_inputs:
             # What TensorRT does at the first run only (memory, compilation) must not fall into a recording, or into a call. On
             # zeros, because new memory and another bucket's coordinates are no labels: the decoder would read beside its table.

@@ -14,6 +14,7 @@ class HeldImages:
     """At most `capacity` images (1 or more); whatever a runner makes of one."""
 
     def __init__(self, capacity: int) -> None:
+        """Hold none yet."""
         self._capacity = capacity
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._last = 0

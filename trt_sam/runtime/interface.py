@@ -17,7 +17,18 @@ from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check
 from trt_sam.errors import ContractError
 from trt_sam.runtime.call.decoded import Asked, Decoded, Masks, Numbers
 
-__all__ = ["PROMPTS_PER_PASS", "Call", "PromptRunner", "Runner", "as_given", "checked_embedding", "checked_inputs", "passes"]
+__all__ = [
+    "PROMPTS_PER_PASS",
+    "Call",
+    "ImageCall",
+    "PromptRunner",
+    "Runner",
+    "as_given",
+    "checked_embedding",
+    "checked_inputs",
+    "is_photo",
+    "passes",
+]
 
 Array = npt.NDArray[Any]
 
@@ -96,11 +107,36 @@ class Call(Protocol):
     ) -> None: ...
 
 
+class ImageCall(Protocol):
+    """What `submit_image` gives: an image that is under way."""
+
+    @property
+    def number(self) -> int:
+        """Of the image, at once; calls on it wait until it is there."""
+
+    def done(self) -> bool:
+        """Whether the image is there; returns at once."""
+
+    def result(self) -> int:
+        """Wait until it is there; gives its number."""
+
+
 class PromptRunner(Runner, Protocol):
     """What `OnnxRunner` and `DecoderRunner` have in common: code written for the one runs with the other.
 
-    Images are known by number; arguments are explained at `DecoderRunner.submit`.
+    Images are known by number; an image is an embedding or, of a set with an image encoder, a photo. Arguments are explained at
+    `DecoderRunner.submit`.
     """
+
+    @property
+    def takes_photos(self) -> bool:
+        """Whether it was opened on a set with an image encoder."""
+
+    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64]."""
+
+    def submit_image(self, image: Any) -> ImageCall:
+        """As `add_image`, without waiting."""
 
     def add_image(self, image: Any) -> int:
         """Keep an image, and give its number."""
@@ -157,6 +193,11 @@ def checked_embedding(embedding: Array) -> npt.NDArray[np.float32]:
     spec = TensorSpec("image_embeddings", "float32", EMBEDDING_SHAPE)
     # A copy, because the runner keeps it and the caller may write on into the original.
     return np.array(check_feed({spec.name: embedding}, (spec,))[spec.name])
+
+
+def is_photo(image: Array) -> bool:
+    """Whether what `set_image` was given is meant as a photo, uint8 [height, width, 3], not as an embedding."""
+    return bool(image.dtype == np.uint8 and image.ndim == 3)
 
 
 def checked_inputs(

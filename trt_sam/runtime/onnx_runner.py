@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import existing_file
-from trt_sam._lazy import require
 from trt_sam.contract import EMBEDDING_BYTES, FRAME_SIZE, NUM_MASKS, TensorSpec, size_of
-from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
+from trt_sam.errors import ContractError, InferenceError, ManifestError
 from trt_sam.runtime.call.decode import check_asked, decode, tokens_of
 from trt_sam.runtime.call.decoded import Asked, Bits, Decoded, Masks, Numbers
-from trt_sam.runtime.call.given import given_prompts, height_and_width, host_array
-from trt_sam.runtime.call.pending import Pending
+from trt_sam.runtime.call.given import given_prompts, height_and_width
+from trt_sam.runtime.call.pending import Pending, image_of
 from trt_sam.runtime.graph_check import checked_options
-from trt_sam.runtime.held import HeldImages
-from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_embedding, checked_inputs, passes
-from trt_sam.runtime.onnx_encoder import OnnxEncoder
+from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs, passes
+from trt_sam.runtime.onnx_images import OnnxImages
 from trt_sam.runtime.session import Providers, open_session, reason_in, specs_of
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
@@ -43,7 +39,7 @@ _FULL_SIZE_BYTES = 256 << 20
 _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
-class OnnxRunner:
+class OnnxRunner(OnnxImages):
     """Runs an exported graph; the interface is `interface.PromptRunner`, as `DecoderRunner`'s. One thread at a time."""
 
     def __init__(
@@ -73,11 +69,10 @@ class OnnxRunner:
             ContractError: `image_bytes` holds no image.
             MissingDependencyError: onnxruntime is not installed.
         """
-        self._encoder: OnnxEncoder | None = None
-        self._encoder_path: Path | None = None
+        encoder = None
         if is_set(path):
             graphs = graphs_of_set(path)
-            self._encoder_path = graphs.get("encode")
+            encoder = graphs.get("encode")
             decoder = graphs.get("decode_mask", graphs.get("decode"))
             if decoder is None:
                 raise ManifestError(f"the set {path} has no decoder, only {', '.join(graphs)}")
@@ -86,7 +81,7 @@ class OnnxRunner:
         if image_bytes < EMBEDDING_BYTES:
             raise ContractError(f"image_bytes is {image_bytes}, must hold an image, {EMBEDDING_BYTES}")
         session, provider = open_session(path, threads, providers, emulate_quantization=emulate_quantization)
-        self._session, self._path = session, path
+        self._session = session
         metadata = dict(session.get_modelmeta().custom_metadata_map)
         self._inputs, self._outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
         self.options = checked_options(path, metadata, self._inputs, self._outputs)
@@ -98,11 +93,7 @@ class OnnxRunner:
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
         self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
         self._device = "cuda" if provider in _CUDA_PROVIDERS else "cpu"
-        self._threads = threads
-        self._held = HeldImages(image_bytes // EMBEDDING_BYTES)
-        self._image: Any = None
-        self._image_id = 0
-        self._worker: ThreadPoolExecutor | None = None
+        super().__init__(path, encoder, self.checkpoint_sha256, threads, self._device, image_bytes // EMBEDDING_BYTES)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None, image_bytes: int = 4 * EMBEDDING_BYTES) -> Self:
@@ -123,75 +114,6 @@ class OnnxRunner:
     def limits(self) -> Mapping[str, tuple[int, int]]:
         """Least and largest value of each dynamic dimension; ONNX Runtime itself sets none but memory."""
         return self._limits
-
-    @property
-    def image_id(self) -> int:
-        """0 before the first `set_image`, then a new number after each."""
-        return self._image_id
-
-    @property
-    def takes_photos(self) -> bool:
-        """Whether it was opened on a set with an image encoder."""
-        return self._encoder_path is not None
-
-    def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].
-
-        The encoder is opened by the first call.
-
-        Raises:
-            GraphError: there is no image encoder, or it belongs to another decoder.
-            InputError: not such an array, or too narrow to be scaled.
-            InferenceError: execution failed, or the runner is closed.
-        """
-        self._require_open()
-        if self._encoder_path is None:
-            raise GraphError(
-                f"{self._path} was opened without an image encoder; give an embedding, or open a set of trt-sam export"
-            )
-        if self._encoder is None:
-            encoder = OnnxEncoder(self._encoder_path, threads=self._threads)
-            if encoder.checkpoint_sha256 != self.checkpoint_sha256:
-                raise GraphError(
-                    f"{self._encoder_path} is the encoder of another checkpoint than {self._path}; export both from one"
-                )
-            self._encoder = encoder
-        return self._encoder.embed(rgb)
-
-    def set_image(self, image: Any) -> None:
-        """Keep a copy of an image where the graph runs, for the calls that follow; its number is then `image_id`.
-
-        Args:
-            image: an embedding float32 [1, 256, 64, 64]. Of a set with an image encoder it may be a photo, uint8
-                [height, width, 3] RGB of any size.
-
-        Raises:
-            ContractError: another dtype or shape, a value that is not finite, or an array on a GPU.
-            GraphError: a photo, and there is no image encoder.
-            InferenceError: execution failed, or the runner is closed.
-        """
-        self._image_id = self.add_image(image)
-        self._image = self._held.get(self._image_id)
-
-    def add_image(self, image: Any) -> int:
-        """As `set_image`, without making it the current one; gives its number, for `use_image` and `image=`."""
-        self._require_open()
-        found = host_array(image, "image_embeddings")
-        if found.dtype == np.uint8 and found.ndim == 3:
-            found = self.embed(cast(npt.NDArray[np.uint8], found))
-        return self._held.put(
-            require("onnxruntime", "to run an ONNX graph").OrtValue.ortvalue_from_numpy(
-                checked_embedding(found), self._device, 0
-            )
-        )
-
-    def use_image(self, image: int) -> None:
-        """Make an image that is held the current one; raises ContractError where it is not held any more."""
-        self._image, self._image_id = self._held.get(image), image
-
-    def drop_image(self, image: int) -> None:
-        """Forget an image, the current one too for calls by number. Nothing happens where it is not held."""
-        self._held.drop(image)
 
     def decode(
         self,
@@ -231,9 +153,7 @@ class OnnxRunner:
     ) -> Pending:
         """As `decode`, on a thread of the runner's, which makes one call after the other; returns at once."""
         run, feed, most = self._prepared(points, labels, boxes, mask_input, masks, **asked)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="trt-sam-onnx")
-        return Pending(self._worker.submit(decode, run, feed, most, masks, asked.get("bits", False)))
+        return Pending(self._on_worker(decode, run, feed, most, masks, asked.get("bits", False)))
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
@@ -274,6 +194,8 @@ class OnnxRunner:
     def _outputs_of(self, feed: Mapping[str, Array], image: Any) -> dict[str, Array]:
         """Every output in the graph's dtype; `image` counts where the feed has none."""
         self._require_open()
+        if "image_embeddings" not in feed:
+            image = image_of(image)
         arrays = checked_inputs(feed, self._inputs, self._limits, has_image=image is not None)
         sizes = {
             str(dim): seen
@@ -324,12 +246,8 @@ class OnnxRunner:
 
     def close(self) -> None:
         """Free the session and the images; safe to call again. A call under way ends first, those that wait are dropped."""
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
-        self._session = self._image = None
-        self._held.clear()
-        if self._encoder is not None:
-            self._encoder.close()
+        self._session = None
+        self._close_images()
 
     def __enter__(self) -> Self:
         return self

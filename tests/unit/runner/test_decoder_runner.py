@@ -84,7 +84,7 @@ def test_nothing_is_allocated_after_warm_up(host_cuda: HostCuda) -> None:
         before = (host_cuda.held, host_cuda.count("cuMemAlloc"), host_cuda.count("cuMemHostAlloc"))
         for prompts in (1, 2, 3, 4):
             runner.run(toy_feed(prompts, prompts, 1, PLAIN))
-            runner.set_image(toy_embedding(prompts))
+            runner.submit_image(toy_embedding(prompts)).result()
         assert (host_cuda.held, host_cuda.count("cuMemAlloc"), host_cuda.count("cuMemHostAlloc")) == before
         assert host_cuda.count("pageable_copies") == 0
 

@@ -18,8 +18,10 @@ from cuda.bindings import driver
 
 import trt_sam
 from tests.fixtures.hostcuda import HostCuda
+from tests.fixtures.photo_waits import use_photos
 from tests.fixtures.toy_decoder import toy_embedding
-from tests.fixtures.toy_runner import clicks, expected, make, tokens
+from tests.fixtures.toy_encoder import toy_photo
+from tests.fixtures.toy_runner import clicks, encoder_of, expected, make, tokens
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
 from trt_sam.cuda import dlpack as _dlpack
 from trt_sam.cuda.device import Device
@@ -27,6 +29,7 @@ from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
+from trt_sam.runner import images as _images
 from trt_sam.runner import slot as _slot
 from trt_sam.runner.images import Handover
 from trt_sam.runner.slot import Slot
@@ -39,6 +42,7 @@ SOURCES = (
     "runner/core.py",
     "runner/decoder_runner.py",
     "runner/dispatch.py",
+    "runner/encoder.py",
     "runner/engine.py",
     "runner/image_calls.py",
     "runner/images.py",
@@ -47,7 +51,9 @@ SOURCES = (
     "runner/plans/plan.py",
     "runner/prompts.py",
     "runner/slot.py",
+    "runner/staging.py",
     "runner/submission.py",
+    "runner/submitted_image.py",
     "runner/plans/unpack.py",
 )
 WAITS = {"synchronize", "wait", "order"}
@@ -89,6 +95,7 @@ class Skipper:
             (Slot, "wait"),
             (_dlpack, "order"),
             (_slot, "order"),
+            (_images, "order"),
         ]
         for owner, name in targets:
             patch.setattr(owner, name, self._around(getattr(owner, name)))
@@ -136,7 +143,7 @@ def use(cuda: HostCuda) -> list[str]:
     wrong: list[str] = []
     with contextlib.ExitStack() as stack:
         try:
-            runner, _ = make(cuda, PLAIN, image_bytes=EMBEDDING_BYTES)
+            runner, _ = make(cuda, PLAIN, image_bytes=EMBEDDING_BYTES, encoder=encoder_of(cuda)[0])
             stack.callback(runner.close)
             device = runner._core.device
 
@@ -153,29 +160,34 @@ def use(cuda: HostCuda) -> list[str]:
             runner.warm_up([(2, 3)])
             if cuda.count("queued"):
                 wrong.append("work is queued after warm_up")
-            runner.set_image(toy_embedding(3))
-            runner.set_image(toy_embedding(4))
+            for seed in (2, 3, 4):
+                runner.set_image(toy_embedding(seed))
             same(runner.decode(*first, masks="all"), 4, first, "decode")
             best(runner.decode(*first), first, "best")
             # The image changes while a call that reads its memory is queued.
             runner.set_image(toy_embedding(5))
             late = runner.submit(*second, masks="all")
-            runner.set_image(toy_embedding(6))
+            runner.submit_image(toy_embedding(6)).result()
+            if cuda.count("queued"):
+                wrong.append("work is queued after an image was waited for")
             same(late.result(), 5, second, "image changed under way")
-            # An image of another library, which may go when it was taken.
+            # An image of another library, which may write there again when it was taken.
             with device.active():
                 foreign = Foreign(device, 7)
             runner.set_image(foreign)
-            foreign.buffer.close()
             with device.active():
+                again = page_locked(device, EMBEDDING_BYTES)
+                again.view(np.float32)[:] = 1
+                foreign.stream.upload(foreign.buffer.address, again)
                 foreign.stream.synchronize()
-            foreign.host = None  # type: ignore[assignment]
+            foreign.host = again = None  # type: ignore[assignment]
             same(runner.decode(*first, masks="all"), 7, first, "foreign image")
             # One whose interface does not say whose work is to be waited for.
             with device.active():
                 foreign = Foreign(device, 7)
             foreign.version = 2
             runner.set_image(foreign)
+            foreign.buffer.close()
             with device.active():
                 foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
@@ -184,7 +196,7 @@ def use(cuda: HostCuda) -> list[str]:
             with device.active():
                 foreign, between = Foreign(device, 7), Stream(device)
                 handed = Handover(foreign, device, between)
-            runner.set_image(handed)
+            runner.use_image(runner.submit_image(handed).result())
             handed.close()
             with device.active():
                 foreign.stream.synchronize()
@@ -243,7 +255,8 @@ def use(cuda: HostCuda) -> list[str]:
                 wrong.append("wrong masks: a feed's own image")
             feed = tokens(toy_embedding(7), *first)
             runner.device_times(feed, 2)
-            # What was queued for an image that is refused; only close waits for that and for the call.
+            use_photos(runner, cuda, wrong, same)
+            # What was queued for an image that is refused; only close waits for that, for the call and for the photo.
             with device.active():
                 foreign = Foreign(device, 7)
             foreign.shape = (256, 64, 64)
@@ -253,6 +266,7 @@ def use(cuda: HostCuda) -> list[str]:
                 foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             runner.submit(*first)
+            runner.add_image(toy_photo(1))
         except Exception as error:
             # Without a wait anything may come of it, of PyCUDA too.
             wrong.append(f"raised {error}")

@@ -17,7 +17,9 @@ from trt_sam.runner.call import Call, Decoded, DecodedOnDevice
 from trt_sam.runner.engine import Engine
 from trt_sam.runner.plans.layout import Bucket, Layout, rows_view, sizes_of, view
 from trt_sam.runner.plans.outputs import outputs_for
-from trt_sam.runner.slot import Program, Slot
+from trt_sam.runner.program import Program
+from trt_sam.runner.residents import Resident
+from trt_sam.runner.slot import Slot
 from trt_sam.runtime.call.given import check_labels
 
 __all__ = ["Plan"]
@@ -36,6 +38,7 @@ class Plan:
     def __init__(self, slot: Slot, engine: Engine, bucket: Bucket, call: Call) -> None:
         self.call = call
         self._slot = slot
+        self._whole = call.num_prompts == bucket.num_prompts
         layout = Layout.of(engine.inputs, engine.outputs, sizes_of(bucket, call.height_width), engine.limits)
         self.program: Program = slot.program(engine, bucket, layout)
         prompts, points = call.num_prompts, call.num_points
@@ -61,7 +64,7 @@ class Plan:
         self._outputs = outputs_for(slot, engine.outputs, layout, call, self._tokens)
         self._downloads = self._outputs.downloads
         # A bucket's own size is recorded with its copies. The sizes between share one recording of the inference.
-        if call.num_prompts == bucket.num_prompts:
+        if self._whole:
             copies = (self.upload.nbytes, *((source, target.nbytes) for target, source in self._downloads))
             self._graph = self.program.record(copies, self._queue)
         else:
@@ -96,19 +99,19 @@ class Plan:
         if not np.isfinite(self.mask_input, out=self._mask_finite).all():
             raise ContractError("mask_input holds NaN or infinity; every value must be finite")
 
-    def launch(self, image: int | None, address: int) -> None:
+    def launch(self, image: int | None, resident: Resident | None = None) -> None:
         """Queue a call whose inputs are in the block: embedding if it is another image's, inputs, inference, results.
 
         After an error the slot must `forget`.
 
         Args:
-            image: number of the image whose embedding lies at `address`; None: the slot has it already.
-            address: in device memory.
+            image: number of the image that `resident` holds; None: the slot has the call's own already.
+            resident: where it lies.
         """
         slot = self._slot
         slot.work_begins()
-        if not slot.has_image(image):
-            slot.bring(image, address)
+        if image is not None and resident is not None and not slot.has_image(image):
+            slot.bring(image, resident)
         if self._graph is not None:
             self._graph.launch()
         else:
@@ -159,7 +162,7 @@ class Plan:
     def _queue(self) -> None:
         stream = self._slot.stream
         stream.upload(self._slot.device_in.address, self.upload)
-        if self.call.num_prompts == self.program.bucket.num_prompts:
+        if self._whole:
             self.program.enqueue_unrecorded()  # under way into a recording, or never recorded
         else:
             self.program.enqueue()

@@ -1,15 +1,15 @@
-"""A call that a thread of the runner works on."""
+"""A call, or a photo, that a thread of the runner works on."""
 
 from __future__ import annotations
 
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trt_sam.errors import InferenceError
 from trt_sam.runtime.call.decoded import Decoded
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "PendingImage", "image_of"]
 
 
 class Pending:
@@ -42,3 +42,36 @@ class Pending:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.drop()
+
+
+class PendingImage:
+    """What `OnnxRunner.submit_image` gives."""
+
+    def __init__(self, number: int, image: Any) -> None:
+        """Of image `number`; `image` is it, or its future."""
+        self.number = number
+        """Of the image, for `use_image` and `image=`; at once."""
+        self._image = image
+
+    def done(self) -> bool:
+        """Whether the image is there; returns at once."""
+        return not isinstance(self._image, Future) or self._image.done()
+
+    def result(self) -> int:
+        """Wait until the image is there; gives its number.
+
+        Raises:
+            InferenceError: the image encoder failed, or the runner was closed before it began.
+        """
+        image_of(self._image)
+        return self.number
+
+
+def image_of(image: Any) -> Any:
+    """The image itself, of which a thread may still be making the embedding; raises InferenceError where that failed."""
+    if not isinstance(image, Future):
+        return image
+    try:
+        return image.result()
+    except CancelledError:
+        raise InferenceError("the runner was closed before this image was embedded; open a new one") from None
