@@ -20,13 +20,13 @@ from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, InferenceError, InputError
 from trt_sam.runner.counters import Counters
-from trt_sam.runner.encoder import Encoder
 from trt_sam.runner.engine import Engine
-from trt_sam.runner.images import Images
+from trt_sam.runner.images.encoder import Encoder
+from trt_sam.runner.images.submitted import SubmittedImage
+from trt_sam.runner.images.uploads import Images
 from trt_sam.runner.lease import Lease, NoSlotError
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
-from trt_sam.runner.submitted_image import SubmittedImage
 
 __all__ = ["Core"]
 

@@ -31,16 +31,16 @@ from trt_sam.runner.call import RunnerOptions
 from trt_sam.runner.core import Core
 from trt_sam.runner.counters import Counters
 from trt_sam.runner.dispatch import Dispatch
-from trt_sam.runner.encoder import Encoder
 from trt_sam.runner.engine import Engine, Limits
-from trt_sam.runner.image_calls import ImageCalls
-from trt_sam.runner.images import Images
+from trt_sam.runner.images.calls import ImageCalls
+from trt_sam.runner.images.encoder import Encoder
+from trt_sam.runner.images.submitted import SubmittedImage
+from trt_sam.runner.images.uploads import Images
 from trt_sam.runner.open import open_engines
 from trt_sam.runner.plans.layout import Buckets
 from trt_sam.runner.prompt_calls import PromptCalls
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
-from trt_sam.runner.submitted_image import SubmittedImage
 
 __all__ = ["DecoderRunner"]
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from trt_sam.errors import ContractError
 from trt_sam.runner.core import Core
+from trt_sam.runner.images.staging import Staging
 from trt_sam.runner.lease import Lease
 from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.prompts import Kind, Known, Prompts
 from trt_sam.runner.slot import Slot
-from trt_sam.runner.staging import Staging
 from trt_sam.runner.submission import Submission
 
 __all__ = ["Dispatch"]

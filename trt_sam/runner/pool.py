@@ -19,7 +19,7 @@ from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.runner.call import Decoded, OpenOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
-from trt_sam.runner.images import Handover
+from trt_sam.runner.images.uploads import Handover
 from trt_sam.runtime.call.decoded import Bits, Masks, Numbers
 
 __all__ = ["RunnerPool"]

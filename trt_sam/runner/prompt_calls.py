@@ -12,7 +12,7 @@ from trt_sam.errors import ContractError
 from trt_sam.runner.call import Decoded, DecodedOnDevice
 from trt_sam.runner.core import Core
 from trt_sam.runner.dispatch import Dispatch
-from trt_sam.runner.image_calls import ImageCalls
+from trt_sam.runner.images.calls import ImageCalls
 from trt_sam.runner.lease import Lease
 from trt_sam.runner.many import decode_many
 from trt_sam.runner.plans.plan import Plan

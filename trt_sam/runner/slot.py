@@ -22,10 +22,10 @@ from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.engine import Engine, ExecutionContext
+from trt_sam.runner.images.residents import Resident
+from trt_sam.runner.images.staging import Staging
 from trt_sam.runner.plans.layout import Bucket, Layout, extent, scratch_extent
 from trt_sam.runner.program import Program
-from trt_sam.runner.residents import Resident
-from trt_sam.runner.staging import Staging
 
 __all__ = ["Slot"]
 

@@ -29,9 +29,9 @@ from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
-from trt_sam.runner import images as _images
 from trt_sam.runner import slot as _slot
-from trt_sam.runner.images import Handover
+from trt_sam.runner.images import uploads as _images
+from trt_sam.runner.images.uploads import Handover
 from trt_sam.runner.slot import Slot
 
 pytestmark = pytest.mark.hostcuda
@@ -42,18 +42,18 @@ SOURCES = (
     "runner/core.py",
     "runner/decoder_runner.py",
     "runner/dispatch.py",
-    "runner/encoder.py",
+    "runner/images/encoder.py",
     "runner/engine.py",
-    "runner/image_calls.py",
-    "runner/images.py",
+    "runner/images/calls.py",
+    "runner/images/uploads.py",
     "runner/plans/outputs.py",
     "runner/plans/pixels.py",
     "runner/plans/plan.py",
     "runner/prompts.py",
     "runner/slot.py",
-    "runner/staging.py",
+    "runner/images/staging.py",
     "runner/submission.py",
-    "runner/submitted_image.py",
+    "runner/images/submitted.py",
     "runner/plans/unpack.py",
 )
 WAITS = {"synchronize", "wait", "order"}
@@ -256,7 +256,7 @@ def use(cuda: HostCuda) -> list[str]:
             feed = tokens(toy_embedding(7), *first)
             runner.device_times(feed, 2)
             use_photos(runner, cuda, wrong, same)
-            # What was queued for an image that is refused; only close waits for that, for the call and for the photo.
+            # What was queued for an image that is refused; only close waits for that and for the call.
             with device.active():
                 foreign = Foreign(device, 7)
             foreign.shape = (256, 64, 64)
@@ -266,6 +266,9 @@ def use(cuda: HostCuda) -> list[str]:
                 foreign.stream.synchronize()
             foreign.host = None  # type: ignore[assignment]
             runner.submit(*first)
+            # Here only close waits for a photo.
+            runner, _ = make(cuda, PLAIN, encoder=encoder_of(cuda)[0])
+            stack.callback(runner.close)
             runner.add_image(toy_photo(1))
         except Exception as error:
             # Without a wait anything may come of it, of PyCUDA too.

@@ -15,10 +15,10 @@ from trt_sam.cuda.streams import Event
 from trt_sam.errors import ContractError
 from trt_sam.runner.call import Call, Decoded, DecodedOnDevice
 from trt_sam.runner.engine import Engine
+from trt_sam.runner.images.residents import Resident
 from trt_sam.runner.plans.layout import Bucket, Layout, rows_view, sizes_of, view
 from trt_sam.runner.plans.outputs import outputs_for
 from trt_sam.runner.program import Program
-from trt_sam.runner.residents import Resident
 from trt_sam.runner.slot import Slot
 from trt_sam.runtime.call.given import check_labels
 

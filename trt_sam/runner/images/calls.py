@@ -14,10 +14,10 @@ from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, GraphError
 from trt_sam.imaging.frame import scaled
 from trt_sam.runner.core import Core
-from trt_sam.runner.encoder import Encoder
-from trt_sam.runner.images import Handover
-from trt_sam.runner.residents import Resident
-from trt_sam.runner.submitted_image import SubmittedImage
+from trt_sam.runner.images.encoder import Encoder
+from trt_sam.runner.images.residents import Resident
+from trt_sam.runner.images.submitted import SubmittedImage
+from trt_sam.runner.images.uploads import Handover
 from trt_sam.runtime.interface import checked_embedding, is_photo
 
 __all__ = ["ImageCalls"]
@@ -145,8 +145,10 @@ class ImageCalls:
             with core.device.active():
                 resident = write()
                 number = self._last_image + 1
-                submitted = SubmittedImage(number, core, stream) if told else None
+                submitted = SubmittedImage(number, core.device, stream, self._settle) if told else None
             self._last_image = number
+            if submitted is not None:
+                core.submitted_images.add(submitted)
             core.open_images().put(number, resident)
             core.counters.images += 1
         return number, submitted

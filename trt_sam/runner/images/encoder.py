@@ -19,8 +19,8 @@ from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError, ManifestError
 from trt_sam.runner.engine import Engine
+from trt_sam.runner.images.staging import Stages, Staging
 from trt_sam.runner.program import Program
-from trt_sam.runner.staging import Stages, Staging
 
 __all__ = ["Encoder"]
 

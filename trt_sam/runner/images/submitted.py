@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from trt_sam.cuda.device import Device
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import InferenceError
-
-if TYPE_CHECKING:
-    from trt_sam.runner.core import Core
 
 __all__ = ["SubmittedImage"]
 
@@ -17,19 +15,20 @@ __all__ = ["SubmittedImage"]
 class SubmittedImage:
     """What `DecoderRunner.submit_image` gives. Nobody has to wait for it: calls on `number` do, on the GPU."""
 
-    def __init__(self, number: int, core: Core, stream: Stream) -> None:
-        """Under the core's lock, in the device's context, after all that brings the image is queued in `stream`."""
+    def __init__(self, number: int, device: Device, stream: Stream, failed: Callable[[BaseException, Stream], None]) -> None:
+        """Under the core's lock, in the device's context, after all that brings the image is queued in `stream`.
+
+        `failed` settles the runner after an error in that stream.
+        """
         self.number = number
         """Of the image, for `use_image` and `image=`; at once."""
-        self._core = core
-        self._stream = stream
+        self._device, self._stream, self._failed = device, stream, failed
         self._lock = threading.Lock()
         """Held while somebody waits, so that nobody frees the event meanwhile; the core's lock may be taken before it."""
         self._closed = False
-        self._event: Event | None = Event(core.device)
+        self._event: Event | None = Event(device)
         try:
             self._event.record(stream)
-            core.submitted_images.add(self)
         except BaseException:
             self._event.close()
             raise
@@ -44,7 +43,7 @@ class SubmittedImage:
             self._check()
             if self._event is None:
                 return True
-            with self._core.device.active():
+            with self._device.active():
                 return self._event.done()
 
     def result(self) -> int:
@@ -57,14 +56,12 @@ class SubmittedImage:
             with self._lock:
                 self._check()
                 if self._event is not None:
-                    with self._core.device.active():
+                    with self._device.active():
                         self._event.synchronize()
                     self._event.close()
                     self._event = None
         except InferenceError as error:
-            with self._core.lock:
-                if not self._core.closed:
-                    self._core.settle(error, self._stream)
+            self._failed(error, self._stream)
             raise
         return self.number
 

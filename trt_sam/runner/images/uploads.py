@@ -18,8 +18,8 @@ from trt_sam.cuda.dlpack import Borrowed, borrow, check_device, is_on_device
 from trt_sam.cuda.graphs import order
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import InferenceError
-from trt_sam.runner.residents import Resident, Residents
-from trt_sam.runner.staging import Stages, Staging
+from trt_sam.runner.images.residents import Resident, Residents
+from trt_sam.runner.images.staging import Stages, Staging
 
 __all__ = ["Handover", "Images", "Source"]
 
