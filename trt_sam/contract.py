@@ -124,7 +124,7 @@ def encoder_input_specs() -> tuple[TensorSpec, ...]:
 
 
 def encoder_output_specs(*, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """The output of an `encode` graph, what a decoder graph takes; float16 in a float16 graph."""
+    """The output of an `encode` graph, what a decoder graph takes; float16 in older float16 graphs."""
     return (TensorSpec("image_embeddings", dtype, EMBEDDING_SHAPE),)
 
 

@@ -26,6 +26,7 @@ from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.errors import ExportError
 from trt_sam.graph.encoder import EncoderGraph, EncoderReport, compare_with_pytorch, export_encoder, sample_pictures
 from trt_sam.graph.float16 import Float16Emulation
+from trt_sam.graph.metadata import check_encoder, read_graph
 from trt_sam.imaging.frame import to_frame
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.model.image_encoder import ImageEncoder
@@ -80,7 +81,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_tensors_and_what_the_graph_says_of_itself(checkpoint: Checkpoint, fp32: Exported, fp16: Exported) -> None:
-    for (path, _), element in ((fp32, "FLOAT"), (fp16, "FLOAT16")):
+    for (path, _), precision in ((fp32, "fp32"), (fp16, "fp16")):
         model = onnx.load(path)
         for value, spec in zip(model.graph.input, encoder_input_specs(), strict=True):
             dims = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -88,7 +89,8 @@ def test_tensors_and_what_the_graph_says_of_itself(checkpoint: Checkpoint, fp32:
             assert (value.name, str(dtype), dims) == (spec.name, spec.dtype, spec.dims)
         (output,) = model.graph.output
         assert output.name == "image_embeddings"
-        assert output.type.tensor_type.elem_type == getattr(onnx.TensorProto, element)
+        assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT  # what the decoder takes
+        assert check_encoder(read_graph(path)) == precision
         assert tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim) == EMBEDDING_SHAPE
         said = {entry.key: entry.value for entry in model.metadata_props}
         assert said["trt_sam.role"] == "encode"

@@ -28,7 +28,7 @@ TOO_LONG = ("hundred_thousand", "eight_threads", "fp32")
 def test_the_gpu_tests_pass_over_the_host_memory_driver() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "tests.fixtures.stand_in_gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-m", "gpu", "-rs", "-q", "-k", " and ".join(f"not {name}" for name in TOO_LONG)]
-    files = [f"tests/gpu/{name}.py" for name in ("test_engine", "test_runner_gpu")]
+    files = [f"tests/gpu/{name}.py" for name in ("test_engine", "test_runner_gpu", "test_photos_gpu")]
     env = {**os.environ, "TRT_SAM_GPU_BACKEND": "rtx"}
     done = subprocess.run([*command, *files], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

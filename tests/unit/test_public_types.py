@@ -13,6 +13,7 @@ CALLS = """
 from typing import assert_type
 
 import numpy as np
+import numpy.typing as npt
 
 from trt_sam import AutomaticMaskGenerator, DecoderRunner, EngineRecipe, OnnxRunner, Predictor, RunnerPool
 from trt_sam.runner import Decoded, DecodedOnDevice, Submission
@@ -28,6 +29,10 @@ def right(runner: PromptRunner) -> None:
     with runner.submit([[1, 2]], [1], image=3, image_size=(4, 5), timeout=1.5) as call:
         assert_type(call.result(), Decoded)
     runner.run({"point_coords": points})
+    photo = np.zeros((4, 4, 3), np.uint8)
+    assert_type(runner.submit_image(photo).result(), int)
+    assert_type(runner.embed(photo), npt.NDArray[np.float32])
+    assert_type(runner.takes_photos, bool)
 
 
 right(OnnxRunner("decoder.onnx", threads=2, image_bytes=1 << 24))
@@ -50,6 +55,8 @@ def wrong(runner: PromptRunner, cpu: OnnxRunner) -> None:
     runner.submit(image="first")  # wrong
     runner.decode_many(time_out=1)  # wrong
     runner.set_images(embedding)  # wrong
+    runner.submit_image(photo=embedding)  # wrong
+    runner.submit_image(embedding).wait()  # wrong
     runner.run(feeds={})  # wrong
     cpu.decode(mask="best")  # wrong
     cpu.submit(copies=True)  # wrong
@@ -59,6 +66,7 @@ def wrong(runner: PromptRunner, cpu: OnnxRunner) -> None:
 wrong(gpu, OnnxRunner("decoder.onnx", thread=2))  # wrong
 DecoderRunner.open("engine", typo_option=3)  # wrong
 DecoderRunner.open("engine", wait="sleep")  # wrong
+DecoderRunner.open("engine", photo=False)  # wrong
 DecoderRunner.open("engine", in_flight="2")  # wrong
 gpu.decode(mask="best")  # wrong
 gpu.submit(masks="devices")  # wrong
@@ -85,5 +93,5 @@ def test_every_misspelled_call_is_reported_and_no_other(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = {int(number) for number in re.findall(r"calls\.py:(\d+): error", done.stdout)}
     wrong = {number for number, line in enumerate(CALLS.splitlines(), 1) if line.endswith("# wrong")}
-    assert len(wrong) == 30
+    assert len(wrong) == 33
     assert found == wrong, done.stdout + done.stderr

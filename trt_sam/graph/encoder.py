@@ -109,14 +109,14 @@ class EncoderGraph(nn.Module):
             image_size: int32 [2].
 
         Returns:
-            [1, 256, 64, 64] in the encoder's type.
+            [1, 256, 64, 64], float32 whatever the encoder's type: what the decoder takes, on the GPU without a copy between.
         """
         places = torch.arange(FRAME_SIZE, dtype=torch.int32)
         inside = (places < image_size[0])[:, None] & (places < image_size[1])
         pixels = (image.float() - self.mean) / self.std
         pixels = torch.where(inside[:, :, None], pixels, 0.0).to(self.dtype)
         embedding: Tensor = self.encoder(pixels.permute(0, 3, 1, 2))
-        return embedding
+        return embedding.float()
 
 
 def sample_pictures() -> list[tuple[Array, Array]]:

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _OPTIONS_KEY = "trt_sam.options"
+_ENCODER_KEY = "trt_sam.encoder"
 """Names the metadata entry in which `trt-sam export` records what it made."""
 INTERFACE_KEY = "trt_sam.interface"
 """Names the entry that a graph with Meta's interface has instead."""
@@ -134,12 +135,21 @@ def check_encoder(graph: GraphInfo) -> str:
     Raises:
         GraphError: it is another graph, or its tensors were changed.
     """
-    for precision, dtype in (("fp32", "float32"), ("fp16", "float16")):
-        tensors = encoder_input_specs(), encoder_output_specs(dtype=dtype)
-        if is_encoder(graph) and (graph.inputs, graph.outputs) == tensors:
-            return precision
+    if is_encoder(graph) and graph.inputs == encoder_input_specs():
+        if graph.outputs == encoder_output_specs(dtype="float16"):  # as trt_sam wrote them before the output was float32
+            return "fp16"
+        if graph.outputs == encoder_output_specs():
+            return _encoder_precision(graph.metadata)
     seen = "; ".join(map(str, (*graph.inputs[:4], *graph.outputs[:2])))
     raise GraphError(f"{graph.path} is not an image encoder ({seen}); write one with trt-sam export --encoder")
+
+
+def _encoder_precision(metadata: Mapping[str, str]) -> str:
+    try:
+        precision = json.loads(metadata[_ENCODER_KEY])["precision"]
+    except (KeyError, TypeError, ValueError):
+        return "fp32"
+    return "fp16" if precision == "fp16" else "fp32"
 
 
 def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions | None:
