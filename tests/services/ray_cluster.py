@@ -41,7 +41,8 @@ class Cluster:
         for number, node in enumerate(self.nodes):
             log = self.folder / f"node-{number}.log"
             while node.returncode is None and "Ray runtime started" not in log.read_text():
-                assert time.monotonic() < deadline and node.poll() is None, f"node {number} did not start\n{log.read_text()}"
+                waits = time.monotonic() < deadline and node.poll() is None
+                assert waits, f"node {number} did not start\n{log.read_text()}"
                 time.sleep(0.1)
 
     def environment(self) -> dict[str, str]:

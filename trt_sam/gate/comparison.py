@@ -155,8 +155,8 @@ def _answered(reference: Side | None, example: Example) -> Answer:
     for name, output in answer.outputs.items():
         if not np.isfinite(output).all():
             raise InputError(
-                f"the reference {reference.source} gives {name} with {int((~np.isfinite(output)).sum())} values that are NaN or "
-                f"infinite on {example.image.name}; nothing can be judged by it"
+                f"the reference {reference.source} gives {name} with {int((~np.isfinite(output)).sum())} values that are NaN "
+                f"or infinite on {example.image.name}; nothing can be judged by it"
             )
     return answer
 

@@ -14,8 +14,8 @@ An `.npz`; with N prompts on M images:
 | `low_res_masks` | float32 [N, 4, 256 / step, 256 / step]: logits at rows and columns `step // 2`, `step // 2 + step`, ... |
 | `mask_bits` | uint8 [N, 4, 256, 32]: logits > 0, eight to a byte |
 
-`sha256` is that of every array and of the rest of `about`, so that a file that was cut or changed is found out. Nothing in it is
-ever unpickled.
+`sha256` is that of every array and of the rest of `about`, so that a file that was cut or changed is found out. Nothing in it
+is ever unpickled.
 """
 
 from __future__ import annotations

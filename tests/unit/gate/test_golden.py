@@ -73,5 +73,5 @@ def test_other_files_are_no_golden_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no golden data"):
         load_golden(tmp_path / "one.npz.npy")
     (tmp_path / "text.npz").write_text("golden")
-    with pytest.raises(InputError, match="it is no .npz"):
+    with pytest.raises(InputError, match=r"it is no \.npz"):
         load_golden(tmp_path / "text.npz")
