@@ -37,7 +37,7 @@ class Subject:
     box: str
 
 
-REAL = Subject("mobile_sam", "mobile_sam", "mobile_sam_int8", "astronaut.jpg", "220,400", "80,10,350,510")
+REAL = Subject("mobile_sam", "mobile_sam", "mobile_sam_int8", "astronaut.jpg", "220,400", "20,10,370,510")
 STANDIN = Subject("standin", "standin", "standin_int8", "scene.png", "300,270", "565,165,980,585")
 
 

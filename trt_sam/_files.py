@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import os
 import shutil
@@ -28,7 +29,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise InputError(f"cannot write {target}: it is a folder; name a file")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(target)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
@@ -54,7 +55,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(target)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         _give_name(temporary, target, 0o777)
@@ -64,6 +65,14 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(parent for parent in target.parents if parent.exists() and not parent.is_dir())
+        raise InputError(f"cannot write {target}: {file} is a file, not a folder; choose another output path") from None
 
 
 def _give_name(temporary: Path, target: Path, mode: int) -> None:
@@ -88,7 +97,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{what} not found: {path}; check the path")
+        raise InputError(f"{what} not found: {path}; {_meant(path)}check the path")
     if not path.is_file():
         raise InputError(f"{what} {path} is not a file; name one")
     try:
@@ -99,6 +108,15 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if empty:
         raise InputError(f"{what} {path} is empty; write or download it again")
     return path
+
+
+def _meant(path: Path) -> str:
+    """A name beside `path` that is much like it, as a question; empty where there is none."""
+    try:
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1, cutoff=0.8)
+    except OSError:
+        return ""
+    return f"did you mean {path.with_name(near[0])}? " if near else ""
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

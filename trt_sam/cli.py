@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import errno
 import importlib
 import logging
 import os
@@ -47,6 +49,28 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code; errors are one line on stderr. No word at all shows the help."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except TrtSamError as error:
+        print(f"trt-sam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trt-sam: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error, but Python would complain again at exit.
+        _drop_output()
+        return 0
+    except OSError as error:
+        # What a command writes into files it tells of itself; this is print's, which names no file.
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"trt-sam: error: cannot write the output: {error.strerror}; make room, or send it elsewhere", file=sys.stderr)
+        return 2
+
+
+def _run(words: Sequence[str]) -> int:
     parser = _Parser(prog="trt-sam", description="SAM mask decoder: checkpoint to ONNX to TensorRT engine to masks.")
     parser.add_argument("--version", action="version", version=f"trt-sam {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -62,22 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 0
-    try:
-        args = parser.parse_args(words)
-        with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr(verbose=args.verbose):
-            code: int = args.run(args)
-        sys.stdout.flush()
-        return code
-    except TrtSamError as error:
-        print(f"trt-sam: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("trt-sam: interrupted; nothing was left half-written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not an error, but Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr(verbose=args.verbose):
+        code: int = args.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -124,6 +143,10 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-[\d.][-+\d.,eE]*$")
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            message = f"no command is called {unknown[1]!r}; {meant}commands are {', '.join(COMMANDS)}"
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.errors import ContractError
+from trt_sam.errors import ContractError, InferenceError
 
 __all__ = [
     "EMBEDDING_BYTES",
@@ -34,6 +34,7 @@ __all__ = [
     "TensorSpec",
     "adapt_meta_feed",
     "check_feed",
+    "check_scores",
     "encoder_input_specs",
     "encoder_output_specs",
     "input_specs",
@@ -170,6 +171,15 @@ def check_feed(
     if "orig_im_size" in checked and (checked["orig_im_size"] < 1).any():
         raise ContractError(f"orig_im_size is {checked['orig_im_size'].tolist()}, must be (height, width), both at least 1")
     return checked
+
+
+def check_scores(iou_predictions: Array) -> None:
+    """Raise InferenceError where a score is NaN or infinite: its mask would be empty, and look like an answer."""
+    if not np.isfinite(iou_predictions).all():
+        raise InferenceError(
+            "the decoder gives scores that are not numbers: its file is damaged, float16 overflowed in it, or the embedding is "
+            "not of this model; export or build it again, and embed the image again"
+        )
 
 
 def adapt_meta_feed(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:

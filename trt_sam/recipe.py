@@ -6,6 +6,7 @@ A recipe is data (`engines/*.toml`); flags of the command line override it. See 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -203,7 +204,9 @@ def load_recipe(name_or_path: str) -> EngineRecipe:
     if path.suffix != ".toml":
         known = list_recipes()
         if name_or_path not in known:
-            raise RecipeError(f"unknown recipe {name_or_path!r}; known are {', '.join(known)}, or give a .toml file")
+            near = difflib.get_close_matches(name_or_path, known, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(f"unknown recipe {name_or_path!r}; {meant}known are {', '.join(known)}, or give a .toml file")
         path = recipe_folder() / f"{name_or_path}.toml"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

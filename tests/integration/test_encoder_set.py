@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.real_weights import checkpoint_file
 from trt_sam.cli import main
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError, TrtSamError
+from trt_sam.formats.lines import read_lines
 from trt_sam.runner import DecoderRunner
 from trt_sam.runtime.onnx_encoder import OnnxEncoder
 from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -114,6 +116,20 @@ def test_segment_without_torch(folder: Path, tmp_path: Path) -> None:
         predictor.set_image(photo(PHOTO))
         masks, scores, _ = predictor.predict(np.array([[320, 200]]), np.array([1]))
     np.testing.assert_array_equal(written > 0, masks[scores.argmax()])
+
+
+def test_a_folder_of_photos_through_a_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(Path(__file__).parents[2] / "samples" / "astronaut.jpg", photos / "astronaut.jpg")
+    (tmp_path / "prompts.json").write_text(json.dumps({"images": {"astronaut.jpg": [{"points": [[220, 400]], "labels": [1]}]}}))
+    output = tmp_path / "masks.jsonl"
+    words = ["segment", str(photos), "--set", str(folder), "--prompts", str(tmp_path / "prompts.json"), "--output", str(output)]
+    assert main(words) == 0
+    (line,) = read_lines(output)
+    assert len(line["annotations"]) == 1
+    assert line["annotations"][0]["area"] > 10_000
+    assert "1 photos, 1 masks" in capsys.readouterr().out
 
 
 def test_engines_are_not_looked_for_in_a_set_of_graphs(folder: Path) -> None:

@@ -118,6 +118,24 @@ def test_a_damaged_cache_is_made_anew(clicked: Path, photo: Path, tmp_path: Path
     assert not list((cache / "clicks").glob("*.onnx"))
 
 
+def test_a_graph_with_one_changed_byte_is_made_anew(
+    clicked: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime runs it without a word: it gave an empty mask and exit code 0."""
+    cache = tmp_path / "cache"
+    shutil.copytree(clicked / "cache", cache)
+    monkeypatch.setenv("TRT_SAM_CACHE", str(cache))
+    (graph,) = (cache / "clicks").glob("*.onnx")
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    graph.write_bytes(data)
+    monkeypatch.setattr(ClickCache, "keep_graph", lambda self, checkpoint: None)  # seconds of torch
+    assert main(["segment", str(photo), *FIRST, "--json", str(photo.with_suffix(".json"))]) == 0
+    assert "was damaged; it is made again" in capsys.readouterr().err
+    assert json.loads(photo.with_suffix(".json").read_text())["from_cache"] == ["embedding"]
+    assert (pixels(photo.with_name("renamed.mask.png")) != pixels(clicked / "photo.mask.png")).mean() < 1e-4
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

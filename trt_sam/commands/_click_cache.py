@@ -76,12 +76,21 @@ class ClickCache:
         _keep_newest(path)
 
     def graph(self) -> Path | None:
-        """The decoder as a float32 graph for the CPU, if it is kept."""
-        path = self._path("decoder", ".onnx")
-        if not path.is_file():
-            return None
-        _touch(path)
-        return path
+        """The decoder as a float32 graph for the CPU, if it is kept and still the file that was written.
+
+        ONNX Runtime runs damaged weights without a word: the file's name holds its SHA-256, and one that differs is removed.
+        """
+        place = self._path("decoder", "")
+        for path in place.parent.glob(f"{place.name}.*.onnx"):
+            try:
+                if sha256_of(path) == path.name.split(".")[1]:
+                    _touch(path)
+                    return path
+                _log.warning("the decoder's graph in the cache was damaged; it is made again: %s", path)
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                _log.debug("%s", error)
+        return None
 
     def keep_graph(self, checkpoint: Checkpoint) -> None:
         """Export the decoder (some seconds of torch), checked against PyTorch as every export is.
@@ -93,13 +102,16 @@ class ClickCache:
         from trt_sam.graph.export import export_decoder
         from trt_sam.recipe import GraphOptions
 
-        path = self._path("decoder", ".onnx")
+        place = self._path("decoder", "")
+        path = place.with_name(f".{place.name}.onnx")
         try:
             export_decoder(checkpoint.decoder, path, GraphOptions(), checkpoint_sha256=checkpoint.sha256)
-        except InputError as error:
+            kept = place.with_name(f"{place.name}.{sha256_of(path)}.onnx")
+            os.replace(path, kept)
+        except (InputError, OSError) as error:
             _log.warning("the graph is not kept: %s", error)
             return
-        _keep_newest(path)
+        _keep_newest(kept)
 
     def set_folder(self, kind: str) -> Path:
         """Where a set of graphs or engines of this checkpoint is kept, whether it is there or not."""

@@ -79,11 +79,15 @@ class OpenedForPhotos:
 
 @contextlib.contextmanager
 def open_for_photos(args: argparse.Namespace) -> Iterator[OpenedForPhotos]:
-    """Open what `--checkpoint` and `--onnx` name, once for all photos.
+    """Open what `--checkpoint` and `--onnx`, or `--set`, name, once for all photos.
 
     Raises:
         TrtSamError: one of them cannot be used, or they do not belong together.
     """
+    if args.set is not None:
+        with _open_set(args.set) as of_set:
+            yield OpenedForPhotos(of_set, lambda _, image: of_set.embed(image))
+        return
     source = _Source(args)
     runner, _ = source.runner()
     with runner:
@@ -158,7 +162,10 @@ class _Source:
             _log.info("with onnx, onnxscript and onnxruntime (the extra export) the next click would be faster")
             return
         started = time.perf_counter()
-        _log.info("keeping the decoder as a graph in the cache, once per checkpoint, so that the next click needs no torch")
+        _log.info(
+            "the mask is written; keeping the decoder as a graph in the cache, once per checkpoint, so that the next click "
+            "needs no torch (Ctrl-C leaves that to the next call)"
+        )
         self._cache.keep_graph(self._load())
         _log.info("kept in %.1f s", time.perf_counter() - started)
 

@@ -14,6 +14,7 @@ from calibrators.prompt_file import read_prompts
 from trt_sam.cluster import Everything, Prompts, segmented
 from trt_sam.commands._decoder import open_for_photos
 from trt_sam.commands._everything import everything_of, progress_bar
+from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.lines import LinesFile
@@ -52,6 +53,7 @@ def run_many(args: argparse.Namespace) -> int:
     settings = {
         "checkpoint": args.checkpoint,
         "onnx": None if args.onnx is None else str(args.onnx),
+        "set": None if args.set is None else str(args.set),
         "prompts": None if args.prompts is None else str(args.prompts),
         "everything": [args.points_per_side, args.least_iou, args.least_stability] if args.everything else None,
     }
@@ -68,7 +70,8 @@ def run_many(args: argparse.Namespace) -> int:
                     part = _part_of(bar, number, len(todo), path.name)
                     photo, records = segmented(decoder.runner, decoder.embed, path, task, part)
                 except (InputError, InferenceError) as error:
-                    _log.error("%s: %s", path, " ".join(str(error).split()))
+                    words = " ".join(str(error).split())
+                    _log.error("%s", words if str(path) in words else f"{path}: {words}")
                     failed += 1
                     continue
                 lines.append({**sa1b_data(photo, records), "settings": settings})
@@ -85,7 +88,8 @@ def run_many(args: argparse.Namespace) -> int:
 def check_flags_of_many(args: argparse.Namespace) -> None:
     """Raise InputError where a flag is for one photo, or nothing says what is to be found."""
     if args.everything == (args.prompts is not None):
-        raise InputError("several photos or prompts: give either --everything or --prompts F.json")
+        what = f"{args.image} is a folder" if args.image.is_dir() else "several prompts"
+        raise InputError(f"{what}: give either --everything or --prompts F.json")
     for flag, given in (
         ("--point", args.point),
         ("--box", args.box),
@@ -103,8 +107,11 @@ def _check(args: argparse.Namespace) -> None:
     check_flags_of_many(args)
     if args.output is None or args.output.suffix.lower() != ".jsonl":
         raise InputError("several photos or prompts go into a file of JSON lines: give --output F.jsonl")
-    if args.checkpoint is None:
-        raise InputError("no checkpoint: photos have to be embedded; give --checkpoint mobile_sam, standin, a .pth")
+    check_output_file(args.output)
+    if args.set is not None and not (args.checkpoint is args.onnx is None):
+        raise InputError("--set brings decoder and image encoder; leave --checkpoint and --onnx out")
+    if args.checkpoint is args.set is None:
+        raise InputError("no checkpoint: photos have to be embedded; give --checkpoint mobile_sam, standin, a .pth; or --set")
 
 
 def _done(output: Path, lines: LinesFile, settings: dict[str, Any]) -> set[str]:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam._cache import CACHE_VARIABLE
 from trt_sam._files import write_atomically
+from trt_sam.download import check_source
 from trt_sam.errors import InputError
+from trt_sam.imaging.embeddings import embedding_files
+from trt_sam.imaging.photos import list_images
 from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ __all__ = [
     "add_json_argument",
     "add_random_prompts_argument",
     "capabilities_from",
+    "check_images_given",
     "checkpoint_of",
     "decoder_for_prompts",
     "gpu_number",
@@ -51,7 +55,7 @@ CHECKPOINT_HELP = "mobile_sam or another name of `trt-sam download --list`, stan
 
 def add_checkpoint_argument(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
     """Add `--checkpoint`, and `--cache` for what a name downloads."""
-    parser.add_argument("--checkpoint", required=required, metavar="C", help=CHECKPOINT_HELP)
+    parser.add_argument("--checkpoint", required=required, metavar="C", type=check_source, help=CHECKPOINT_HELP)
     add_cache_argument(parser)
 
 
@@ -80,6 +84,14 @@ def decoder_for_prompts(args: argparse.Namespace, checkpoint: Checkpoint) -> Dec
     return TorchRunner(checkpoint.decoder).run
 
 
+def check_images_given(args: argparse.Namespace) -> None:
+    """Raise InputError where `args.photos` or `args.embeddings` names a folder without any, before anything is loaded."""
+    if args.photos is not None:
+        list_images([args.photos])
+    elif args.embeddings is not None:
+        embedding_files(args.embeddings)
+
+
 def recipe_from(args: argparse.Namespace, *, precision: str, target: str | None = None) -> EngineRecipe:
     """The recipe that the flags of `add_graph_arguments` describe.
 
@@ -103,7 +115,7 @@ def checkpoint_of(args: argparse.Namespace, recipe: EngineRecipe) -> str:
     source = args.checkpoint or recipe.checkpoint
     if not source:
         raise InputError("no checkpoint: give --checkpoint mobile_sam, standin, a .pth, a Hugging Face folder or id")
-    return str(source)
+    return check_source(str(source))
 
 
 def add_capability_argument(parser: argparse.ArgumentParser) -> None:

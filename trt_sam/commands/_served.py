@@ -13,6 +13,7 @@ from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
+from trt_sam.download import check_source
 from trt_sam.errors import InputError
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
@@ -45,6 +46,7 @@ def cached_set(source: str, device: int | None) -> Path:
     Raises:
         TrtSamError: it is no checkpoint, or cannot be exported.
     """
+    check_source(source)
     cache = ClickCache.of(source)
     if cache is None:
         raise InputError(

@@ -36,7 +36,13 @@ from trt_sam._version import __version__
 from trt_sam.commands._accuracy_images import Images, add_image_arguments
 from trt_sam.commands._accuracy_variants import FLOAT, VariantMaker, graph_variant, shares_text, takes_masks
 from trt_sam.commands._limits import add_limit_arguments, limits_given, limits_of
-from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
+from trt_sam.commands._options import (
+    add_checkpoint_argument,
+    add_json_argument,
+    check_images_given,
+    decoder_for_prompts,
+    write_json,
+)
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.progress import Progress, Stages
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     _check_names(names, [name for name, _ in given])
     check_output_folder(args.output)
     check_output_file(args.json)
+    check_images_given(args)
     quantized = [name for name in names if name not in FLOAT]
     times = {"load": 1, "images": 5, "export": 3, "calibrate": 2 * len(quantized), "measure": 4 * len(names) + 4 * len(given)}
     with Stages(times) as stages, contextlib.ExitStack() as stack:

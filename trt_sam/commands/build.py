@@ -42,11 +42,14 @@ from trt_sam.commands._options import (
     add_graph_arguments,
     add_json_argument,
     capabilities_from,
+    check_images_given,
     checkpoint_of,
     recipe_from,
     write_json,
 )
+from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.commands._quantized import finished_set
+from trt_sam.download import check_source
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.manifest import Manifest
@@ -65,7 +68,7 @@ _log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build`."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", metavar="C", help=CHECKPOINT_HELP)
+    source.add_argument("--checkpoint", metavar="C", type=check_source, help=CHECKPOINT_HELP)
     source.add_argument("--onnx", metavar="F", help="a graph of trt-sam export; needs no torch")
     add_cache_argument(parser)
     add_graph_arguments(parser, target=False)
@@ -94,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build; 0 when the set is whole."""
+    check_output_folder(args.output)
+    check_output_file(args.json)
     recipe = recipe_from(args, precision="fp16", target="gpu")
     calibrates = not args.onnx and recipe.graph.precision not in EXPORT_PRECISIONS
     _check_data(args, recipe, calibrates=calibrates)
@@ -176,6 +181,7 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
             f"precision {recipe.graph.precision} is not calibrated, so {data} is of no use; leave it out, or give "
             "--precision int8 or fp8"
         )
+    check_images_given(args)
 
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:

@@ -33,6 +33,7 @@ from trt_sam.commands._options import (
     add_checkpoint_argument,
     add_graph_arguments,
     add_json_argument,
+    check_images_given,
     checkpoint_of,
     write_json,
 )
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     source = checkpoint_of(args, recipe)
     for path in (args.output, args.json):
         check_output_file(path)
+    check_images_given(args)
     request = calibration_request(args, recipe)
     with Stages({"load": 1, "data": 5, "calibrate": 14}) as stages, contextlib.ExitStack() as stack:
         stages.begin("load", f"loading {source}")

@@ -24,6 +24,7 @@ from trt_sam.commands._options import (
     recipe_from,
     write_json,
 )
+from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.engine.manifest import MANIFEST_NAME
 from trt_sam.errors import InputError
 from trt_sam.progress import Stages
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--decode-mask writes a second graph, and only a set has two; give --encoder with it")
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, must end in .onnx")
+    check_output_file(args.output)
+    check_output_file(args.json)
     source = checkpoint_of(args, recipe)
     with Stages({"load": 1, "export": 4}) as stages:
         stages.begin("load", f"loading {source}")
@@ -99,6 +102,8 @@ def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
         raise InputError("with --encoder, --decode-mask adds the graph that takes a mask; leave --mask-input out")
     if recipe.graph.precision not in EXPORT_PRECISIONS:
         raise InputError(f"precision {recipe.graph.precision} needs calibrated scales; with --encoder it is fp32 or fp16")
+    check_output_folder(args.output)
+    check_output_file(args.json)
     source = checkpoint_of(args, recipe)
     with Stages({"load": 1, "export": 8}) as stages:
         manifest = write_encoder_set(source, recipe, args.output, stages, decode_mask=bool(args.decode_mask))

@@ -10,7 +10,8 @@ Example:
   trt-sam segment photo.jpg --embedding embeddings/photo.npz --onnx decoder.onnx --point 420,300 --output mask.png
   trt-sam segment photo.jpg --set mobile_sam/ --point 500,375 --output mask.png
 
-writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name. The mask holds 0 and 255, at
+writes photo.mask.png and photo.overlay.png beside the photo, or what --output and --overlay name; a file that is there is
+replaced. The mask holds 0 and 255, at
 the image's size: of three candidates, the one with the best predicted IoU; --all-masks writes each.
 
 --everything clicks on a grid of points and writes all masks that the decoder is sure of: --output names a list of annotations
@@ -45,7 +46,7 @@ from trt_sam.commands._decoder import OpenedDecoder, keep_for_the_next, open_dec
 from trt_sam.commands._everything import add_everything_arguments, check_flags_of_everything, run_everything
 from trt_sam.commands._many import add_many_arguments, is_of_many, run_many
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, write_json
-from trt_sam.commands._outputs import check_distinct, check_picture_suffix, picture_bytes
+from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
 from trt_sam.commands._prompt_flags import add_prompt_arguments, prompt_of
 from trt_sam.commands._ray import add_ray_arguments, run_on_ray
 from trt_sam.errors import InputError
@@ -145,7 +146,7 @@ def _outputs(args: argparse.Namespace) -> _Outputs:
     if mask is None:
         mask = args.image.with_name(f"{args.image.stem}.mask{suffix_of(args.format or 'binary')}")
         overlay = overlay or args.image.with_name(f"{args.image.stem}.overlay.png")
-    if not mask.suffix or args.format == FOLDER:
+    if mask.suffix.lower() not in (".png", ".json", ".npz") or args.format == FOLDER:
         raise InputError(f"--output is {mask}, must end in .png, .json or .npz; a folder is for the masks of --everything")
     chosen = format_of(mask, args.format, single=True)
     check_picture_suffix("--overlay", overlay)
@@ -154,6 +155,8 @@ def _outputs(args: argparse.Namespace) -> _Outputs:
     named |= {f"candidate {number}": path for number, path in enumerate(candidates)}
     named |= {"--json": Path(args.json) if args.json not in (None, "-") else None}
     check_distinct(named)
+    for flag, path in named.items():
+        check_output_file(None if flag == "IMAGE" else path)
     return _Outputs(mask, chosen, overlay, tuple(candidates))
 
 

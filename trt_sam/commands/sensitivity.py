@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 from trt_sam._files import write_atomically
 from trt_sam._lazy import require_all
 from trt_sam.commands._accuracy_images import add_image_arguments, open_images
-from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, decoder_for_prompts, write_json
+from trt_sam.commands._options import (
+    add_checkpoint_argument,
+    add_json_argument,
+    check_images_given,
+    decoder_for_prompts,
+    write_json,
+)
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InputError
 from trt_sam.progress import Stages, counted
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     tiers = tuple(part.strip() for part in args.tiers.split(","))
     quantization = QuantizationOptions(calibrator=calibrator, tiers=tiers, seed=args.seed)
     check_output_file(args.json)
+    check_images_given(args)
     check_output_file(args.report)
     if args.report is not None and args.report.exists() and not args.force:
         raise InputError(f"{args.report} exists; give --force to replace it, or another --report")

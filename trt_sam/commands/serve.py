@@ -55,12 +55,13 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}, must be from 0 to 65535")
     from trt_sam.serve.app import create_app
-    from trt_sam.serve.http.server import run_server
+    from trt_sam.serve.http.server import check_port, run_server
     from trt_sam.serve.settings import ServeSettings, is_loopback
 
     token = _token(args)
     if not token and not is_loopback(args.host):
         token = secrets.token_urlsafe(18)
+    check_port(args.host, args.port)
     settings = ServeSettings(images=args.images, image_seconds=args.image_seconds, token=token)
     with open_model(args) as model:
 

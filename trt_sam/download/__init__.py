@@ -2,7 +2,7 @@
 
 from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, KnownCheckpoint, nearest_names
 from trt_sam.download.fetch import NoSourceError, cached_path, fetch
-from trt_sam.download.identity import weights_sha256
+from trt_sam.download.identity import check_source, weights_sha256
 
 __all__ = [
     "CATALOGUE",
@@ -11,6 +11,7 @@ __all__ = [
     "KnownCheckpoint",
     "NoSourceError",
     "cached_path",
+    "check_source",
     "fetch",
     "nearest_names",
     "weights_sha256",

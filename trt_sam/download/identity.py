@@ -1,19 +1,37 @@
-"""`weights_sha256`: which weights a checkpoint's name or path stands for, without loading them."""
+"""What a checkpoint's name or path stands for, and which weights, without loading them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from trt_sam._cache import known_sha256
-from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS
+from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, nearest_names
 from trt_sam.download.fetch import fetch
+from trt_sam.errors import CheckpointError
 
-__all__ = ["weights_sha256"]
+__all__ = ["check_source", "weights_sha256"]
 
 _READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 """What a loader may read of a folder."""
+
+
+def check_source(source: str) -> str:
+    """Return `source` if it may be a checkpoint: a name of the catalogue, a stand-in, a path that is there, or a hub id.
+
+    Raises:
+        CheckpointError: it is none of them; the message offers the nearest names.
+    """
+    if source in CATALOGUE or source in STANDINS or Path(source).exists() or _looks_like_hub_id(source):
+        return source
+    near = nearest_names(source)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    names = ", ".join((*CATALOGUE, STANDINS[0]))
+    raise CheckpointError(
+        f"checkpoint not found: {source}; {meant}give a .pth, a Hugging Face folder or id, or a name: {names}"
+    )
 
 
 def weights_sha256(source: str | os.PathLike[str]) -> str | None:
@@ -40,3 +58,10 @@ def weights_sha256(source: str | os.PathLike[str]) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    """Whether a source that is no existing path has the form owner/name of the Hugging Face hub."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and Path(source).suffix not in {
+        *(".pth", ".pt", ".bin", ".safetensors", ".onnx", ".ckpt")
+    }

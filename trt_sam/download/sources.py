@@ -94,6 +94,10 @@ def _sdist_url(source: SdistMember, session: Any) -> str:
         page = within(ANSWER_SECONDS, lambda: client.get_project_page(source.project, timeout=ANSWER_SECONDS))
     except (pypi_simple.NoSuchProjectError, pypi_simple.UnsupportedContentTypeError) as error:
         raise SourceError(f"has no project {source.project}", answered=True) from error
+    if not page.packages:
+        raise SourceError(
+            f"answered with a page that lists no file of {source.project}, as a page to sign in does", answered=True
+        )
     for package in page.packages:
         if package.package_type == "sdist" and package.version == source.version:
             return str(package.url)

@@ -50,8 +50,7 @@ def format_of(path: str | os.PathLike[str], name: str | None = None, *, single: 
     if name is None:
         if suffix not in _BY_SUFFIX:
             raise InputError(
-                f"the output is {path}, must end in .png, .json or .npz (or nothing, for a folder); or name a format: "
-                f"{', '.join(FORMATS)}"
+                f"the output is {path}, must end in .png, .json or .npz, or in nothing for a folder with a PNG for each mask"
             )
         found = _BY_SUFFIX[suffix]
         return "binary" if single and found == "index" else found

@@ -30,6 +30,8 @@ _ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 """Not MPO: what phones add to a JPEG are maps of depth and brightness."""
 _DEEP = re.compile(r";(12|16|32)[BLNSF]+$")
 """Pillow's names of more than 8 bits a channel ("RGB;16B"); without the byte order, "BGR;16" is 5 or 6 bits."""
+_OURS = re.compile(r"(.+)\.(mask|mask-\d+|masks|overlay)\.png")
+"""What `segment` writes beside a photo, by the photo's stem."""
 _FAULTS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError, MemoryError),
     *(ArithmeticError, LookupError, struct.error, zlib.error),
@@ -84,7 +86,8 @@ def _upright(file: Path | io.BytesIO, name: object, formats: Sequence[str] | Non
         limit = 2 * image_module.MAX_IMAGE_PIXELS
         raise InputError(f"image {name} is larger than {limit:,} pixels, the most that is read; scale it down") from None
     except image_module.UnidentifiedImageError:
-        raise InputError(f"{name} is not an image that Pillow can read; give a JPEG or PNG") from None
+        taken = "JPEG or PNG" if formats is None else " or ".join((", ".join(formats[:-1]), formats[-1]))
+        raise InputError(f"{name} is not an image that Pillow can read; give a {taken}") from None
     except _FAULTS as error:
         raise InputError(f"image {name} is damaged or truncated ({error}); get it again") from None
 
@@ -108,19 +111,26 @@ def _refuse_deep(image: Any, name: object) -> None:
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The images that `paths` name: a file is itself, a folder the images directly in it, sorted by name.
 
+    What `segment` wrote beside a photo of the folder (photo.mask.png, photo.overlay.png) is left out.
+
     Raises:
         InputError: a path is missing, or a folder holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
-            found.append(existing_file(path, "image"))
+            found.append(existing_file(path, "image" if path.suffix else "folder of images"))
             continue
         try:
             entries = sorted(path.iterdir())
         except OSError as error:
             raise InputError(f"folder {path} cannot be read: {error.strerror}") from error
         inside = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        stems = {photo.stem for photo in inside}
+        ours = [photo for photo in inside if (made := _OURS.fullmatch(photo.name)) and made[1] in stems]
+        if ours:
+            _log.info("%s: %d masks and overlays that segment wrote beside their photos are left out", path, len(ours))
+            inside = [photo for photo in inside if photo not in ours]
         if not inside:
             raise InputError(f"folder {path} holds no image ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}); name another")
         found.extend(inside)

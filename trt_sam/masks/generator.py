@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import LABEL_ABSENT, LABEL_FOREGROUND, LABEL_NOT_A_POINT, LOW_RES_SIZE
+from trt_sam.contract import LABEL_ABSENT, LABEL_FOREGROUND, LABEL_NOT_A_POINT, LOW_RES_SIZE, check_scores
 from trt_sam.errors import InputError
 from trt_sam.formats.runs import Runs
 from trt_sam.imaging.photos import frame_shape
@@ -211,7 +211,9 @@ class AutomaticMaskGenerator:
             feed["has_mask_input"] = np.zeros(len(points), np.float32)
         if "orig_im_size" in self._names:
             feed["orig_im_size"] = np.array(size, np.int64)
-        return self._runner.run(feed)
+        results = self._runner.run(feed)
+        check_scores(results["iou_predictions"])
+        return results
 
     def _most_prompts(self, size: tuple[int, int]) -> int:
         """How many clicks on an image of `size` go into one call."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trt_sam.download import CATALOGUE, DATA_FOLDER, STANDINS, fetch, nearest_names
+from trt_sam.download import CATALOGUE, DATA_FOLDER, STANDINS, check_source, fetch
 from trt_sam.errors import CheckpointError
 from trt_sam.model import naming
 from trt_sam.model.hardened import harden
 from trt_sam.model.sam import SamDecoder
 from trt_sam.model.state import check_fit, some, state_sha256
-from trt_sam.model.weights import download, looks_like_hub_id, read_folder, read_pth, read_safetensors
+from trt_sam.model.weights import download, read_folder, read_pth, read_safetensors
 
 if TYPE_CHECKING:
     from trt_sam.model.image_encoder import ImageEncoder
@@ -90,15 +90,9 @@ def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         return _from_folder(folder, text, prepare=harden if text == "standin-hard" else None)
     if path.is_dir():
         return _from_folder(path, text)
-    if not path.exists() and looks_like_hub_id(text):
-        return _from_folder(download(text), text)
+    check_source(text)
     if not path.exists():
-        near = nearest_names(text)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        names = ", ".join((*CATALOGUE, STANDINS[0]))
-        raise CheckpointError(
-            f"checkpoint not found: {text}; {meant}give a .pth, a Hugging Face folder or id, or a name: {names}"
-        )
+        return _from_folder(download(text), text)
     if path.suffix == ".safetensors":
         return _from_state(read_safetensors(path), str(path), text)
     return _from_pth(path, text)

@@ -16,7 +16,7 @@ from trt_sam._lazy import require
 from trt_sam.errors import CheckpointError, InputError
 from trt_sam.model.pickled import read_pickled
 
-__all__ = ["download", "looks_like_hub_id", "read_folder", "read_pth", "read_safetensors"]
+__all__ = ["download", "read_folder", "read_pth", "read_safetensors"]
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
 _DEPTH = 3
@@ -80,13 +80,6 @@ def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Ten
     if missing:
         raise CheckpointError(f"{folder}: the shards lack {missing[0]} and {len(missing) - 1} more that the index names")
     return state
-
-
-def looks_like_hub_id(source: str) -> bool:
-    """Whether a source that is no existing path has the form owner/name of the Hugging Face hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None and Path(source).suffix not in {
-        *(".pth", ".pt", ".bin", ".safetensors", ".onnx", ".ckpt")
-    }
 
 
 def download(hub_id: str) -> Path:

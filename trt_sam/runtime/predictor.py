@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
-from trt_sam.contract import LOW_RES_SIZE, NUM_MASKS
+from trt_sam.contract import LOW_RES_SIZE, NUM_MASKS, check_scores
 from trt_sam.errors import InputError
 from trt_sam.imaging.resize import boxes_to_frame, coords_to_frame, postprocess_masks
 from trt_sam.runtime.image_holder import ImageHolder, ImageNotSetError, ImageReplacedError, SetImage, SupportsEmbed
@@ -220,7 +220,9 @@ class Predictor(ImageHolder):
             feed["orig_im_size"] = np.array(image.size, np.int64)
         with self._turn:
             self._bring_back(image)
-            return self._runner.run(feed)
+            results = self._runner.run(feed)
+        check_scores(results["iou_predictions"])
+        return results
 
     def _most_prompts(self, image: SetImage, prompts: Sequence[Prompt], *, with_mask: bool) -> int:
         """How many prompts one call takes: of a runner of several profiles, it depends on their length."""

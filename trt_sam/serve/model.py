@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.contract import LOW_RES_SIZE, TensorSpec
+from trt_sam.contract import LOW_RES_SIZE, TensorSpec, check_scores
 from trt_sam.errors import ContractError, InputError
 from trt_sam.runtime.prompt_tokens import Prompt, padded
 from trt_sam.serve.faults import bad_prompt, image_unknown
@@ -113,6 +113,7 @@ class Model:
             np.concatenate([np.asarray(part[name], np.float32) for part in parts])
             for name in ("low_res_masks", "iou_predictions")
         )
+        check_scores(iou)
         return low_res, iou
 
     def run(self, image: int, feed: Mapping[str, Array]) -> dict[str, Array]:

