@@ -6,6 +6,7 @@ with absent points, as a service would send them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,17 @@ from trt_sam.feeds.realistic import Decode, draw_realistic
 from trt_sam.feeds.scenes import HELD_OUT_SEED, PROMPT_KINDS, make_scene
 from trt_sam.imaging.photos import frame_shape, read_image
 
-__all__ = ["EVALUATION_SEED", "Example", "PromptedImage", "embedding_picture", "make_examples", "photos", "scenes", "stored"]
+__all__ = [
+    "EVALUATION_SEED",
+    "Example",
+    "PromptedImage",
+    "embedding_picture",
+    "first_prompts",
+    "make_examples",
+    "photos",
+    "scenes",
+    "stored",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -60,6 +71,14 @@ class Example:
     image: PromptedImage
     truth: npt.NDArray[np.bool_] | None = field(repr=False, default=None)
     """bool [num_prompts, 256, 256]: the object that each prompt means, pixels that it covers by half or more."""
+
+
+def first_prompts(example: Example, count: int) -> Example:
+    """The same call with its first `count` prompts, or as many as there are."""
+    whole = ("image_embeddings", "orig_im_size")
+    feed = {name: array if name in whole else array[:count] for name, array in example.feed.items()}
+    truth = None if example.truth is None else example.truth[:count]
+    return dataclasses.replace(example, feed=feed, kinds=example.kinds[:count], truth=truth)
 
 
 def make_examples(

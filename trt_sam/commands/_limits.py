@@ -30,6 +30,9 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limits", metavar="F.toml", type=Path, help="a file of limits; flags override it")
     for name, (metavar, text) in _FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=float, help=text)
+    group.add_argument(
+        "--min-levels", metavar="N", type=int, help="least of int8's 127 levels that an activation reaches (default: 25)"
+    )
     group.add_argument("--min-prompts", metavar="N", type=int, help="with fewer there is no pass (default: 256)")
     group.add_argument(
         "--tolerance", metavar="OUTPUT=X", action="append", default=[], help="largest relative error of an output; repeatable"
@@ -38,7 +41,7 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def limits_given(args: argparse.Namespace) -> bool:
     """Whether any limit was asked for."""
-    names = ("limits", "min_prompts", *_FLAGS)
+    names = ("limits", "min_prompts", "min_levels", *_FLAGS)
     return bool(args.tolerance) or any(getattr(args, name) is not None for name in names)
 
 
@@ -60,7 +63,7 @@ def limits_of(args: argparse.Namespace) -> dict[str, Limits]:
     from trt_sam.gate.limits import ARITHMETICS, OUTPUTS, limits_for, read_limits
 
     tables = read_limits(args.limits) if args.limits is not None else {}
-    flags: dict[str, Any] = {name: getattr(args, name) for name in (*_FLAGS, "min_prompts")}
+    flags: dict[str, Any] = {name: getattr(args, name) for name in (*_FLAGS, "min_prompts", "min_levels")}
     flags = {name: value for name, value in flags.items() if value is not None}
     tolerances: dict[str, float] = {}
     for text in args.tolerance:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from trt_sam.accuracy.examples import first_prompts
 from trt_sam.accuracy.sides import Side
 from trt_sam.errors import InputError
 from trt_sam.gate.comparison import Candidate, Comparison
-from trt_sam.gate.layers import blamed_node, layer_rows
+from trt_sam.gate.graphs import group_of_node
+from trt_sam.gate.layers import LayerRow, layer_rows
+from trt_sam.gate.pairs import activation_pairs, without_pairs, worst_pair
+from trt_sam.gate.search import Blame, blamed_node
 from trt_sam.gate.verdict import FAIL
 from trt_sam.graph.metadata import read_graph
 
@@ -22,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["with_layers"]
 
-_ROW_PROMPTS = 2
-"""Tensors are compared on this many calls: they are large, and every prompt is much like the next."""
+_ROW_CALLS = _ROW_PROMPTS = 2
+"""Tensors are compared on the first prompts of so many calls: they are large, and every prompt is much like the next."""
 
 
 def with_layers(
@@ -52,11 +56,32 @@ def _candidate(
     model = onnx.load(side.source)
     half = candidate.arithmetic == "fp16"
     hard = list(candidate.figures.hardest)
-    rows = layer_rows(reference, model, hard[:_ROW_PROMPTS], half=half)
-    blame = None
-    if any(check.status == FAIL for check in candidate.verdict.checks):
-        blame = blamed_node(reference, model, rows, hard, candidate.limits, half=half, progress=progress)
+    rows = layer_rows(reference, model, [first_prompts(each, _ROW_PROMPTS) for each in hard[:_ROW_CALLS]], half=half)
+    failed = [check for check in candidate.verdict.checks if check.status == FAIL]
+    blame = _blame(reference, model, rows, candidate, half=half, progress=progress) if failed else None
     return dataclasses.replace(candidate, layers=tuple(rows), blame=blame)
+
+
+def _blame(
+    reference: onnx.ModelProto,
+    model: onnx.ModelProto,
+    rows: Sequence[LayerRow],
+    candidate: Candidate,
+    *,
+    half: bool,
+    progress: Callable[[int], None] | None,
+) -> Blame | None:
+    """The rounding that breaks a limit, else the first node whose tensor does, with no activation rounded."""
+    hard, pairs = list(candidate.figures.hardest), activation_pairs(model)
+    if pairs and (found := worst_pair(reference, model, hard, candidate.limits, progress=progress)) is not None:
+        return found
+    for check in candidate.verdict.checks:
+        pair = next((each for each in pairs if check.name == f"min_levels {each.name}"), None)
+        if check.status == FAIL and pair is not None:
+            group = group_of_node(reference).get(pair.reader, "")
+            return Blame(pair.reader, "MatMul", pair.reader.rpartition("/")[0], group, "", check.sentence, 0)
+    bare, passed_over = without_pairs(model, pairs), {row.tensor for row in rows if row.rescaled}
+    return blamed_node(reference, bare, passed_over, hard, candidate.limits, half=half, progress=progress)
 
 
 def _reference(reference: Side | None, side: Side, path: Path) -> onnx.ModelProto:

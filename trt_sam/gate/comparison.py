@@ -22,7 +22,8 @@ from trt_sam.gate.verdict import FAIL, PASS, Check, Verdict, judge
 from trt_sam.runtime.emulated_runner import EmulationRunner
 
 if TYPE_CHECKING:
-    from trt_sam.gate.layers import Blame, LayerRow
+    from trt_sam.gate.layers import LayerRow
+    from trt_sam.gate.search import Blame
 
 __all__ = ["Candidate", "Comparison", "Floor", "Questions", "compare_with", "fitting"]
 
@@ -153,10 +154,10 @@ def _answered(reference: Side | None, example: Example) -> Answer:
     assert reference is not None, "a question without an answer needs a reference"
     answer = answer_of(reference.runner.run(example.feed))
     for name, output in answer.outputs.items():
-        if not np.isfinite(output).all():
+        if broken := int((~np.isfinite(output)).sum()):
             raise InputError(
-                f"the reference {reference.source} gives {name} with {int((~np.isfinite(output)).sum())} values that are NaN "
-                f"or infinite on {example.image.name}; nothing can be judged by it"
+                f"the reference {reference.source} gives {name} with {broken} values that are NaN or infinite on "
+                f"{example.image.name}; nothing can be judged by it"
             )
     return answer
 
@@ -219,8 +220,9 @@ def _judged(
     coarser = max(reference, side.arithmetic, key=ARITHMETICS.index)
     applied = coarser if expected is None else max(reference, expected, key=ARITHMETICS.index)
     figures = tally.figures()
-    precision = None if expected is None else _precision(side, expected)
-    verdict = judge(figures, limits[applied], masks_mean_something=masks_mean_something, precision=precision)
+    own = [] if expected is None else [_precision(side, expected)]
+    levels, note = _levels(side, figures, limits[applied])
+    verdict = judge(figures, limits[applied], masks_mean_something=masks_mean_something, own=[*own, *levels])
     return Candidate(
         side.source,
         side.executed_by,
@@ -229,7 +231,7 @@ def _judged(
         limits[applied],
         figures,
         verdict,
-        tuple(_notes(side, sha256)),
+        (*_notes(side, sha256), *note),
         side.checkpoint_sha256,
     )
 
@@ -239,6 +241,19 @@ def _precision(side: Side, expected: str) -> Check:
     detail = f"{expected} was asked for, the candidate is {side.arithmetic}"
     status = PASS if found <= asked else FAIL
     return Check("precision", "coarseness of the arithmetic (0: fp32)", found, asked, False, status, detail=detail)
+
+
+def _levels(side: Side, figures: Figures, limits: Limits) -> tuple[list[Check], list[str]]:
+    """A check of every int8 range of a graph on the calls that were hardest, and a note where it cannot be made."""
+    if side.arithmetic != "quantized" or not side.source.endswith(".onnx"):
+        return [], []
+    try:
+        import onnx
+
+        from trt_sam.gate.pairs import level_checks
+    except ImportError:
+        return [], [f"how many levels the ranges of {side.source} use was not looked at: onnx is not installed"]
+    return level_checks(onnx.load(side.source), figures.hardest, limits.min_levels), []
 
 
 def _about(reference: Side | None) -> tuple[str, str, str]:

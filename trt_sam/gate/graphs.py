@@ -15,10 +15,13 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from trt_sam.errors import GraphError
 from trt_sam.graph.float16 import emulate_float16
+from trt_sam.quantize.products import find_products, product_groups
+from trt_sam.recipe import TIERS
 from trt_sam.runtime.session import session_options
 
-__all__ = ["Cut", "MatchedTensor", "Run", "cuts", "matched_tensors", "runnable", "tail"]
+__all__ = ["Cut", "MatchedTensor", "Run", "cuts", "group_of_node", "matched_tensors", "nodes_of_groups", "runnable", "tail"]
 
 Array = npt.NDArray[Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -145,6 +148,27 @@ def tail(reference: onnx.ModelProto, cut: Cut) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]
     return model
+
+
+def nodes_of_groups(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """The products' nodes by calibration group; empty for a graph that cannot be quantized (target cpu, other exporters)."""
+    try:
+        groups = product_groups(find_products(model, TIERS))
+    except GraphError:
+        return {}
+    return {name: tuple(product.name for product in products) for name, products in groups.items()}
+
+
+def group_of_node(model: onnx.ModelProto) -> dict[str, str]:
+    """The calibration group of every node in a product's module, and of what adds its bias, which may lie outside."""
+    products = {name: group for group, names in nodes_of_groups(model).items() for name in names}
+    modules = {name.rpartition("/")[0]: group for name, group in products.items()}
+    sums = {name: products[node.name] for node in model.graph.node if node.name in products for name in node.output}
+    groups = {}
+    for node in model.graph.node:
+        added = next((sums[name] for name in node.input if name in sums), "") if node.op_type == "Add" else ""
+        groups[node.name] = modules.get(node.name.rpartition("/")[0], added)
+    return groups
 
 
 def _values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -45,6 +45,9 @@ class Limits:
     """Share of prompts for which another mask is selected, which the reference scores more than 0.01 lower."""
     min_sqnr_db: float
     """Signal to noise of all logits."""
+    min_levels: int = 25
+    """Of the 127 levels on either side of zero, the least that the largest value of an int8 activation reaches on the hardest
+    calls; a range that is more than five times too large fails."""
     min_prompts: int = 256
     """With fewer there is no verdict but a failure."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
@@ -53,12 +56,14 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if name in ("tolerances", "min_prompts", "min_sqnr_db"):
+            if name in ("tolerances", "min_prompts", "min_sqnr_db", "min_levels"):
                 continue
             if not 0.0 <= value <= 1.0:
                 raise InputError(f"limit {name} is {value}, must be from 0 to 1")
         if math.isnan(self.min_sqnr_db):
             raise InputError("limit min_sqnr_db is nan, must be a number of decibels")
+        if not 0 <= self.min_levels <= 127:
+            raise InputError(f"limit min_levels is {self.min_levels}, must be from 0 to 127")
         if self.min_prompts < 1:
             raise InputError(f"limit min_prompts is {self.min_prompts}, must be at least 1")
         for name, value in self.tolerances.items():
@@ -158,5 +163,5 @@ def _check_kind(path: os.PathLike[str], key: str, value: Any) -> None:
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int | float):
             raise InputError(f"{os.fspath(path)}: limit {key} is {each!r}, must be a number")
-    if key == "min_prompts" and not isinstance(value, int):
-        raise InputError(f"{os.fspath(path)}: limit min_prompts is {value!r}, must be a whole number")
+    if key in ("min_prompts", "min_levels") and not isinstance(value, int):
+        raise InputError(f"{os.fspath(path)}: limit {key} is {value!r}, must be a whole number")

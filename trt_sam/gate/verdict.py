@@ -8,7 +8,7 @@ too few   every figure keeps its limit, but there are fewer prompts than asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Check:
     """One limit."""
 
     name: str
-    """Of `Limits`, or "finite OUTPUT", "tolerance OUTPUT", "precision", "prompts"."""
+    """Of `Limits`, or "finite OUTPUT", "tolerance OUTPUT", "min_levels GROUP", "precision", "prompts"."""
     title: str
     value: float
     limit: float
@@ -76,17 +76,17 @@ class Verdict:
         return tuple(check for check in self.checks if check.status != PASS)
 
 
-def judge(figures: Figures, limits: Limits, *, masks_mean_something: bool = True, precision: Check | None = None) -> Verdict:
+def judge(figures: Figures, limits: Limits, *, masks_mean_something: bool = True, own: Sequence[Check] = ()) -> Verdict:
     """Judge a candidate's figures.
 
     Args:
         figures: of `Tally`.
         limits: to be kept.
         masks_mean_something: False on random embeddings: masks then take no part.
-        precision: a check of the candidate's own kind, made by the caller.
+        own: checks of the candidate itself, made by the caller: its arithmetic, its ranges.
     """
     clusters = figures.images if len(figures.names) >= _FEW_IMAGES else np.arange(len(figures.images))
-    checks = [*([precision] if precision is not None else []), *_output_checks(figures, limits)]
+    checks = [*own, *_output_checks(figures, limits)]
     if masks_mean_something:
         checks += _mask_checks(figures, limits, clusters)
     count = len(figures.iou)

@@ -16,10 +16,11 @@ from PIL import Image
 from tests.fixtures.made_answers import answer, example, outputs
 from trt_sam.gate.answers import answer_of
 from trt_sam.gate.comparison import Candidate, Comparison, Floor
-from trt_sam.gate.layers import Blame, LayerRow
+from trt_sam.gate.layers import LayerRow
 from trt_sam.gate.limits import limits_for
 from trt_sam.gate.report.page import comparison_page
 from trt_sam.gate.report.text import junit, markdown, to_dict
+from trt_sam.gate.search import Blame
 from trt_sam.gate.tally import Figures, Tally
 from trt_sam.gate.verdict import judge
 
