@@ -19,6 +19,7 @@ from trt_sam.gate.comparison import Candidate, Comparison, Floor
 from trt_sam.gate.layers import LayerRow
 from trt_sam.gate.limits import limits_for
 from trt_sam.gate.report.page import comparison_page
+from trt_sam.gate.report.sensitivity_page import sensitivity_page
 from trt_sam.gate.report.text import junit, markdown, to_dict
 from trt_sam.gate.search import Blame
 from trt_sam.gate.tally import Figures, Tally
@@ -42,7 +43,9 @@ def figures(shift: float) -> Figures:
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     rows = tuple(
-        LayerRow(f"transformer/a_long_name_of_a_node_{i}/MatMul", "MatMul", "transformer", "", f"t{i}", 90.0 - i, 0.0, 0.0)
+        LayerRow(
+            f"transformer/a_long_name_of_a_node_{i}/MatMul", "MatMul", "transformer", "", f"t{i}", 90.0 - i, 0.0, 0.0, i < 3
+        )
         for i in range(40)
     )
     blame = Blame(rows[20].node, "MatMul", "transformer", "block0.image", rows[19].node, "SQNR of the logits, dB 20", 5)
@@ -63,6 +66,7 @@ def test_the_page_begins_with_the_verdict_and_needs_nothing_else(comparison: Com
     body = page[page.index("<body>") :]
     assert body.index("Not passed") < body.index('class="card fail"') < body.index('class="card pass"') < body.index("<table")
     assert "first node to blame: transformer/a_long_name_of_a_node_20/MatMul" in body
+    assert "3 of 40 tensors of engines/a/very/long/path/to/another/decoder.onnx are shifted and scaled by calibration" in body
     assert body.count("data:image/jpeg;base64,") == 2 * 2 * 3
     assert "(100, 100) label 1 in the 1024 frame" in body
     outside = [u for u in re.findall(r'(?:src|href)="([^"]*)"', body) if not u.startswith(("data:", "#"))]
@@ -78,12 +82,36 @@ def test_the_other_forms_say_the_same(comparison: Comparison) -> None:
     assert data["candidates"][1]["blame"]["group"] == "block0.image"
 
 
+SENSITIVITY = {
+    "checkpoint": "a/very/long/path/to/a/checkpoint_of_somebody.pth",
+    "precision": "int8",
+    "calibrator": "max",
+    "judged_on": "8 photos",
+    "goal": {"mean_iou": 0.99, "p5_iou": 0.97, "clear_flips": 0.01},
+    "goal_reached": False,
+    "keep_fp16": ["block0.image"],
+    "all_groups": {"mean_iou": 0.98, "p5_iou": 0.9},
+    "groups": [
+        {
+            "group": f"block{i}.image",
+            "tier": "A",
+            "cost": 0.01 / (i + 1),
+            "alone": {"mean_iou": 0.99, "p5_iou": 0.95},
+            "left_out": None,
+            "nodes": [f"transformer.image_layers.{i}.product/MatMul"] * 2,
+        }
+        for i in range(3)
+    ],
+}
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_scrolls_sideways(comparison: Comparison, width: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["comparison", "sensitivity"])
+def test_nothing_scrolls_sideways(comparison: Comparison, kind: str, width: int, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("there is no Chromium here (apt-get install chromium)")
-    page = comparison_page(comparison, {"numpy": "2"})
+    page = comparison_page(comparison, {"numpy": "2"}) if kind == "comparison" else sensitivity_page(SENSITIVITY)
     # Headless Chromium has no narrower window than 500 pixels: the page is looked at in a frame of the width.
     (tmp_path / "page.html").write_text(page)
     script = (

@@ -20,7 +20,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 1rem; } h2 { font-siz
   margin: .7rem 0; }
 .card.pass { border-color: var(--pass); } .card.fail { border-color: var(--fail); } .card.open { border-color: var(--open); }
 .word { font-weight: 700; text-transform: uppercase; } .pass .word, td.pass { color: var(--pass); }
-.fail .word, td.fail { color: var(--fail); } .open .word, td.open { color: var(--open); }
+.fail .word, td.fail { color: var(--fail); } .open .word, td.open, b.open { color: var(--open); }
 .card ul { margin: .4rem 0 0; padding-left: 1.1rem; }
 .soft, figcaption, dt { color: var(--soft); } .small { font-size: .86rem; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .1rem 1rem; font-size: .9rem; } dd { margin: 0; }

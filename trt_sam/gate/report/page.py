@@ -46,7 +46,7 @@ def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> s
 
 def _verdict(candidate: Candidate) -> str:
     verdict = candidate.verdict
-    missed = "".join(f"<li>{text(check.sentence)}</li>" for check in verdict.missed)
+    missed = "".join(f"<li>{_open(check)}{text(check.sentence)}</li>" for check in verdict.missed)
     blame = f"<p>{text(candidate.blame.sentence)}</p>" if candidate.blame is not None else ""
     notes = "".join(f'<p class="small soft">{text(note)}</p>' for note in candidate.notes)
     by_name = {check.name: check for check in verdict.checks}
@@ -58,6 +58,10 @@ def _verdict(candidate: Candidate) -> str:
         f'<div class="small soft">{text(candidate.executed_by)}; limits for {text(candidate.limits_of)}; '
         f"intervals by resampling {verdict.intervals_by}</div>{summary}{blame}{notes}</div>"
     )
+
+
+def _open(check: Check) -> str:
+    return "" if check.status == FAIL else f'<b class="open">{text(check.status)}:</b> '
 
 
 def _figures(comparison: Comparison, colours: Mapping[str, str]) -> str:
@@ -99,7 +103,14 @@ def _layers(comparison: Comparison, colours: Mapping[str, str]) -> list[str]:
         for c in comparison.candidates
         if c.layers and c.blame is not None
     }
-    return ["<h2>Layer by layer</h2>", layer_sqnr(rows, marked, colours)]
+    notes = ["A dot marks the node that is blamed."] if marked else []
+    for name, layers in found.items():
+        if rescaled := sum(row.rescaled for row in layers):
+            notes.append(
+                f"{rescaled} of {len(layers)} tensors of {name} are shifted and scaled by calibration, which a later product "
+                "undoes; they are held against its own without rounding."
+            )
+    return ["<h2>Layer by layer</h2>", layer_sqnr(rows, marked, colours), f'<p class="soft small">{text(" ".join(notes))}</p>']
 
 
 def _key() -> str:
