@@ -1,6 +1,7 @@
 """Clicks per second of `trt-sam serve`: an open loop, at rising rates, beside the bare runner in the same run.
 
     python benchmarks/serve.py SET --rates 1,2,4,8 --seconds 20 --output benchmarks/results/serve.json
+    python benchmarks/serve.py SET --beside --output benchmarks/results/servers.json    (Triton and Ray Serve: servers.py)
 
 Clicks come at times drawn beforehand (a Poisson process with a fixed seed), whether earlier ones were answered or not, and each
 is timed from when it was due: a service that stalls cannot make its clients ask later (coordinated omission). Answers of 429
@@ -42,8 +43,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each rate")
     parser.add_argument("--images", type=int, default=4, help="pictures that are clicked on in turn")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
+    parser.add_argument("--beside", action="store_true", help="the bare runner, trt-sam serve, Triton and Ray Serve in one run")
+    parser.add_argument("--rounds", type=int, default=6, help="with --beside")
+    parser.add_argument("--clicks", type=int, default=20, help="with --beside: of a side and a round")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if args.beside:
+        beside(args)
+        return
     bare = bare_milliseconds(args.set, args.threads)
     print(f"bare runner, one click at a time: p50 {np.median(bare):.1f} ms, p99 {np.percentile(bare, 99):.1f} ms")
     process, url = started(args.set, args.threads)
@@ -67,6 +74,21 @@ def main() -> None:
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def beside(args: argparse.Namespace) -> None:
+    """All servers whose environments `make test-services` has made."""
+    from servers import markdown, measured_beside
+
+    found = {name: ROOT / f".venv-{name}" / "bin" / "python" for name in ("triton", "ray")}
+    pythons = {name: str(python) for name, python in found.items() if python.exists()}
+    report = measured_beside(args.set, rounds=args.rounds, clicks=args.clicks, pythons=pythons)
+    page = markdown(report)
+    print(page)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        args.output.with_suffix(".md").write_text(page)
 
 
 def bare_milliseconds(folder: str, threads: int) -> list[float]:

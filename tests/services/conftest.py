@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.services.process import ROOT, Service, start
+from tests.services.ray_cluster import Cluster, start_cluster
 
 if importlib.util.find_spec("selenium") is None:
     # `make test`, whose environment has none of this, collects the folder as well.
@@ -28,3 +29,11 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def astronaut() -> bytes:
     return (ROOT / "samples" / "astronaut.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of Ray that has no workers yet."""
+    cluster = start_cluster(tmp_path_factory.mktemp("ray"))
+    yield cluster
+    cluster.stop()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.services.process import environment, python
 from tests.services.triton import free_port
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 @dataclass
@@ -27,23 +27,24 @@ class Cluster:
     token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def begin(self, *flags: str) -> subprocess.Popen[bytes]:
-        """Start a node; `wait` until it belongs to the cluster."""
-        log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
-        words = [python("ray"), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        node = subprocess.Popen([*words, *flags], stdout=log, stderr=log, env=self.environment(), start_new_session=True)
+    def add(self, *flags: str) -> subprocess.Popen[bytes]:
+        """Start a node, and wait until the cluster has it."""
+        path = self.folder / f"node-{len(self.nodes)}.log"
+        words = [python("ray"), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *flags]
+        with path.open("wb") as log:
+            node = subprocess.Popen(words, stdout=log, stderr=log, env=self.environment(), start_new_session=True)
         self.nodes.append(node)
-        return node
-
-    def wait(self) -> None:
-        """Until all nodes have begun."""
         deadline = time.monotonic() + START_SECONDS
-        for number, node in enumerate(self.nodes):
-            log = self.folder / f"node-{number}.log"
-            while node.returncode is None and "Ray runtime started" not in log.read_text():
-                waits = time.monotonic() < deadline and node.poll() is None
-                assert waits, f"node {number} did not start\n{log.read_text()}"
-                time.sleep(0.1)
+        while time.monotonic() < deadline and node.poll() is None:
+            if "Ray runtime started" in path.read_text():
+                return node
+            time.sleep(0.1)
+        raise AssertionError(f"{path} did not start\n" + path.read_text())
+
+    def have_workers(self, count: int) -> None:
+        """Start workers of one core until there are so many."""
+        while sum(node.poll() is None for node in self.nodes[1:]) < count:
+            self.add(f"--address={self.address}", "--num-cpus=1", "--object-store-memory", str(100 << 20))
 
     def environment(self) -> dict[str, str]:
         """Of whoever belongs to the cluster, or talks to it."""
@@ -62,8 +63,8 @@ class Cluster:
                 self.kill(node)
 
 
-def start_cluster(folder: Path, workers: int) -> Cluster:
-    """A head and `workers` workers of one core each."""
+def start_cluster(folder: Path) -> Cluster:
+    """A head; `have_workers` gives it some."""
     port = free_port()
     cluster = Cluster(f"127.0.0.1:{port}", folder)
     try:
@@ -71,21 +72,13 @@ def start_cluster(folder: Path, workers: int) -> Cluster:
         # Sockets have short names, and pytest's folders long ones.
         temporary = tempfile.mkdtemp(prefix="ray-")
         fixed = ("--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", "0")
-        cluster.begin(
+        cluster.add(
             "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={temporary}", "--include-dashboard=false", *memory, *fixed
         )
-        cluster.wait()
-        for _ in range(workers):
-            add_worker(cluster)
-        cluster.wait()
     except BaseException:
         cluster.stop()
         raise
     return cluster
-
-
-def add_worker(cluster: Cluster) -> subprocess.Popen[bytes]:
-    return cluster.begin(f"--address={cluster.address}", "--num-cpus=1", "--object-store-memory", str(100 << 20))
 
 
 def descendants(pid: int) -> list[int]:
@@ -103,3 +96,11 @@ def descendants(pid: int) -> list[int]:
         found += children
         todo += children
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """What a process calls itself; empty where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -6,14 +6,13 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.services.process import ROOT, python, run, served_set
-from tests.services.ray_cluster import Cluster, descendants, start_cluster
+from tests.services.ray_cluster import Cluster, command_line, descendants
 
 PHOTO = ROOT / "samples" / "astronaut.jpg"
 PHOTOS = 6
@@ -26,10 +25,9 @@ def folder() -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    running = start_cluster(tmp_path_factory.mktemp("ray"), workers=2)
-    yield running
-    running.stop()
+def cluster(ray_head: Cluster) -> Cluster:
+    ray_head.have_workers(2)
+    return ray_head
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +67,6 @@ def busy_node(cluster: Cluster, process: subprocess.Popen[str]) -> subprocess.Po
                 return node
         time.sleep(0.02)
     raise AssertionError(process.communicate())
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_a_killed_worker_loses_nothing(cluster: Cluster, photos: Path, folder: str, tmp_path: Path) -> None:

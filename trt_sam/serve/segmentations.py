@@ -17,7 +17,25 @@ from trt_sam.formats.records import box_of_pixels
 from trt_sam.formats.runs import Runs
 from trt_sam.imaging.resize import postprocess_window
 
-__all__ = ["described", "runs_at_size"]
+__all__ = ["candidates", "described", "masks_of", "runs_at_size"]
+
+FloatArray = npt.NDArray[np.float32]
+_CANDIDATES = {"three": slice(1, None), "best": slice(1, None), "single": slice(0, 1)}
+
+
+def candidates(low_res: FloatArray, iou: FloatArray, output: str) -> tuple[FloatArray, FloatArray]:
+    """Of logits [prompts, 4, 256, 256] and scores [prompts, 4] those that `output` of a request asks for."""
+    chosen = _CANDIDATES[output]
+    low_res, iou = low_res[:, chosen], iou[:, chosen]
+    if output == "best":
+        rows, best = np.arange(len(iou)), iou.argmax(axis=1)
+        low_res, iou = low_res[rows, best][:, None], iou[rows, best][:, None]
+    return low_res, iou
+
+
+def masks_of(logits: FloatArray, size: tuple[int, int], format: str) -> list[dict[str, Any]]:
+    """`described` of each of logits float32 [n, 256, 256]."""
+    return [described(runs_at_size(each, size), format) for each in logits]
 
 
 def runs_at_size(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> Runs:

@@ -23,7 +23,7 @@ from trt_sam.serve.metrics import Metrics
 from trt_sam.serve.model import Model
 from trt_sam.serve.pictures import picture_of, picture_too_large, scaled
 from trt_sam.serve.requests import EverythingRequest, MasksRequest
-from trt_sam.serve.segmentations import described, runs_at_size
+from trt_sam.serve.segmentations import candidates, described, masks_of
 from trt_sam.serve.settings import ServeSettings
 from trt_sam.serve.worker import Done, Lane, RunnerWorker
 
@@ -34,7 +34,6 @@ FloatArray = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
 _SWEEP_SECONDS = 5.0
-_CANDIDATES = {"three": slice(1, None), "best": slice(1, None), "single": slice(0, 1)}
 
 
 class Service:
@@ -109,18 +108,13 @@ class Service:
         earlier = None if asked.mask is None else image.mask(asked.mask)[None, None]
         work = self.worker.submit("clicks", lambda: self.model.decode(image.number, asked.prompts, image.size, earlier))
         low_res, iou = await call.finished(request, work, "decode", self.settings.answer_seconds)
-        chosen = _CANDIDATES[asked.output]
-        low_res, iou = low_res[:, chosen], iou[:, chosen]
-        if asked.output == "best":
-            rows, best = np.arange(len(iou)), iou.argmax(axis=1)
-            low_res, iou = low_res[rows, best][:, None], iou[rows, best][:, None]
-        return low_res, iou
+        return candidates(low_res, iou, asked.output)
 
     async def masks(self, call: Call, request: Request, image: HeldImage, asked: MasksRequest) -> list[dict[str, Any]]:
         """The masks of each prompt: for each `masks`, and `best`, the place of the one with the highest score."""
         low_res, iou = await self.decode(call, request, image, asked)
         flat = low_res.reshape(-1, *low_res.shape[2:])
-        made = await call.timed("masks", self.threaded, _masks_of, flat, image.size, asked.format)
+        made = await call.timed("masks", self.threaded, masks_of, flat, image.size, asked.format)
         # An answer to many boxes has more masks than are kept.
         keeps = asked.keep and len(flat) <= self.settings.masks_per_image
         each = low_res.shape[1]
@@ -199,10 +193,6 @@ class Service:
         self.worker.close()
         self._threads.shutdown()
         self.model.close()
-
-
-def _masks_of(logits: FloatArray, size: tuple[int, int], format: str) -> list[dict[str, Any]]:
-    return [described(runs_at_size(each, size), format) for each in logits]
 
 
 def _records_of(records: list[dict[str, Any]], format: str) -> list[dict[str, Any]]:
