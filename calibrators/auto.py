@@ -6,7 +6,8 @@ the logits at the masks' edges less (`trials.Score.noise`) and does the masks no
 alone is decided by a single unstable mask. Seen on SAM's decoder: by 32 prompts' IoU the scale's strength 0.7 looked better
 than 1 by .0018.
 Then groups go back to float16, the costliest first, as long as one costs more than TOLERANCE of mean IoU with all the others
-quantized; last, a later tier goes if all that is left of it costs as much. Costs are those within the whole: errors of groups
+quantized; then a small group that makes most of the noise (LOUD); last, a later tier if all that is left of it costs as much
+as TOLERANCE. Costs are those within the whole: errors of groups
 add up like noise, so the first of them looks dear against float32 and is cheap among the others.
 """
 
@@ -31,6 +32,9 @@ TIE = 1e-4
 NOISE_TIE = 0.15
 """Noises this near, relatively, are equal, and then what comes first is taken: the widest range. Clipping that lowered the
 noise of 32 prompts by 11 % cost .0003 of mean IoU on 560 others, most of it in small masks and refinements."""
+LOUD, LITTLE = 0.5, 0.1
+"""A group stays in float16 where the noise falls below LOUD of what it was without it, if it does less than LITTLE of the
+quantized multiply-adds: INT8 would save next to nothing there, and costs most of the accuracy."""
 _HARM = 0.001
 """What the quality of masks (`Score.quality`) may fall where the noise falls: less than the prompts can tell."""
 _SAME_RANGE = 0.005
@@ -193,6 +197,7 @@ class _Search:
         """(what stays, its score, what each group cost when it was last tried, what was left out, in words)."""
         notes: list[str] = []
         costs: dict[str, float] = {}
+        without: dict[str, Score] = {}
         suspects = list(chosen)
         while suspects and len(chosen) > 1:
             without = {name: self._score(_less(chosen, [name])) for name in suspects}
@@ -204,6 +209,12 @@ class _Search:
             chosen, reached = _less(chosen, [worst]), without[worst]
             # Only those that were too dear are tried again; the others were cheap among more noise, and are no suspects.
             suspects = [name for name in suspects if name != worst and costs[name] > TOLERANCE]
+        loud = self._loudest(chosen, reached, without)
+        if loud is not None:
+            notes.append(
+                f"{loud} stays in float16: noise {without[loud].noise:.3g} instead of {reached.noise:.3g} for little work"
+            )
+            chosen, reached = _less(chosen, [loud]), without[loud]
         # The first tier holds most of the work: a later one must earn its place beside it, not the other way round.
         for tier in sorted({group[0].tier for group in self._groups.values()}, reverse=True)[:-1]:
             members = [name for name in chosen if self._groups[name][0].tier == tier]
@@ -219,6 +230,19 @@ class _Search:
         if 1.0 - reached.mean_iou > TOLERANCE and len(chosen) == 1:
             notes.append(f"{next(iter(chosen))} alone costs more than {TOLERANCE}, and stays quantized as the last group")
         return chosen, reached, costs, notes
+
+    def _loudest(self, chosen: Mapping[str, str], reached: Score, without: Mapping[str, Score]) -> str | None:
+        """The small group that makes most of the noise, if one does; `without` are scores without each, by the last trials."""
+        work = {name: sum(product.multiply_adds for product in self._groups[name]) for name in chosen}
+        noises = {
+            name: score.noise
+            for name, score in without.items()
+            if score.noise is not None and name in chosen and work[name] < LITTLE * sum(work.values())
+        }
+        quietest = min(noises, key=lambda name: noises[name], default=None)
+        if quietest is None or reached.noise is None or len(chosen) < 2 or noises[quietest] >= LOUD * reached.noise:
+            return None
+        return quietest
 
     def _distinct(self, products: Sequence[Product], start: str) -> list[str]:
         """The calibrators whose ranges differ for these products, from each other and from that of `start`."""

@@ -6,6 +6,9 @@ counts do not depend on the order of the feeds. No more than a few prompts are r
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -18,9 +21,10 @@ import onnx
 from calibrators.histogram import BINS, Histogram, count_bins
 from trt_sam._lazy import require
 from trt_sam.errors import CalibrationError, InferenceError, first_line
+from trt_sam.quantize.mixing import mix_channels
 from trt_sam.quantize.rounding import InputMoments
 
-__all__ = ["ChannelStats", "Progress", "collect_channels", "collect_histograms"]
+__all__ = ["ChannelStats", "Feeds", "Progress", "collect_channels", "collect_histograms", "collect_rows"]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -47,6 +51,8 @@ class ChannelStats:
     """float64 [channels, channels], of every `_EVERY`th row."""
     count: int
     """Values per channel."""
+    mix: FloatArray | None = field(repr=False, default=None)
+    """float64 [heads, d, d]: all of these are of the tensor with its channels mixed so; None: as they are."""
 
     def moments(self, shift: FloatArray, scale: FloatArray) -> InputMoments:
         """Of (x - shift) / scale; shift and scale are float64 [channels]."""
@@ -58,7 +64,12 @@ class ChannelStats:
 
 
 def collect_channels(
-    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    feeds: Feeds,
+    *,
+    mixes: Mapping[str, FloatArray] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, ChannelStats]:
     """Mean, range and covariance of the channels of `tensors`, in one pass.
 
@@ -66,6 +77,7 @@ def collect_channels(
         model: the graph; not changed.
         tensors: names of float tensors in it, each [..., channels].
         feeds: arrays by input name; inputs that the graph does not have are passed over.
+        mixes: by tensor, how its channels are mixed first (`trt_sam.quantize.mixing`), for those that are.
         progress: called after each feed.
 
     Raises:
@@ -73,11 +85,30 @@ def collect_channels(
         InferenceError: ONNX Runtime cannot run the graph.
         ValueError: the graph has no such tensor.
     """
+    mixes = mixes or {}
     sums: dict[str, _ChannelSums] = {}
     for name, array in _values(model, tensors, feeds, "channels", progress):
         rows = array.reshape(-1, array.shape[-1])
+        rows = mix_channels(rows, mixes[name]) if name in mixes else rows
         sums.setdefault(name, _ChannelSums(array.shape[-1])).add(rows, name)
-    return {name: sums[name].stats() for name in tensors}
+    return {name: dataclasses.replace(sums[name].stats(), mix=mixes.get(name)) for name in tensors}
+
+
+def collect_rows(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Some rows [n, channels] of `tensors`: of a few prompts of each feed, and of no more than _ROW_FEEDS feeds.
+
+    Args as for `collect_channels`; raises likewise.
+    """
+    few = _Thinned(model, feeds)
+    kept: dict[str, list[Array]] = {name: [] for name in tensors}
+    for name, array in _values(model, tensors, few, "channels", progress):
+        rows = array.reshape(-1, array.shape[-1])[::_EVERY]
+        if not np.isfinite(rows).all():
+            raise _not_finite(name)
+        kept[name].append(rows.astype(np.float32))
+    return {name: np.concatenate(arrays) for name, arrays in kept.items()}
 
 
 def collect_histograms(
@@ -127,6 +158,25 @@ def _ranges(model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds, progre
 
 _EVERY = 5
 """Rows between two that count for the covariance: neighbours say nearly the same, and 5 divides no side of the picture."""
+
+
+_ROW_FEEDS, _ROW_PROMPTS = 128, 2
+"""Feeds, and prompts of each, of which rows are kept: 0.4 MiB a prompt and tensor."""
+
+
+class _Thinned:
+    """A few prompts of feeds that are evenly spread over all of them."""
+
+    def __init__(self, model: onnx.ModelProto, feeds: Feeds) -> None:
+        self._model, self._feeds = model, feeds
+        self._step = max(1, math.ceil((len(feeds) if isinstance(feeds, Sized) else 1) / _ROW_FEEDS))
+
+    def __len__(self) -> int:
+        return math.ceil((len(self._feeds) if isinstance(self._feeds, Sized) else 0) / self._step)
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        for feed in itertools.islice(self._feeds, None, None, self._step):
+            yield next(_slices(self._model, feed, _ROW_PROMPTS))
 
 
 class _ChannelSums:
@@ -194,7 +244,7 @@ def _values(
         raise CalibrationError("there is no feed: calibration needs at least one image with a prompt")
 
 
-def _slices(model: onnx.ModelProto, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+def _slices(model: onnx.ModelProto, feed: Mapping[str, Array], at_once: int = _PROMPTS_AT_ONCE) -> Iterator[dict[str, Array]]:
     """The feed, a few prompts at a time; whole where its graph has no dimension `num_prompts`."""
     per_prompt = {
         value.name
@@ -202,8 +252,8 @@ def _slices(model: onnx.ModelProto, feed: Mapping[str, Array]) -> Iterator[dict[
         if [dim.dim_param for dim in value.type.tensor_type.shape.dim][:1] == ["num_prompts"] and value.name in feed
     }
     count = max((len(feed[name]) for name in per_prompt), default=1)
-    for start in range(0, count, _PROMPTS_AT_ONCE):
-        rows = slice(start, start + _PROMPTS_AT_ONCE)
+    for start in range(0, count, at_once):
+        rows = slice(start, start + at_once)
         yield {name: array[rows] if name in per_prompt else array for name, array in feed.items()}
 
 

@@ -1,7 +1,8 @@
 """Ranges that come with the package for a known checkpoint, so that INT8 can be built before anyone has a calibration set.
 
-One JSON file per checkpoint: of each tensor its shift, scale and ranges by calibrator, and how they were made. It is bound to
-the decoder's weights and to the kind of image encoder: the decoder of MobileSAM is SAM ViT-H's too, but sees other embeddings.
+One JSON file per checkpoint: of each tensor its shift, scale, mixing and ranges by calibrator, and how they were made. It is
+bound to the decoder's weights and to the kind of image encoder: the decoder of MobileSAM is SAM ViT-H's too, but sees other
+embeddings.
 
 Weights are rounded to the nearest here, for second-order rounding needs the inputs' moments, which are as large as the weights;
 the bias still makes good for what rounding does to the mean. One's own photos are a little better: see benchmarks/results.
@@ -83,6 +84,7 @@ class ShippedRanges:
                 "scale": _short(each.change.scale),
                 "mean": _short(each.mean),
                 "amax": {calibrator: float(f"{value:.{_DIGITS}g}") for calibrator, value in each.amax.items()},
+                **({} if each.change.mix is None else {"mix": _short_mix(each.change.mix)}),
             }
             for name, each in self.tensors.items()
         }
@@ -93,7 +95,11 @@ class ShippedRanges:
         """Undo `to_dict`."""
         tensors = {
             name: ShippedTensor(
-                ChannelChange(np.array(each["shift"], np.float64), np.array(each["scale"], np.float64)),
+                ChannelChange(
+                    np.array(each["shift"], np.float64),
+                    np.array(each["scale"], np.float64),
+                    np.array(each["mix"], np.float64) if "mix" in each else None,
+                ),
                 np.array(each["mean"], np.float64),
                 each["amax"],
             )
@@ -185,6 +191,10 @@ def quantize_by_ranges(
         share = quantization_share(graphs["half"], found)
     groups = list(product_groups(found))
     return {**about, "path": str(output), "ranges": amax, "groups": groups, "quantized_share": share}
+
+
+def _short_mix(mix: FloatArray) -> list[list[list[float]]]:
+    return [[_short(row) for row in head] for head in mix]
 
 
 def _short(values: FloatArray) -> list[float]:

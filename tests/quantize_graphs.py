@@ -44,6 +44,7 @@ class Stats:
     mean: Array
     amin: Array
     amax: Array
+    mix: Array | None = None
 
 
 @functools.cache

@@ -5,7 +5,8 @@ channel's middle of range, or its mean; s follows SmoothQuant (Xiao et al. 2023,
 `amax^alpha / max|W|^(1 - alpha)`. With alpha 1 each channel has all 255 levels, as if it were quantized by itself.
 
 Where it can, the change of x moves into what makes x, and costs nothing: into a LayerNorm that only products read, or through
-an attention into the product that makes its values, for the weights of a softmax add up to 1. Elsewhere it is a Sub and a Mul
+an attention into the product that makes its values, for the weights of a softmax add up to 1; there the channels of a head may
+be mixed as well (`mixing`). Elsewhere it is a Sub and a Mul
 before Q, which TensorRT fuses with Q (seen with TensorRT-RTX 1.7: no kernel more than Q alone).
 """
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from trt_sam.errors import CalibrationError, GraphError
 from trt_sam.quantize.constants import Constants
+from trt_sam.quantize.mixing import mix_channels, unmix_rows
 from trt_sam.quantize.products import Product, find_products
 from trt_sam.recipe import TIERS
 
@@ -57,16 +59,20 @@ class ChannelStats(Protocol):
     def amin(self) -> npt.NDArray[Any]: ...
     @property
     def amax(self) -> npt.NDArray[Any]: ...
+    @property
+    def mix(self) -> npt.NDArray[Any] | None: ...
 
 
 @dataclass(frozen=True)
 class ChannelChange:
-    """What is done to a tensor x [..., channels] before it is quantized: (x - shift) / scale."""
+    """What is done to a tensor x [..., channels] before it is quantized: (mixed x - shift) / scale."""
 
     shift: Vector
     """float64 [channels]."""
     scale: Vector
     """float64 [channels], above 0."""
+    mix: Vector | None = None
+    """float64 [heads, d, d], for the output of an attention alone (`mixing`); None leaves the channels as they are."""
 
     def __post_init__(self) -> None:
         shift, scale = self.shift, self.scale
@@ -167,8 +173,8 @@ class _Work:
             alpha = smooth_alpha.get(_group(name)) if isinstance(smooth_alpha, Mapping) else smooth_alpha
             if not shift and alpha is None:
                 return None
-            mean, amax = self._stats(readers[0], stats, shift=shift)
-            return ChannelChange(mean, np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha))
+            mean, amax, mix = self._stats(readers[0], stats, shift=shift)
+            return ChannelChange(mean, np.ones_like(mean) if alpha is None else self._scale(readers, amax, alpha, mix), mix)
 
         return decide
 
@@ -194,7 +200,7 @@ class _Work:
             channels = self.constants.weight(readers[0].name).shape[0]
             if len(change.shift) != channels:
                 raise CalibrationError(f"{new!r} has {channels} channels, and its shift and scale are of {len(change.shift)}")
-            self._apply(readers, new, change.shift, change.scale)
+            self._apply(readers, new, change)
             self.done[new] = change
         else:
             self.constants.rename(old, new)
@@ -204,8 +210,10 @@ class _Work:
         weight, bias = self.constants.names(product.name)
         return dataclasses.replace(product, activation=activation, weight=weight, bias=bias)
 
-    def _stats(self, product: Product, stats: Mapping[str, ChannelStats], *, shift: Shift | bool) -> tuple[Vector, Vector]:
-        """What is taken off [channels], and the largest |x| of each channel afterwards."""
+    def _stats(
+        self, product: Product, stats: Mapping[str, ChannelStats], *, shift: Shift | bool
+    ) -> tuple[Vector, Vector, Vector | None]:
+        """What is taken off [channels], the largest |x| of each channel afterwards, and how they were mixed."""
         key = product.activation if self.reference is None else self.reference[product.name].activation
         if key not in stats:
             raise CalibrationError(f"no statistics for {key!r}, which {product.name} reads; collect them for these products")
@@ -221,11 +229,12 @@ class _Work:
             mean = np.zeros_like(mean)
         elif shift == "middle":
             mean = (low + high) / 2
-        return mean, np.maximum(high - mean, mean - low)
+        return mean, np.maximum(high - mean, mean - low), seen.mix
 
-    def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float) -> Vector:
+    def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float, mix: Vector | None) -> Vector:
         """SmoothQuant's scale, median 1: a common factor changes nothing but where float16's range is spent."""
-        weights = np.max([np.abs(self.constants.weight(product.name)).max(axis=1) for product in readers], axis=0)
+        found = [_unmixed(self.constants.weight(product.name), mix) for product in readers]
+        weights = np.max([np.abs(weight).max(axis=1) for weight in found], axis=0)
         alive = (amax > 0) & (weights > 0)
         scale = np.ones_like(amax)
         if alive.any():
@@ -233,46 +242,56 @@ class _Work:
             scale[alive] /= np.median(scale[alive])
         return np.clip(scale, 1 / _SPREAD, _SPREAD)
 
-    def _apply(self, readers: Sequence[Product], new: str, mean: Vector, scale: Vector) -> None:
-        """Make the tensor `new` = (x - mean) / scale out of what the products read, and let them read it."""
+    def _apply(self, readers: Sequence[Product], new: str, change: ChannelChange) -> None:
+        """Make the changed tensor `new` out of what the products read, and let them read it."""
         constants, old = self.constants, readers[0].activation
         norm = constants.norm_before(old)
         consumers = constants.products_after(old)
         values = next((row for row in _VALUES if re.fullmatch(row[0], _module(readers[0]))), None)
+        if change.mix is not None and values is None:
+            raise GraphError(f"the channels of {new!r} cannot be mixed: it is not the output of an attention")
         if norm is not None and consumers is not None:
             gain, bias = constants.get(norm, 1), constants.get(norm, 2)
-            constants.set(norm, 1, gain / scale)
-            constants.set(norm, 2, (bias - mean) / scale)
-            self._absorb(consumers, mean, scale)
+            constants.set(norm, 1, gain / change.scale)
+            constants.set(norm, 2, (bias - change.shift) / change.scale)
+            self._absorb(consumers, change)
             constants.rename(old, new)
         elif values is not None:
             source = re.sub(values[0], values[1], _module(readers[0])) + "/MatMul"
-            self._divide_columns(source, values[2], mean, scale)
-            self._absorb([product.name for product in readers], mean, scale)
+            self._change_columns(source, values[2], change)
+            self._absorb([product.name for product in readers], change)
             constants.rename(old, new)
         else:
-            self._absorb([product.name for product in readers], mean, scale)
-            constants.insert_before([product.name for product in readers], old, new, mean, 1 / scale)
+            self._absorb([product.name for product in readers], change)
+            constants.insert_before([product.name for product in readers], old, new, change.shift, 1 / change.scale)
 
-    def _divide_columns(self, source: str, part: int, mean: Vector, scale: Vector) -> None:
-        """Let the product `source` give (v - mean) / scale in one part of its columns."""
-        width = len(mean)
+    def _change_columns(self, source: str, part: int, change: ChannelChange) -> None:
+        """Let the product `source` give changed values in one part of its columns."""
+        width = len(change.shift)
         weight = self.constants.weight(source)
         start = part * width if part >= 0 else weight.shape[1] - width
         columns = slice(start, start + width)
-        weight[:, columns] /= scale
+        weight[:, columns] = _mixed(weight[:, columns], change.mix) / change.scale
         self.constants.set(source, 1, weight)
         bias = np.array(self.constants.bias(source))
-        bias[..., columns] = (bias[..., columns] - mean) / scale
+        bias[..., columns] = (_mixed(bias[..., columns], change.mix) - change.shift) / change.scale
         self.constants.set_bias(source, bias)
 
-    def _absorb(self, products: Sequence[str], mean: Vector, scale: Vector) -> None:
+    def _absorb(self, products: Sequence[str], change: ChannelChange) -> None:
         """The inverse in weight and bias of the products that read the changed tensor."""
         for name in products:
-            weight = self.constants.weight(name)
-            if mean.any():
-                self.constants.set_bias(name, self.constants.bias(name) + mean @ weight)
-            self.constants.set(name, 1, weight * scale[:, None])
+            weight = _unmixed(self.constants.weight(name), change.mix)
+            if change.shift.any():
+                self.constants.set_bias(name, self.constants.bias(name) + change.shift @ weight)
+            self.constants.set(name, 1, weight * change.scale[:, None])
+
+
+def _mixed(x: Vector, mix: Vector | None) -> Vector:
+    return x if mix is None else mix_channels(x, mix)
+
+
+def _unmixed(weight: Vector, mix: Vector | None) -> Vector:
+    return weight if mix is None else unmix_rows(weight, mix)
 
 
 def _group(activation: str) -> str:

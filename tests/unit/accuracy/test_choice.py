@@ -116,6 +116,27 @@ def test_a_group_that_costs_too_much_stays_float16() -> None:
     assert "two stays in float16" in choice.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("work", "noise", "left_out"),
+    [
+        (5, 0.09, ("four",)),
+        (100, 0.09, ()),  # too much of the work
+        (5, 0.01, ()),  # no louder than the others
+    ],
+)
+def test_a_small_group_that_makes_most_of_the_noise_stays_float16(work: int, noise: float, left_out: tuple[str, ...]) -> None:
+    class Noisy(Planted):
+        def score(self, quantized: dict[str, float]) -> Score:
+            loudness = {"one": 0.01, "two": 0.01, "three": 0.01, "four": noise}
+            total = sum(loudness[group] ** 2 for group in quantized) ** 0.5
+            return dataclasses.replace(super().score(quantized), noise=total)
+
+    products = (*PRODUCTS[:3], dataclasses.replace(PRODUCTS[3], multiply_adds=work))
+    choice = choose(None, products, RANGES, Noisy({group: {} for group in GROUPS}))  # type: ignore[arg-type]
+    assert choice.left_out == left_out
+    assert [note.split()[:3] for note in choice.notes] == [["four", "stays", "in"] for _ in left_out]
+
+
 def test_a_tier_goes_when_its_groups_together_cost_too_much() -> None:
     half = dict.fromkeys((1.0, 1.001, 2.0), 0.6 * TOLERANCE)
     choice, _ = chosen({"one": half, "two": half, "three": half, "four": half})

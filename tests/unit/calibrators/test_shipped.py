@@ -33,6 +33,16 @@ def test_a_file_gives_back_what_was_put_in() -> None:
     assert tensor.amax == {"max": 4.0}
 
 
+def test_a_mixing_comes_back_from_a_file_too() -> None:
+    mix = np.array([[[1.0, 0.25], [-0.5, 2.0]]])
+    change = ChannelChange(np.zeros(2), np.ones(2), mix)
+    tensor = ShippedTensor(change, np.zeros(2), {"max": 4.0})
+    ranges = ShippedRanges("mobile_sam", "ab" * 32, "mobile_sam", {}, {"block0.image_out input": tensor})
+    (again,) = ShippedRanges.from_dict(json.loads(json.dumps(ranges.to_dict()))).tensors.values()
+    assert again.change.mix is not None
+    np.testing.assert_array_equal(again.change.mix, mix)
+
+
 def test_ranges_are_found_by_weights_and_encoder_and_not_by_name() -> None:
     unknown: Any = SimpleNamespace(sha256="00" * 32, encoder_kind="mobile_sam")
     assert shipped_ranges(unknown) is None

@@ -12,6 +12,7 @@ from quantize_graphs import GROUPS, Array, Stats, collect, constant, feeds, gpu_
 
 from trt_sam.errors import CalibrationError, GraphError, RecipeError
 from trt_sam.graph.float16 import Float16Emulation
+from trt_sam.quantize.mixing import HEADS
 from trt_sam.quantize.share import find_products, insert_qdq, precondition
 from trt_sam.recipe import TIERS
 
@@ -63,6 +64,27 @@ def test_shift_and_scale_change_nothing(
         if alpha == 1.0:  # all channels reach as far, but for those whose scale was bounded
             low, high = np.percentile(spread[spread > 0], [10, 90])
             assert high < 1.01 * low
+
+
+def test_heads_mixed_before_an_output_product_change_nothing(
+    model: onnx.ModelProto, stats: dict[str, Stats], plain: dict[str, Array]
+) -> None:
+    mix = np.eye(16) + np.random.default_rng(0).normal(0, 0.3, (HEADS, 16, 16))
+    products = find_products(model)
+    mixed = dict(stats)
+    for product in products:
+        if product.group.endswith("image_out"):
+            mixed[product.activation] = dataclasses.replace(stats[product.activation], mix=mix)
+    changed, _ = precondition(model, products, mixed, shift="middle", smooth_alpha=1.0)
+    unmixed, _ = precondition(model, products, stats, shift="middle", smooth_alpha=1.0)
+    assert [node.name for node in changed.graph.node] == [node.name for node in unmixed.graph.node]
+    assert error(run(changed, feeds()[0]), plain) < 1e-5
+    name = next(product.weight for product in find_products(changed) if product.group == "block0.image_out")
+    assert not np.allclose(constant(changed, name), constant(unmixed, name), rtol=0.1)
+    (tensor,) = (product.activation for product in products if product.group == "block1.image")
+    wide = {**stats, tensor: dataclasses.replace(stats[tensor], mix=np.stack([np.eye(32)] * HEADS))}
+    with pytest.raises(GraphError, match=r"'block1.image input' cannot be mixed: it is not the output of an attention"):
+        precondition(model, products, wide, shift="middle", smooth_alpha=1.0)
 
 
 def test_scale_is_that_of_the_paper(model: onnx.ModelProto, stats: dict[str, Stats]) -> None:
