@@ -69,7 +69,8 @@ def test_shift_and_scale_change_nothing(
 def test_heads_mixed_before_an_output_product_change_nothing(
     model: onnx.ModelProto, stats: dict[str, Stats], plain: dict[str, Array]
 ) -> None:
-    mix = np.eye(16) + np.random.default_rng(0).normal(0, 0.3, (HEADS, 16, 16))
+    # As well-conditioned as what is learned: 4 on the real decoder.
+    mix = np.linalg.qr(np.random.default_rng(0).normal(size=(HEADS, 16, 16)))[0] * np.geomspace(0.5, 2, 16)
     products = find_products(model)
     mixed = dict(stats)
     for product in products:
