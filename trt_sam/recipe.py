@@ -26,6 +26,7 @@ __all__ = [
     "GraphOptions",
     "QuantizationOptions",
     "ShapeProfile",
+    "TuningOptions",
     "list_recipes",
     "load_recipe",
 ]
@@ -38,6 +39,7 @@ CALIBRATORS = ("entropy", "percentile", "mse", "max", "auto")
 TIERS = ("A", "B", "C")
 TARGETS = ("cpu", "gpu")
 BACKENDS = ("rtx", "tensorrt")
+TILING = ("none", "fast", "moderate", "full")
 
 Range = tuple[int, int, int]
 
@@ -149,6 +151,32 @@ class ShapeProfile:
 
 
 @dataclass(frozen=True)
+class TuningOptions:
+    """How TensorRT searches for kernels; None leaves each to TensorRT."""
+
+    optimization_level: int | None = None
+    """0 to 5: how long it searches; 3 is its default."""
+    tiling: str | None = None
+    """"none", "fast", "moderate" or "full": how hard it tries to keep chains of layers in the L2 cache."""
+    workspace_mib: int | None = None
+    """Most scratch memory of a kernel, MiB; its default is all of the GPU's."""
+    tf32: bool = True
+    """False: float32 products are never rounded to TF32 (10 bits of mantissa)."""
+    timing_iterations: int | None = None
+    """How often each kernel is timed, of which the mean is taken."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("optimization_level", 0, 5), ("workspace_mib", 1, 2**20), ("timing_iterations", 1, 1000)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+                raise RecipeError(f"{name} is {value!r}, must be a whole number from {low} to {high}")
+        if self.tiling is not None:
+            _check_choice("tiling", self.tiling, TILING)
+        if not isinstance(self.tf32, bool):
+            raise RecipeError(f"tf32 is {self.tf32!r}, must be true or false")
+
+
+@dataclass(frozen=True)
 class EngineRecipe:
     """Everything that decides what is built."""
 
@@ -161,6 +189,7 @@ class EngineRecipe:
     """Also build the graph that refines an earlier mask, from the same recipe with `mask_input`."""
     profiles: tuple[ShapeProfile, ...] = field(default_factory=lambda: (ShapeProfile(),))
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    tuning: TuningOptions = field(default_factory=TuningOptions)
     backend: str | None = None
     """"rtx" or "tensorrt"; None takes TensorRT where it is installed with a GPU, else TensorRT-RTX."""
     compute_capabilities: tuple[str, ...] = ()
@@ -229,6 +258,7 @@ def parse_recipe(data: Mapping[str, Any]) -> EngineRecipe:
         raise RecipeError("profiles must be a list: write [[profiles]]")
     fields["graph"] = graph
     fields["quantization"] = _from_table(QuantizationOptions, fields.pop("quantization", {}), "quantization")
+    fields["tuning"] = _from_table(TuningOptions, fields.pop("tuning", {}), "tuning")
     fields["profiles"] = tuple(_from_table(ShapeProfile, p, "profiles") for p in profiles)
     capabilities = fields.get("compute_capabilities", ())
     if not isinstance(capabilities, list | tuple):

@@ -52,6 +52,9 @@ def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
         ("compute_capabilities = '8.9'", "must be a list"),
         ("compute_capabilities = ['sm89']", 'write it as "8.9"'),
         ("max_aux_streams = -1", "must be a whole number from 0"),
+        ("[tuning]\noptimization_level = 6", "optimization_level is 6, must be a whole number from 0 to 5"),
+        ("[tuning]\ntiling = 'most'", "tiling is 'most', must be one of none, fast, moderate, full"),
+        ("[tuning]\ntf32 = 0", "tf32 is 0, must be true or false"),
         ("= 3", "is not TOML"),
     ],
 )

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
+from trt_sam.cuda.bindings import bindings, checked
 from trt_sam.errors import InferenceError
 
 __all__ = [
@@ -216,6 +217,11 @@ class Device:
         """Wait for all work of the context, that of other libraries included; for a capture of ours before."""
         with capture_lock, guard("waiting for the GPU"):
             self.driver.Context.synchronize()
+
+    def spin(self) -> None:
+        """Have all threads of the process that wait for this GPU spin on their cores, those of other libraries too."""
+        cuda = bindings()
+        checked(cuda.cuDevicePrimaryCtxSetFlags(self.index, cuda.CUctx_flags.CU_CTX_SCHED_SPIN), "choosing how to wait")
 
     @property
     def name(self) -> str:

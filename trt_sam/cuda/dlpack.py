@@ -81,13 +81,17 @@ class Lender(Protocol):
     def lent_to(self, reader: int) -> None:
         """A stream, by its handle, reads from now on: the lender waits for it before it writes again."""
 
+    def returned_by(self, reader: int) -> None:
+        """That stream has been given all its reads, and is not asked again."""
+
 
 class DeviceArray:
     """A result on the GPU, C-contiguous: `torch.from_dlpack(array)` takes it without a copy.
 
     It lies in the runner's memory: valid until the slot's next use, never after the runner is closed. Whoever reads it must
     have queued all reads by then. A DLPack consumer's stream is made to wait for the result, and the slot's next call for what
-    that stream was given until then; nobody waits on the host. That stream must live until that call. A consumer that names
+    that stream was given until then; nobody waits on the host. That stream must live until that call, or until `release`. A
+    consumer that names
     none (-1), or takes `__cuda_array_interface__`, must have finished reading before the slot's next call.
     """
 
@@ -115,6 +119,25 @@ class DeviceArray:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, self._slot.device.index
+
+    def release(self, stream: int) -> None:
+        """Say that a consumer's stream has been given all its reads of the slot's results: the slot's next call waits for them,
+        and the stream may go.
+
+        Args:
+            stream: its handle, torch: `torch.cuda.current_stream().cuda_stream`; 0 is the legacy default stream.
+
+        Raises:
+            ContractError: the stream is being captured, or has gone already.
+            InferenceError: CUDA failed, or the runner is closed.
+        """
+        slot = self._slot
+        owner = slot.owner()
+        with slot.lock:
+            self._check()
+            with slot.device.active():
+                slot.returned_by(stream or _LEGACY_STREAM)
+        del owner
 
     def __dlpack__(
         self,

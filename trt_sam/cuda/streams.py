@@ -51,13 +51,13 @@ class Stream(Owned):
 
     def upload(self, target: int, source: Bytes) -> None:
         """Queue a copy of page-locked bytes to device address `target`; they must not change before it has run."""
-        (code,) = bindings().cuMemcpyHtoDAsync(target, source.ctypes.data, source.nbytes, self.cu)
+        (code,) = bindings().cuMemcpyHtoDAsync(target, _address(source), source.nbytes, self.cu)
         if code:
             raise_code(code, "copying to the GPU")
 
     def download(self, target: Bytes, source: int) -> None:
         """Queue a copy from device address `source` into page-locked bytes; nothing is there before a wait."""
-        (code,) = bindings().cuMemcpyDtoHAsync(target.ctypes.data, source, target.nbytes, self.cu)
+        (code,) = bindings().cuMemcpyDtoHAsync(_address(target), source, target.nbytes, self.cu)
         if code:
             raise_code(code, "copying from the GPU")
 
@@ -120,6 +120,11 @@ class Event(Owned):
         if code:
             raise_code(code, "recording an event")
 
+    def record_on(self, stream: int) -> None:
+        """As `record`, on somebody else's stream by its handle."""
+        cuda = bindings()
+        checked(cuda.cuEventRecord(self.cu, cuda.CUstream(stream)), "recording an event")
+
     def synchronize(self) -> None:
         """Wait until what was queued before the mark has run."""
         checked(bindings().cuEventSynchronize(self.cu), "waiting for an event")
@@ -144,3 +149,8 @@ def _is_done(answer: tuple[Any], doing: str) -> bool:
     if code and code != bindings().CUresult.CUDA_ERROR_NOT_READY:
         raise_code(code, doing)
     return not code
+
+
+def _address(array: Bytes) -> int:
+    # Not `array.ctypes`, which is slower and leaves what only a collection frees.
+    return int(array.__array_interface__["data"][0])

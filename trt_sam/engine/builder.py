@@ -23,6 +23,7 @@ from trt_sam.engine.implicit import add_calibrator, check_method
 from trt_sam.engine.job import BuildJob, MakeCalibrator
 from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_layers
 from trt_sam.engine.profiles import add_profiles
+from trt_sam.engine.tuning import apply_tuning
 from trt_sam.errors import BuildError
 from trt_sam.machine.driver import current_gpu, gpu_compute_capability
 from trt_sam.progress import Progress
@@ -199,6 +200,7 @@ def _configure(config: Any, job: BuildJob) -> None:
     if flavour.needs_user_allocation:
         # Our CUDA graphs record only engines that allocate nothing of their own; the runner gives them their memory anyway.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    apply_tuning(config, recipe.tuning, flavour)
     if recipe.max_aux_streams is not None:
         config.max_aux_streams = recipe.max_aux_streams
     if not flavour.has_compatibility_modes and (recipe.version_compatible or recipe.hardware_compatible):

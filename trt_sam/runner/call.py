@@ -23,7 +23,7 @@ class RunnerOptions(TypedDict, total=False):
     graphs: bool
     prompt_buckets: Sequence[int] | None
     point_buckets: Sequence[int] | None
-    wait: Literal["auto", "block"]
+    wait: Literal["auto", "spin", "block"]
 
 
 class OpenOptions(RunnerOptions, total=False):
@@ -63,3 +63,7 @@ class DecodedOnDevice:
     masks: DeviceArray
     iou_predictions: DeviceArray
     low_res_masks: DeviceArray
+
+    def release(self, stream: int) -> None:
+        """Say that a consumer's stream has been given all its reads, as `DeviceArray.release`: it may go then."""
+        self.masks.release(stream)

@@ -45,7 +45,7 @@ from trt_sam.runner.slot import Slot
 __all__ = ["DecoderRunner"]
 
 
-_WAITS = ("auto", "block")
+_WAITS = ("auto", "spin", "block")
 
 
 class DecoderRunner(PromptCalls):
@@ -61,7 +61,8 @@ class DecoderRunner(PromptCalls):
         prompt_buckets: numbers of prompts that are executed; calls between them are filled up. None: powers of two.
         point_buckets: the same for points.
         wait: how a thread waits for its result. "auto" is CUDA's choice, which spins on a core where the machine has cores to
-            spare: the lowest latency. "block" sleeps until the driver wakes it: the core is free, and the wake-up comes on top.
+            spare. "spin" always does, and sets that for the whole process: the lowest latency. "block" sleeps until the driver
+            wakes it: the core is free, and the wake-up comes on top.
 
     Raises:
         ContractError: `in_flight` or `image_bytes` is too small, buckets are no sizes that the engine takes, or another `wait`.
@@ -79,7 +80,7 @@ class DecoderRunner(PromptCalls):
         graphs: bool = True,
         prompt_buckets: Sequence[int] | None = None,
         point_buckets: Sequence[int] | None = None,
-        wait: Literal["auto", "block"] = "auto",
+        wait: Literal["auto", "spin", "block"] = "auto",
     ) -> None:
         engines = [engine] if isinstance(engine, Engine) else engine
         decoders, encoders = list(engines), [encoder] if encoder is not None else []
@@ -99,6 +100,8 @@ class DecoderRunner(PromptCalls):
                 )
             if wait not in _WAITS:
                 raise ContractError(f"wait is {wait!r}, must be one of {', '.join(_WAITS)}")
+            if wait == "spin":
+                device.spin()
             core.calls = CallMaker([(e, Buckets(e.profiles, prompt_buckets, point_buckets)) for e in decoders])
             slots = (Slot(device, decoders, graphs=graphs, blocking=wait == "block") for _ in range(in_flight))
             with device.active():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from trt_sam.cuda.ranges import marked
 from trt_sam.errors import ContractError
 from trt_sam.runner.core import Core
 from trt_sam.runner.images.staging import Staging
@@ -77,7 +78,8 @@ class Dispatch:
                 with core.lock:
                     core.counters.waited(began, waits, queued)
                     try:
-                        plan = self._queue(slot, prompts, image, own, alone=alone)
+                        with marked("queue"):
+                            plan = self._queue(slot, prompts, image, own, alone=alone)
                         core.counters.calls += 1
                     except BaseException as error:
                         core.failed(lease, error)

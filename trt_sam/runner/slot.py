@@ -57,6 +57,8 @@ class Slot:
         """Gives the runner, for those who use the slot without holding it: it must not be dropped, and closed, meanwhile."""
         self._pending = False
         self._readers: set[int] = set()
+        self._read: list[Event] = []
+        """After what streams were given that will read no more."""
         self._image: int | None = None
         self._padded: object = None
         self._programs: dict[tuple[int, Bucket], Program] = {}
@@ -135,10 +137,33 @@ class Slot:
         """A stream (its handle) was given work that may read the outputs, under `lock`: the next call waits for it."""
         self._readers.add(reader)
 
+    def returned_by(self, reader: int) -> None:
+        """A stream has been given all its reads, under `lock`: an event stands for it from now on, and its handle is not used.
+
+        Raises:
+            ContractError: it is being captured, or there is no such stream.
+            InferenceError: CUDA failed.
+        """
+        captured = is_captured(reader)
+        if captured is not False:
+            raise ContractError(
+                f"stream {reader:#x} is being captured; end the capture before"
+                if captured
+                else f"there is no stream {reader:#x} (any more); release before it is destroyed"
+            )
+        event = Event(self.device)
+        try:
+            event.record_on(reader)
+        except BaseException:
+            event.close()
+            raise
+        self._read.append(event)
+        self._readers.discard(reader)
+
     @property
     def has_readers(self) -> bool:
         """Whether `begin` has to be called."""
-        return bool(self._readers)
+        return bool(self._readers or self._read)
 
     def begin(self) -> None:
         """Before anything of a call is queued: what writes the outputs comes after whatever reads them.
@@ -147,6 +172,9 @@ class Slot:
             ContractError: a reader's stream is being captured, and cannot be waited for.
             InferenceError: CUDA failed.
         """
+        while self._read:
+            self.stream.wait(self._read[-1])
+            self._read.pop().close()
         while self._readers:
             reader = next(iter(self._readers))
             captured = is_captured(reader)

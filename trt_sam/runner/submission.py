@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
 
+from trt_sam.cuda.ranges import marked
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.runner.call import Decoded, DecodedOnDevice
 from trt_sam.runner.lease import Lease
@@ -86,7 +87,8 @@ class Submission(Generic[Found]):
             with slot.lock:
                 self._check(slot)
                 with slot.device.active():
-                    slot.wait()
+                    with marked("wait"):
+                        slot.wait()
                     found = read(self._plan)
             self._end(None)
         except BaseException as error:

@@ -247,6 +247,34 @@ def test_a_readers_stream_that_is_gone_does_not_stop_the_runner(host_cuda: HostC
         np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
 
 
+def test_a_readers_stream_that_has_released_may_go_and_is_waited_for(host_cuda: HostCuda) -> None:
+    given, other = clicks(1, 1, 1), clicks(2, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        runner.set_image(toy_embedding(1))
+        device = runner._core.device
+        stream, host = Stream(device), page_locked(device, 4 * 4)
+        found = runner.decode(*given, masks="device")
+        found.iou_predictions.__dlpack__(stream=stream.handle)
+        with device.active():
+            stream.download(host, found.iou_predictions.address)
+        found.release(stream.handle)
+        asked = host_cuda.count("cuStreamIsCapturing")
+        runner.decode(*other)
+        # Its read has run before the call wrote there, though nobody asked for the stream, which may have gone.
+        wanted = expected(PLAIN, tokens(toy_embedding(1), *given))["iou_predictions"]
+        np.testing.assert_array_equal(host.view(np.float32).reshape(1, 4), wanted)
+        assert host_cuda.count("cuStreamIsCapturing") == asked
+        handle = stream.handle
+        stream.close()
+        with pytest.raises(ContractError, match=r"there is no stream 0x.* \(any more\); release before it is destroyed"):
+            found.release(handle)
+        host_cuda.fail("cuEventRecord")
+        with pytest.raises(InferenceError, match="recording an event"):
+            found.release(0)
+        assert not runner._core.slots[0].has_readers
+        del host
+
+
 def test_a_readers_stream_under_capture_is_named_and_nothing_is_spoilt(host_cuda: HostCuda) -> None:
     given = clicks(1, 1, 1)
     with opened(host_cuda) as (runner, _):

@@ -78,7 +78,7 @@ from pathlib import Path
 from trt_sam.engine.job import BuildJob
 from trt_sam.engine.callbacks import make_logger, make_monitor
 from trt_sam.engine.builder import _configure
-from trt_sam.recipe import EngineRecipe
+from trt_sam.recipe import EngineRecipe, TuningOptions
 
 class Config:
     flags = []
@@ -87,6 +87,11 @@ class Config:
         object.__setattr__(self, name, value)
     def set_flag(self, flag):
         self.flags.append(flag)
+    def clear_flag(self, flag):
+        self.flags.append(("off", flag))
+    def set_memory_pool_limit(self, pool, size):
+        assert callable(trt.IBuilderConfig.set_memory_pool_limit)
+        self.flags.append((pool, size))
 
 logger, config = make_logger(trt), Config()
 logger.log(trt.ILogger.ERROR, "Error Code 1: Myelin (broken In f at /_src/a.cpp:1)")
@@ -101,6 +106,11 @@ assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAM
 configure(version_compatible=True, hardware_compatible=True)
 assert config.flags == [trt.BuilderFlag.VERSION_COMPATIBLE]
 assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+config.flags.clear()
+configure(tuning=TuningOptions(5, "full", 256, tf32=False, timing_iterations=8))
+assert config.flags == [(trt.MemoryPoolType.WORKSPACE, 256 << 20), ("off", trt.BuilderFlag.TF32)], config.flags
+assert (config.builder_optimization_level, config.avg_timing_iterations) == (5, 8)
+assert config.tiling_optimization_level == trt.TilingOptimizationLevel.FULL
 assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED and config.max_aux_streams == 2
 for name in ("set_timing_cache", "create_timing_cache", "get_timing_cache", "set_flag", "add_optimization_profile"):
     assert callable(getattr(trt.IBuilderConfig, name)), name

@@ -45,6 +45,24 @@ def test_the_host_overhead_of_one_prompt_is_small(
     assert found < MOST_MICROSECONDS
 
 
+def test_what_a_wait_costs_of_the_processor(host_cuda: HostCuda, record_property: pytest.RecordProperty) -> None:
+    """Of the calls alone: this driver never waits. What spinning costs beside is the GPU's own time."""
+    for wait in ("auto", "spin", "block"):
+        with opened(host_cuda, PLAIN, wait=wait) as (runner, fake):
+            fake.does_nothing = True
+            runner.set_image(toy_embedding(1))
+            runner.decode(POINTS, LABELS, masks="device")
+            slot, times = runner._core.slots[0], list[int]()
+            with runner._core.device.active():
+                for _ in range(300):
+                    start = time.thread_time_ns()
+                    slot.wait()
+                    times.append(time.thread_time_ns() - start)
+        record_property(f"{wait}_microseconds", round(float(np.median(times)) / 1000, 1))
+        print(f"a wait that finds nothing to wait for, {wait}: median {np.median(times) / 1000:.1f} us of this thread")
+        assert np.median(times) < MOST_MICROSECONDS * 1000
+
+
 def test_a_decode_calls_the_driver_four_times(host_cuda: HostCuda) -> None:
     with opened(host_cuda, GRAPHS["best_mask"]) as (runner, fake):
         fake.does_nothing = True

@@ -257,6 +257,11 @@ def test_a_wait_blocks_where_that_is_asked(host_cuda: HostCuda) -> None:
             log = [line.split()[0] for line in host_cuda.log[start:]]
             assert "cuStreamSynchronize" not in log
             assert log.count("cuEventSynchronize") == (2 if masks == "best" else 1)
-    with pytest.raises(ContractError, match="wait is 'spin', must be one of auto, block"):
+    with pytest.raises(ContractError, match="wait is 'sleep', must be one of auto, spin, block"):
+        make(host_cuda, wait="sleep")
+    with opened(host_cuda, wait="spin"):
+        assert host_cuda.log.count("cuDevicePrimaryCtxSetFlags 1") == 1  # CU_CTX_SCHED_SPIN
+    host_cuda.fail("cuDevicePrimaryCtxSetFlags")
+    with pytest.raises(InferenceError, match="choosing how to wait"):
         make(host_cuda, wait="spin")
     assert not host_cuda.held

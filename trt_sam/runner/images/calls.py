@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.cuda.dlpack import Borrowed, is_on_device, on_host
+from trt_sam.cuda.ranges import marked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, GraphError
 from trt_sam.imaging.frame import scaled
@@ -143,7 +144,8 @@ class ImageCalls:
         with core.lock:
             core.check_open()
             with core.device.active():
-                resident = write()
+                with marked("image"):
+                    resident = write()
                 number = self._last_image + 1
                 submitted = SubmittedImage(number, core.device, stream, self._settle) if told else None
             self._last_image = number
