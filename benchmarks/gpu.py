@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", action="append", default=[], metavar="NAME=DIR", help="an engine set to time as well")
     parser.add_argument("--prompts", default="1,4,16,64,256", metavar="LIST", help="prompts per call (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="timed calls in all (default: %(default)g)")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="sides take turns, all in the GPU's memory; else one after the other"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     args = parser.parse_args(argv)
     reason = why_not()
@@ -77,7 +80,12 @@ def run(args: argparse.Namespace) -> int:
     if not all(name and folder for name, _, folder in own):
         raise InputError(f"--engine is {args.engine}, must be NAME=DIR")
     plan = Plan(
-        prompts=tuple(map(int, args.prompts.split(","))), seconds=args.seconds, rounds=args.rounds, threads=1, warmup_s=0.5
+        prompts=tuple(map(int, args.prompts.split(","))),
+        seconds=args.seconds,
+        rounds=args.rounds,
+        threads=1,
+        warmup_s=0.5,
+        alone=not args.side_by_side,
     )
     with tempfile.TemporaryDirectory(prefix="trt-sam-bench-gpu-") as folder:
         sides = [*torch_sides(), *engine_sides(Path(folder))]

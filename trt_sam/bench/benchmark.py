@@ -35,6 +35,11 @@ METHOD = (
     "in calls that are not counted: one side a round, each in its turn, with the most prompts."
 )
 
+ALONE = (
+    " Here one side was in memory at a time: each had all its rounds before the next was opened, so that a ratio is of two "
+    "rounds with the same number, which were not side by side."
+)
+
 
 def run_benchmark(
     sides: Sequence[SideSpec],
@@ -64,10 +69,13 @@ def run_benchmark(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trt-sam-bench-")))
         runs = [Run(spec, plan, folder / str(index)) for index, spec in enumerate(sides)]
-        for run in runs:
-            say(f"opening {run.spec.name}")
-            run.open(stack)
-        at_work = _fill(runs, plan, gpu, say)
+        at_work: tuple[Mapping[str, Any], ...] = ()
+        for together in [[run] for run in runs] if plan.alone else [runs]:
+            with contextlib.ExitStack() as workers:
+                for run in together:
+                    say(f"opening {run.spec.name}")
+                    run.open(workers)
+                at_work += _fill(together, plan, gpu, say, share=len(together) / len(runs))
         _compare_logits(runs)
         reports = tuple(run.report() for run in runs)
     measured = [run for run in runs if any(run.samples.values())]
@@ -83,14 +91,16 @@ def run_benchmark(
         clocks_at_work=at_work,
         plan=plan,
         calls=feed.WHAT,
-        method=METHOD,
+        method=METHOD + (ALONE if plan.alone else ""),
         sides=reports,
         ratios=tuple(_ratios(measured, base, plan)),
     )
 
 
-def _fill(runs: Sequence[Run], plan: Plan, gpu: str | None, say: Callable[[str], None]) -> tuple[Mapping[str, Any], ...]:
-    """First calls and warm-up side by side, then the rounds; gives the clocks of each round."""
+def _fill(
+    runs: Sequence[Run], plan: Plan, gpu: str | None, say: Callable[[str], None], *, share: float
+) -> tuple[Mapping[str, Any], ...]:
+    """First calls and warm-up side by side, then the rounds, in this share of the time; gives the clocks of each round."""
     for run in runs:
         for prompts in run.prompts:
             if run.works(prompts):
@@ -104,7 +114,7 @@ def _fill(runs: Sequence[Run], plan: Plan, gpu: str | None, say: Callable[[str],
         for prompts in plan.prompts:
             for run in (*runs[at:], *runs[:at]):
                 if run.works(prompts):
-                    run.measure(prompts, plan.seconds / plan.rounds / pairs)
+                    run.measure(prompts, share * plan.seconds / plan.rounds / pairs)
         able = [(run, most) for run in runs if (most := max(filter(run.works, run.prompts), default=0))]
         if able:
             run, most = able[turn % len(able)]

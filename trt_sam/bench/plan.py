@@ -44,6 +44,8 @@ class Plan:
     """Per side and number of prompts, at least one call, after the first."""
     threads: int = 1
     """CPU threads of each side."""
+    alone: bool = False
+    """One side in memory at a time: each has all its rounds before the next is opened, instead of taking turns."""
 
     def __post_init__(self) -> None:
         if not self.prompts or any(n < 1 for n in self.prompts) or len(set(self.prompts)) != len(self.prompts):

@@ -226,9 +226,10 @@ def _kernel_lines(kernels: list[dict[str, Any]]) -> list[str]:
         return ["kernels: not counted, this TensorRT prints no layer list"]
     lines = []
     for number, summary in enumerate(kernels, start=1):
-        counts = {name.replace("_", " "): value for name, value in summary.items() if name != "by_type"}
+        counts = {name.replace("_", " "): value for name, value in summary.items() if name not in ("by_type", "precisions")}
         lines.append(f"profile {number}: " + ", ".join(f"{value} {name}" for name, value in counts.items()))
         lines.append("  by type: " + _pairs(summary["by_type"]))
+        lines.append("  products and attentions by precision: " + _pairs(summary["precisions"]))
     return lines
 
 

@@ -20,6 +20,7 @@ from trt_sam._files import existing_file, write_atomically
 from trt_sam.engine.callbacks import in_words, make_logger, make_monitor
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import add_calibrator, check_method
+from trt_sam.engine.inspector import inspect_engine
 from trt_sam.engine.job import BuildJob, MakeCalibrator
 from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_layers
 from trt_sam.engine.profiles import add_profiles
@@ -43,7 +44,7 @@ class BuildResult:
     engine: bytes
     """The serialized engine; only its manifest says where it may run."""
     kernels: tuple[KernelSummary, ...]
-    """One per optimization profile; empty where the flavour logs no layer list (TensorRT 10 and 11)."""
+    """One per optimization profile: of the list that RTX logs, or by the engine inspector of TensorRT 10 and 11."""
     layers: tuple[Layer, ...]
     seconds: float
     """Wall time of the build alone, parsing included."""
@@ -142,7 +143,8 @@ def _build(job: BuildJob) -> BuildResult:
     built_for = job.capabilities
     if flavour.needs_gpu_to_build and (here := gpu_compute_capability(job.device)) is not None:
         built_for = (here,)
-    layers, warnings = _layers(logger)
+    told = logger.layer_list or not flavour.needs_gpu_to_build
+    layers, warnings = _layers(logger) if told else _inspected(job, logger, engine)
     written = None
     if calibrator is not None:
         warnings, written = (*calibrator.warnings, *warnings), calibrator.written
@@ -227,6 +229,15 @@ def _layers(logger: Any) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
     except ValueError as error:
         # Another version may print the list in another way; the engine is as good without the counts.
         return (), (*warnings, f"the layer list was not understood, so kernels are not counted: {error}")
+
+
+def _inspected(job: BuildJob, logger: Any, engine: bytes) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    warnings = tuple(logger.warnings)
+    try:
+        host_code = job.recipe.version_compatible
+        return inspect_engine(job.flavour.trt, logger, engine, host_code=host_code), warnings
+    except Exception as error:  # whatever TensorRT's inspector does, the engine is as good without the counts
+        return (), (*warnings, f"the engine's layers could not be read, so kernels are not counted: {error}")
 
 
 def _failure(job: BuildJob, errors: list[str]) -> str:

@@ -122,20 +122,22 @@ class KernelSummary:
     host_calls: int = 0
     """Shape computations on the host: no kernels."""
     by_type: Mapping[str, int] = field(default_factory=dict)
+    precisions: Mapping[str, int] = field(default_factory=dict)
+    """Of products and fused attentions, by the type of the activation that they read: {"Half": 30, "Int8": 16}."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON-able data."""
-        return {**dataclasses.asdict(self), "by_type": dict(self.by_type)}
+        return {**dataclasses.asdict(self), "by_type": dict(self.by_type), "precisions": dict(self.precisions)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> KernelSummary:
         """The inverse of `to_dict`; raises TypeError or ValueError for anything else."""
-        counts = {key: value for key, value in data.items() if key != "by_type"}
-        by_type = dict(data.get("by_type", {}))
-        for key, value in {**counts, **by_type}.items():
+        counts = {key: value for key, value in data.items() if key not in ("by_type", "precisions")}
+        by_type, precisions = dict(data.get("by_type", {})), dict(data.get("precisions", {}))
+        for key, value in {**counts, **by_type, **precisions}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{key} is {value!r}, must be a count")
-        return KernelSummary(**counts, by_type=by_type)
+        return KernelSummary(**counts, by_type=by_type, precisions=precisions)
 
 
 def parse_layers(message: str) -> tuple[Layer, ...]:
@@ -208,6 +210,7 @@ def _summarize(layers: Iterable[Layer]) -> KernelSummary:
         waits=sum(layer.type in _WAITING for layer in layers),
         host_calls=sum(layer.type in _HOST for layer in layers),
         by_type=dict(sorted(Counter(layer.type for layer in layers).items())),
+        precisions=dict(sorted(Counter(layer.inputs[0].dtype for layer in (*products, *attentions) if layer.inputs).items())),
     )
 
 

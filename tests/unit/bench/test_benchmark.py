@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -90,6 +91,29 @@ def test_sides_take_turns_in_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     order = [line.split()[0] for line in log.read_text().splitlines()]
     rounds = ["1.0"] * 2 + ["2.0"] * 2
     assert order == rounds + (rounds + rounds[::-1]) * 2
+
+
+def test_alone_a_side_has_all_its_rounds_before_the_next_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "clocks_at_work", lambda *_: None)
+    log, ended = tmp_path / "log", list[int]()
+    plan = Plan(prompts=(2,), seconds=0.0, rounds=3, warmup_s=0.0, alone=True)
+    opening = Run.open
+
+    def opened(side: Run, stack: contextlib.ExitStack) -> None:
+        opening(side, stack)
+        assert side._worker is not None
+        ended.append(sum(run._worker is not None and run._worker is not side._worker for run in open_now))
+        open_now.append(side)
+        stack.callback(open_now.remove, side)
+
+    open_now = list[Run]()
+    monkeypatch.setattr(Run, "open", opened)
+    report = run(fake("a", offset=1.0, log=str(log)), fake("b", offset=2.0, log=str(log)), plan=plan)
+    order = [line.split()[0] for line in log.read_text().splitlines()]
+    assert order == ["1.0"] * 8 + ["2.0"] * 8
+    assert ended == [0, 0]
+    assert [(ratio.side, ratio.rounds) for ratio in report.ratios] == [("b", 3)]
+    assert "one side was in memory at a time" in report.method
 
 
 def test_a_difference_of_logits_is_told_relative_to_the_largest() -> None:

@@ -122,6 +122,8 @@ for name in ("node", "node_name", "node_operator", "desc"):
     assert callable(getattr(trt.ParserError, name)), name
 assert callable(trt.ITensor.get_dimension_name) and callable(trt.IOptimizationProfile.set_shape_input)
 assert callable(trt.ITimingCache.serialize)
+assert callable(trt.ICudaEngine.create_engine_inspector) and callable(trt.EngineInspector.get_engine_information)
+assert trt.LayerInformationFormat.JSON is not None and callable(trt.Runtime.deserialize_cuda_engine)
 """,
     )
 

@@ -41,9 +41,10 @@ def test_kernels_are_counted_per_profile() -> None:
         biased_moves=1,
         host_calls=1,
         by_type={"deconv": 1, "gemm": 2, "kgen": 6, "runtime_fusion": 1, "shape_call": 1},
+        precisions={"FP8": 1, "Half": 3, "Int8": 1},
     )
     assert second == KernelSummary(
-        kernels=4, matrix_products=1, fused_attentions=1, layout_moves=1, by_type={"gemm": 1, "kgen": 3}
+        kernels=4, matrix_products=1, fused_attentions=1, layout_moves=1, by_type={"gemm": 1, "kgen": 3}, precisions={"Half": 2}
     )
 
 
