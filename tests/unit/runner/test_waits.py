@@ -235,6 +235,18 @@ def use(cuda: HostCuda) -> list[str]:
                 theirs.synchronize()
             if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
                 wrong.append("the next call did not wait for a reader")
+            # One that has released, whose stream nobody asks again.
+            late = runner.submit(*first, masks="device")
+            late.device_arrays.iou_predictions.__dlpack__(stream=theirs.handle)
+            with device.active():
+                theirs.download(host, late.device_arrays.iou_predictions.address)
+            late.device_arrays.release(theirs.handle)
+            late.result()
+            runner.decode(*second, masks="device")
+            with device.active():
+                theirs.synchronize()
+            if not np.array_equal(host.view(np.float32).reshape(2, 4), wanted):
+                wrong.append("the next call did not wait for a reader that had released")
             # A reader in the default stream of this thread, which is another one on the thread of the next call.
             late = runner.submit(*first, masks="device")
             late.device_arrays.iou_predictions.__dlpack__(stream=2)
