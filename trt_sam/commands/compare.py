@@ -97,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
         _check_outputs(outputs_limited(args), candidates)
         if golden is not None:
             check_golden(golden, candidates)
+        if args.layers:
+            from trt_sam.gate.blame import check_layers
+
+            check_layers(reference, candidates)
         found = _questions(args, reference, sides, golden)
         asked: Iterable[Asked] = fitting(found.examples, sides)
         if not args.allow_calibration_images:

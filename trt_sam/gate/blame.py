@@ -14,7 +14,7 @@ from trt_sam.accuracy.examples import first_prompts
 from trt_sam.accuracy.sides import Side
 from trt_sam.errors import InputError
 from trt_sam.gate.comparison import Candidate, Comparison
-from trt_sam.gate.graphs import group_of_node
+from trt_sam.gate.graphs import check_common, group_of_node
 from trt_sam.gate.layers import LayerRow, layer_rows
 from trt_sam.gate.pairs import activation_pairs, without_pairs, worst_pair
 from trt_sam.gate.search import Blame, blamed_node
@@ -24,7 +24,7 @@ from trt_sam.graph.metadata import read_graph
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["with_layers"]
+__all__ = ["check_layers", "with_layers"]
 
 _ROW_CALLS = _ROW_PROMPTS = 2
 """Tensors are compared on the first prompts of so many calls: they are large, and every prompt is much like the next."""
@@ -42,12 +42,31 @@ def with_layers(
     Raises:
         InputError: a side is no ONNX graph, or the graphs are of other forms.
     """
+    check_layers(reference, sides)
     with tempfile.TemporaryDirectory() as folder:
         judged = [
             _candidate(each, side, _reference(reference, side, Path(folder) / f"{number}.onnx"), progress)
             for number, (each, side) in enumerate(zip(comparison.candidates, sides, strict=True))
         ]
     return dataclasses.replace(comparison, candidates=tuple(judged))
+
+
+def check_layers(reference: Side | None, sides: Sequence[Side]) -> None:
+    """Raise InputError where `with_layers` would, before anything is compared."""
+    if reference is None or (reference.checkpoint is None and not reference.source.endswith(".onnx")):
+        raise InputError("--layers need the reference's own tensors: name a checkpoint or a float32 graph as REFERENCE")
+    if reference.arithmetic != "fp32":
+        raise InputError(
+            f"--layers need a float32 reference, and {reference.source} is {reference.arithmetic}; name the checkpoint or its "
+            "float32 graph as REFERENCE"
+        )
+    for side in sides:
+        if not side.source.endswith(".onnx"):
+            raise InputError(
+                f"--layers compares ONNX graphs, and {side.source} is none; name the .onnx beside it, which it was built from"
+            )
+        if reference.source.endswith(".onnx"):
+            check_common(onnx.load(reference.source), onnx.load(side.source))
 
 
 def _candidate(
@@ -85,14 +104,10 @@ def _blame(
 
 
 def _reference(reference: Side | None, side: Side, path: Path) -> onnx.ModelProto:
-    if not side.source.endswith(".onnx"):
-        raise InputError(
-            f"--layers compares ONNX graphs, and {side.source} is none; name the .onnx beside it, which it was built from"
-        )
-    if reference is not None and reference.source.endswith(".onnx"):
+    assert reference is not None, "checked before"
+    if reference.source.endswith(".onnx"):
         return onnx.load(reference.source)
-    if reference is None or reference.checkpoint is None:
-        raise InputError("--layers need the reference's own tensors: name a checkpoint or a float32 graph as REFERENCE")
+    assert reference.checkpoint is not None, "checked before"
     return _export(reference.checkpoint, side.source, path)
 
 

@@ -15,13 +15,25 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from trt_sam.errors import GraphError
+from trt_sam.errors import GraphError, InputError
 from trt_sam.graph.float16 import emulate_float16
+from trt_sam.graph.metadata import recorded_options
 from trt_sam.quantize.products import find_products, product_groups
-from trt_sam.recipe import TIERS
+from trt_sam.recipe import TIERS, GraphOptions
 from trt_sam.runtime.session import session_options
 
-__all__ = ["Cut", "MatchedTensor", "Run", "cuts", "group_of_node", "matched_tensors", "nodes_of_groups", "runnable", "tail"]
+__all__ = [
+    "Cut",
+    "MatchedTensor",
+    "Run",
+    "check_common",
+    "cuts",
+    "group_of_node",
+    "matched_tensors",
+    "nodes_of_groups",
+    "runnable",
+    "tail",
+]
 
 Array = npt.NDArray[Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -109,6 +121,20 @@ def matched_tensors(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> l
     return found
 
 
+def check_common(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> None:
+    """Raise InputError where two graphs are of other forms, or have hardly a node in common."""
+    forms = {o.target for o in map(_options, (reference, candidate)) if o is not None}
+    if len(forms) > 1:
+        raise InputError(f"the graphs are of targets {' and '.join(sorted(forms))}; compare layers of graphs with one --target")
+    theirs = {(node.name, node.op_type) for node in candidate.graph.node}
+    shared = sum((node.name, node.op_type) in theirs for node in reference.graph.node)
+    if shared < len(reference.graph.node) // 2:
+        raise InputError(
+            f"the graphs have {shared} of {len(reference.graph.node)} nodes in common: other forms of the decoder, or another "
+            "exporter; compare layers of graphs with one --target and the same options"
+        )
+
+
 def cuts(reference: onnx.ModelProto, matched: Sequence[MatchedTensor]) -> Iterator[Cut]:
     """Every place where the candidate has all the float tensors that cross, behind the first node, ..., behind the last."""
     kinds = {value.name: value.type.tensor_type.elem_type for value in _values(reference)}
@@ -169,6 +195,10 @@ def group_of_node(model: onnx.ModelProto) -> dict[str, str]:
         added = next((sums[name] for name in node.input if name in sums), "") if node.op_type == "Add" else ""
         groups[node.name] = modules.get(node.name.rpartition("/")[0], added)
     return groups
+
+
+def _options(model: onnx.ModelProto) -> GraphOptions | None:
+    return recorded_options({entry.key: entry.value for entry in model.metadata_props}, "the graph")
 
 
 def _values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

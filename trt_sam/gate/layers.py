@@ -12,8 +12,7 @@ import onnx
 
 from trt_sam.accuracy.examples import Example
 from trt_sam.accuracy.metrics import decibels
-from trt_sam.errors import InputError
-from trt_sam.gate.graphs import MatchedTensor, Run, group_of_node, matched_tensors, runnable
+from trt_sam.gate.graphs import MatchedTensor, Run, check_common, group_of_node, matched_tensors, runnable
 from trt_sam.gate.pairs import activation_pairs, without_pairs
 
 __all__ = ["LayerRow", "layer_rows"]
@@ -65,8 +64,8 @@ def layer_rows(
     Raises:
         InputError: the graphs have hardly a node in common.
     """
+    check_common(reference, candidate)
     matched = matched_tensors(reference, candidate)
-    _check_common(reference, candidate, matched)
     pairs = activation_pairs(candidate)
     theirs = list(dict.fromkeys(t.candidate for t in matched))
     first, second = Run(reference, [t.reference for t in matched]), Run(runnable(candidate, half=half), theirs)
@@ -190,12 +189,3 @@ def _quantized_limits(model: onnx.ModelProto) -> dict[str, float]:
             largest = 448.0 if stored[node.input[2]].data_type == onnx.TensorProto.FLOAT8E4M3FN else 127.0
             limits[node.input[0]] = float(onnx.numpy_helper.to_array(stored[node.input[1]])) * largest
     return limits
-
-
-def _check_common(reference: onnx.ModelProto, candidate: onnx.ModelProto, matched: Sequence[MatchedTensor]) -> None:
-    names = {tensor.node for tensor in matched}
-    if len(names) < len(reference.graph.node) // 3:
-        raise InputError(
-            f"the graphs have {len(names)} of {len(reference.graph.node)} nodes in common: other forms of the decoder, or "
-            "another exporter; compare layers of graphs with one --target and the same options"
-        )
