@@ -47,12 +47,14 @@ def measured_beside(folder: str, *, rounds: int, clicks: int, pythons: Mapping[s
     """Start everything, ask it in turn, and give a report; `pythons` has those of the environments "triton" and "ray"."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trt-sam-servers-")))
-        sides: dict[str, Click] = {"bare runner": stack.enter_context(bare(folder))}
-        sides["trt-sam serve"] = stack.enter_context(served(folder))
+        sides: dict[str, Click] = {}
+        if "ray" in pythons:  # first, as it gives up where it is slow to start
+            sides["Ray Serve"] = stack.enter_context(ray_serve(folder, pythons["ray"], place))
         if "triton" in pythons:
             sides["Triton"] = stack.enter_context(triton(folder, pythons["triton"], place))
-        if "ray" in pythons:
-            sides["Ray Serve"] = stack.enter_context(ray_serve(folder, pythons["ray"], place))
+        sides["trt-sam serve"] = stack.enter_context(served(folder))
+        sides["bare runner"] = stack.enter_context(bare(folder))
+        sides = dict(reversed(sides.items()))
         areas = {name: click(220.0, 400.0) for name, click in sides.items()}
         assert len(set(areas.values())) == 1, f"the masks differ: {areas}"
         one: dict[str, list[list[float]]] = {name: [] for name in sides}
