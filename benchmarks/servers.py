@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ Environment = Mapping[str, str]
 
 def measured_beside(folder: str, *, rounds: int, clicks: int, pythons: Mapping[str, str]) -> dict[str, Any]:
     """Start everything, ask it in turn, and give a report; `pythons` has those of the environments "triton" and "ray"."""
+    with suppress(PermissionError):
+        # Linux shares cores out among sessions first: each server is one of its own, so the runner here must be as well.
+        os.setsid()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trt-sam-servers-")))
         sides: dict[str, Click] = {}
