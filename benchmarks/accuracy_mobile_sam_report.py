@@ -48,8 +48,8 @@ def write_report(
         "judged on": f"{len(uses['judging'])} photographs that neither calibration nor tuning saw, {sizes[0]} prompts "
         f"({kinds}); where fewer, the first of each photograph; seed {args.seed}, split {args.split}",
         **({"note": args.note} if args.note else {}),
-        "calibrated on": f"{calibrated.get('images', 0)} other photographs, {calibrated.get('prompts', 0)} prompts; auto first holds "
-        "a quarter of them back to judge by, and then measures its ranges on all",
+        "calibrated on": f"{calibrated.get('images', 0)} other photographs, {calibrated.get('prompts', 0)} prompts; "
+        "auto first holds a quarter of them back to judge by, and then measures its ranges on all",
         "reference": "PyTorch, FP32, on the CPU",
         "executed by": "ONNX Runtime on the CPU: graphs as delivered, Q/DQ pairs in floating point, their float16 parts "
         "computed in float32; FP16 in the emulation that rounds every float16 tensor",
