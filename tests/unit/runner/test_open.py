@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import weakref
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine_sets import tiny_set
+from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tiny_encoder
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.ort_engine import FakeRtx, OrtEngine
-from tests.fixtures.toy_decoder import specs, toy_decoder, toy_feed
+from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
+from tests.fixtures.toy_encoder import toy_encoder, toy_photo
+from trt_sam.contract import encoder_input_specs, encoder_output_specs
 from trt_sam.engine.callbacks import make_logger
+from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
-from trt_sam.errors import ContractError, InferenceError, ManifestError
+from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.open import _logger
@@ -46,10 +50,14 @@ def flavour(cuda: HostCuda, *, deserializes: bool = True, code_in_plan: bool = F
 
         def __init__(self, logger: object) -> None:
             self.logger = logger
+            self.opened = 0
 
         def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine | None:
             assert plan == b"engine"
             assert cuda.count("context_depth") == 1
+            self.opened += 1
+            if self.opened == 2:  # the image encoder: fixed shapes, and so one profile
+                return OrtEngine(cuda, toy_encoder(), encoder_input_specs(), encoder_output_specs(), [{}])
             if code_in_plan and not self.engine_host_code_allowed:
                 return None  # as TensorRT does with the lean runtime of a version-compatible plan
             profiles = [
@@ -110,6 +118,30 @@ def test_a_version_compatible_set_is_opened(host_cuda: HostCuda, monkeypatch: py
     use(monkeypatch, flavour(host_cuda, code_in_plan=True))
     with pytest.raises(ManifestError, match=r"could not load decoder\.engine"):
         DecoderRunner.open(tmp_path / "without")
+
+
+def test_a_set_with_an_image_encoder_takes_photos(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, flavour(host_cuda))
+    encoder = functools.partial(write_tiny_encoder, precision="fp32")
+    sources = tiny_sources(1, OPTIONS)
+    build_set(sources, RECIPE, tmp_path, flavour=RTX, encoder=GraphSource(encoder), engine_builder=tiny_build())
+    given: dict[str, Any] = {"points": [[5, 6]], "labels": [1], "image_size": (20, 30)}
+    with DecoderRunner.open(tmp_path, in_flight=2) as runner:
+        assert runner.takes_photos
+        runner.warm_up([(1, 2)])
+        runner.set_image(toy_photo(7))
+        found = runner.decode(**given, copy=True)
+        runner.set_image(toy_embedding(7))
+        np.testing.assert_array_equal(runner.decode(**given).masks, found.masks)
+    for asked in ({"photos": False}, {"role": "decode"}):
+        with DecoderRunner.open(tmp_path, **asked) as runner:
+            assert not runner.takes_photos
+    path = tmp_path / "manifest.json"
+    written = json.loads(path.read_text())
+    written["graphs"][1]["checkpoint_sha256"] = "cd" * 32
+    path.write_text(json.dumps(written))
+    with pytest.raises(GraphError, match="is of another checkpoint than its decoder; build both from one"):
+        DecoderRunner.open(tmp_path)
 
 
 def test_an_engine_tuned_on_another_gpu_model_is_warned_of(
