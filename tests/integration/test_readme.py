@@ -26,12 +26,35 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, mobile_sam: Path) -> Non
         assert program == "trt-sam"
         done = subprocess.run([sys.executable, "-m", "trt_sam", *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert {p.name for p in tmp_path.iterdir()} >= {"decoder.onnx", "engine", "engine_int8", "embeddings"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"mobile_sam_set", "engine", "engine_int8"}
     assert (tmp_path / "samples" / "astronaut.mask.png").exists()
     (code,) = [text for kind, text in blocks if kind == "python"]
     check = code + "\nassert masks.shape == (3, 512, 512) and masks.any()\nimport sys; assert 'torch' not in sys.modules\n"
     done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_lines_of_docs_python_run(tmp_path: Path, mobile_sam: Path) -> None:
+    """In one process, as a reader tries them; of the grid of 1,024 clicks 16 are enough to see that they do."""
+    shutil.copy(ROOT / "samples" / "astronaut.jpg", tmp_path / "photo.jpg")
+    for words in (
+        ["export", "--checkpoint", "mobile_sam", "--output", "decoder.onnx"],
+        ["export", "--checkpoint", "mobile_sam", "--encoder", "--output", "engine"],
+        ["embed", "photo.jpg", "--checkpoint", "mobile_sam", "--output", "embeddings"],
+    ):
+        subprocess.run([sys.executable, "-m", "trt_sam", *words], cwd=tmp_path, check=True)
+    code = "".join(text for kind, text in BLOCK.findall((ROOT / "docs" / "python.md").read_text()) if kind == "python")
+    code = code.replace("AutomaticMaskGenerator(runner", "AutomaticMaskGenerator(runner, 4")
+    code = code.replace(
+        "# image:",
+        "import torch\nfrom trt_sam import Predictor\n"
+        "predictor = Predictor(runner, load_checkpoint('mobile_sam').image_encoder())\n"
+        "image, detections = photo, torch.tensor([[20.0, 16, 360, 511]])\n# image:",
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} >= {"masks.json", "coco.json", "masks.png"}
 
 
 def test_the_readme_is_short() -> None:
