@@ -49,7 +49,7 @@ def test_the_lines_of_docs_python_run(tmp_path: Path, mobile_sam: Path) -> None:
     code = code.replace(
         "# image:",
         "import torch\nfrom trt_sam import Predictor\n"
-        "predictor = Predictor(runner, load_checkpoint('mobile_sam').image_encoder())\n"
+        "predictor = Predictor(OnnxRunner('decoder.onnx'), load_checkpoint('mobile_sam').image_encoder())\n"
         "image, detections = photo, torch.tensor([[20.0, 16, 360, 511]])\n# image:",
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
