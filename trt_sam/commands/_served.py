@@ -46,13 +46,13 @@ def cached_set(source: str, device: int | None) -> Path:
     Raises:
         TrtSamError: it is no checkpoint, or cannot be exported.
     """
-    check_source(source)
     cache = ClickCache.of(source)
     if cache is None:
         raise InputError(
             f"{source} is neither a set with a manifest nor a checkpoint of this machine; give a folder of trt-sam export "
             "--encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
         )
+    check_source(source)
     folder = cache.set_folder("graphs" if device is None else "engines")
     if is_set(folder):
         return folder
