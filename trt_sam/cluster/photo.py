@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from trt_sam.errors import InputError
 from trt_sam.formats.records import Photo
+from trt_sam.imaging.inside import check_inside
 from trt_sam.imaging.photos import read_image
 from trt_sam.masks import AutomaticMaskGenerator
-from trt_sam.masks.prompted import PhotoPrompt, check_inside, prompted_records
+from trt_sam.masks.prompted import PhotoPrompt, prompted_records
 from trt_sam.progress import Progress
 from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.predictor import Predictor

@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam._files import atomic_path
-from trt_sam.cluster import Everything
 from trt_sam.commands._decoder import keep_for_the_next, open_decoder
 from trt_sam.commands._options import write_json
 from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
@@ -27,6 +26,9 @@ from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
 from trt_sam.progress import Progress, Stages
 
+if TYPE_CHECKING:
+    from trt_sam.cluster import Everything
+
 __all__ = ["add_everything_arguments", "check_flags_of_everything", "everything_of", "progress_bar", "run_everything"]
 
 
@@ -37,7 +39,7 @@ def add_everything_arguments(parser: argparse.ArgumentParser) -> None:
         "--points-per-side",
         type=int,
         metavar="N",
-        help=f"with --everything: N x N clicks (default: {Everything.points_per_side})",
+        help="with --everything: N x N clicks (default: 32)",
     )
     parser.add_argument(
         "--least-iou", type=float, metavar="X", help="with --everything: the decoder's own estimate of a mask (default: 0.88)"
@@ -94,6 +96,8 @@ def run_everything(args: argparse.Namespace) -> int:
 
 def everything_of(args: argparse.Namespace) -> Everything:
     """What the flags of `--everything` ask for."""
+    from trt_sam.cluster import Everything
+
     given = {
         "points_per_side": args.points_per_side,
         "least_iou": args.least_iou,

@@ -8,10 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calibrators.prompt_file import read_prompts
-from trt_sam.cluster import Everything, Prompts, segmented
 from trt_sam.commands._decoder import open_for_photos
 from trt_sam.commands._everything import everything_of, progress_bar
 from trt_sam.commands._outputs import check_output_file
@@ -20,6 +18,9 @@ from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.lines import LinesFile
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Progress
+
+if TYPE_CHECKING:
+    from trt_sam.cluster import Everything, Prompts
 
 __all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "run_many", "task_of"]
 
@@ -47,6 +48,8 @@ def run_many(args: argparse.Namespace) -> int:
     Raises:
         InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written.
     """
+    from trt_sam.cluster import segmented
+
     _check(args)
     photos = list_images([args.image])
     task = task_of(args, photos)
@@ -126,6 +129,9 @@ def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Pr
     """What is to be found in the photos; raises InputError where the file of prompts cannot be used."""
     if args.prompts is None:
         return everything_of(args)
+    from calibrators.prompt_file import read_prompts
+    from trt_sam.cluster import Prompts
+
     prompts = read_prompts(args.prompts)
     found = {photo.name: prompts.find(str(photo), photo.name) for photo in photos}
     return Prompts({name: prompts.prompts[key] for name, key in found.items() if key is not None}, str(args.prompts))

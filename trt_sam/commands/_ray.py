@@ -10,12 +10,9 @@ from typing import Any
 
 from trt_sam._files import existing_file
 from trt_sam.commands._many import check_flags_of_many, task_of
-from trt_sam.commands._served import cached_set
-from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Stages
-from trt_sam.runtime.set_graphs import is_set
 
 __all__ = ["add_ray_arguments", "run_on_ray"]
 
@@ -73,6 +70,9 @@ def run_on_ray(args: argparse.Namespace) -> int:
 
 
 def _folder_of(args: argparse.Namespace) -> Path:
+    from trt_sam.commands._served import cached_set
+    from trt_sam.runtime.set_graphs import is_set
+
     if args.set is None:
         return cached_set(args.checkpoint, None)
     if not is_set(args.set):
@@ -82,6 +82,8 @@ def _folder_of(args: argparse.Namespace) -> Path:
 
 def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a later run must agree in: what is computed, by contents."""
+    from trt_sam.engine.manifest import open_manifest
+
     prompts = None if args.prompts is None else existing_file(args.prompts, "prompt file").read_bytes()
     return {
         "set": {graph.role: graph.onnx.sha256 for graph in open_manifest(folder, verify=False).graphs},

@@ -52,9 +52,9 @@ from trt_sam.commands._ray import add_ray_arguments, run_on_ray
 from trt_sam.errors import InputError
 from trt_sam.formats.records import Photo
 from trt_sam.formats.save import FOLDER, encoded, format_of, suffix_of
+from trt_sam.imaging.inside import check_inside
 from trt_sam.imaging.overlay import Box, Click, draw_overlay
 from trt_sam.imaging.photos import read_image
-from trt_sam.masks.prompted import check_inside
 from trt_sam.runtime.predictor import Predictor
 
 HELP = "clicks and a box on an image to a mask, or everything in it"

@@ -1,4 +1,4 @@
-"""The masks of many prompts on one photo, as records, and the check that prompts lie on it."""
+"""The masks of many prompts on one photo, as records."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_sam.errors import InputError
 from trt_sam.formats.runs import Runs
-from trt_sam.imaging.overlay import Box, Click
+from trt_sam.imaging.overlay import Box
 from trt_sam.runtime.predictor import Predictor
 
-__all__ = ["PhotoPrompt", "check_inside", "prompted_records"]
+__all__ = ["PhotoPrompt", "prompted_records"]
 
 _PROMPTS_AT_ONCE = 16
 """Masks at full size exist for so many prompts at a time."""
@@ -50,15 +49,3 @@ def prompted_records(predictor: Predictor, prompts: Sequence[PhotoPrompt]) -> li
                     "prompt": {"points": prompt.points, "labels": prompt.labels, "box": prompt.box},
                 }
     return records
-
-
-def check_inside(clicks: Sequence[Click], box: Box | None, *, height: int, width: int) -> None:
-    """Raise InputError unless the prompt lies on the image."""
-    for x, y, _ in clicks:
-        if not (0 <= x < width and 0 <= y < height):
-            raise InputError(
-                f"--point {x:g},{y:g} is outside the image of {width}x{height}: 0 <= X < {width}, 0 <= Y < {height}"
-            )
-    if box is not None and (min(box) < 0 or box[2] > width or box[3] > height):
-        shown = ",".join(f"{value:g}" for value in box)
-        raise InputError(f"--box {shown} is outside the image of {width}x{height}: X from 0 to {width}, Y from 0 to {height}")
