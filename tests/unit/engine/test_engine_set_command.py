@@ -21,6 +21,7 @@ import trt_sam.graph.export
 from tests.engine_sets import RTX, tiny_build, write_tiny_graph
 from tests.helpers import error_line
 from trt_sam.cli import main
+from trt_sam.commands import _build_sources
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.engine.engine_set import build_set
 from trt_sam.engine.flavour import Flavour
@@ -63,7 +64,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> Calibrated:
     stand_in = Calibrated()
     monkeypatch.setattr(calibrators.pipeline, "quantize_decoder", stand_in)
     checkpoint = SimpleNamespace(sha256="ab" * 32, encoder_kind="other", has_image_encoder=False, decoder=None)
-    monkeypatch.setattr(command, "_load", lambda *_: checkpoint)
+    monkeypatch.setattr(_build_sources, "_load", lambda *_: checkpoint)
     monkeypatch.setattr(command, "choose_flavour", lambda backend: RTX)
     monkeypatch.setattr(command, "build_set", lambda *given, **named: build_set(*given, **named, engine_builder=tiny_build()))
     return stand_in
@@ -206,13 +207,13 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
     trt.BuilderFlag = SimpleNamespace(INT8=1)  # type: ignore[attr-defined]
     flavour = Flavour("tensorrt", "10.16.1.11", trt)
     assert flavour.has_implicit_int8
-    monkeypatch.setattr(command, "calibration_request", Request)
+    monkeypatch.setattr(_build_sources, "calibration_request", Request)
     monkeypatch.setattr(trt_sam.graph.export, "export_decoder", export)
     recipe = EngineRecipe(
         decode_mask=True, graph=GraphOptions(precision="int8"), quantization=QuantizationOptions(method="implicit")
     )
     with contextlib.ExitStack() as stack, Stages(command._shares(recipe)) as stages:
-        sources = command._implicit(SimpleNamespace(output=tmp_path), recipe, flavour, stages, stack)  # type: ignore[arg-type]
+        sources = _build_sources.implicit_sources(SimpleNamespace(output=tmp_path), recipe, flavour, stages, stack)  # type: ignore[arg-type]
         built = build_set(sources, recipe, tmp_path, flavour=flavour, engine_builder=builder)
     assert made == [("decoder.onnx", ["plain"]), ("decoder_mask.onnx", ["mask"])]
     assert [graph.calibration for graph in built.manifest.graphs] == ["of plain", "of mask"]
