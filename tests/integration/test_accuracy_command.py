@@ -185,8 +185,9 @@ def test_no_images_for_other_checkpoints_are_made_up(tmp_path: Path, monkeypatch
 
     other = dataclasses.replace(checkpoint.load_checkpoint("standin"), source="other.pth")
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda source: other)
+    (tmp_path / "other.pth").touch()
     with pytest.raises(InputError, match="no images: give --embeddings DIR or --photos DIR"):
-        run("--checkpoint", "other.pth", "--output", tmp_path / "report")
+        run("--checkpoint", tmp_path / "other.pth", "--output", tmp_path / "report")
 
 
 def test_a_graph_of_other_weights_is_refused(tmp_path: Path, graphs: dict[str, Path]) -> None:
@@ -197,11 +198,11 @@ def test_a_graph_of_other_weights_is_refused(tmp_path: Path, graphs: dict[str, P
 def test_an_output_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("here")
     with pytest.raises(InputError, match="it is a file"):
-        run("--checkpoint", "none.pth", "--output", tmp_path / "report")
+        run("--checkpoint", "standin", "--output", tmp_path / "report")
     with pytest.raises(InputError, match=r"report is a file"):
-        run("--checkpoint", "none.pth", "--output", tmp_path / "report" / "deeper")
+        run("--checkpoint", "standin", "--output", tmp_path / "report" / "deeper")
     with pytest.raises(InputError, match=r"cannot write .*x\.json: .*report is a file"):
-        run("--checkpoint", "none.pth", "--output", tmp_path / "other", "--json", tmp_path / "report" / "x.json")
+        run("--checkpoint", "standin", "--output", tmp_path / "other", "--json", tmp_path / "report" / "x.json")
     with pytest.raises(InputError, match="it is a folder"):
-        run("--checkpoint", "none.pth", "--output", tmp_path / "other", "--json", tmp_path)
+        run("--checkpoint", "standin", "--output", tmp_path / "other", "--json", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]

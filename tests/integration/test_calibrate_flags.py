@@ -70,5 +70,5 @@ def test_files_that_cannot_be_written_are_told_before_photos_are_embedded(flags:
     (tmp_path / "here").write_text("here")
     given = [flag.format(file=tmp_path / "here", new=tmp_path / "new") for flag in flags]
     with pytest.raises(InputError, match=r"cannot write .*here/x\.(onnx|json): .*here is a file"):
-        run("--checkpoint", "none.pth", "--photos", tmp_path / "none", *given)
+        run("--checkpoint", "standin", "--photos", tmp_path / "none", *given)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]

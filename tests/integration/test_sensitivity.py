@@ -66,7 +66,7 @@ def test_flags_that_cannot_be(arguments: tuple[object, ...], error: type[Excepti
 def test_a_report_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("here")
     with pytest.raises(InputError, match="here is a file"):
-        run("--checkpoint", "none.pth", "--json", tmp_path / "here" / "report.json")
+        run("--checkpoint", "standin", "--json", tmp_path / "here" / "report.json")
 
 
 def test_trials_of_a_graph_against_itself_and_a_damaged_one(graphs: dict[str, Path], one_torch_thread: None) -> None:

@@ -67,7 +67,7 @@ def test_a_mistake_is_one_error(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"unknown recipe 'vit_x'; known are .*vit_b"):
+    with pytest.raises(RecipeError, match=r"unknown recipe 'vit_x'; did you mean vit_l\? known are .*vit_b"):
         load_recipe("vit_x")
 
 

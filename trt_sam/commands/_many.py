@@ -91,8 +91,8 @@ def run_many(args: argparse.Namespace) -> int:
 def check_flags_of_many(args: argparse.Namespace) -> None:
     """Raise InputError where a flag is for one photo, or nothing says what is to be found."""
     if args.everything == (args.prompts is not None):
-        what = f"{args.image} is a folder" if args.image.is_dir() else "several prompts"
-        raise InputError(f"{what}: give either --everything or --prompts F.json")
+        what = f"{args.image} is a folder, so " if args.image.is_dir() else ""
+        raise InputError(f"{what}several photos or prompts: give either --everything or --prompts F.json")
     for flag, given in (
         ("--point", args.point),
         ("--box", args.box),

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from trt_sam._cache import CACHE_VARIABLE
-from trt_sam._files import write_atomically
+from trt_sam._files import existing_file, write_atomically
 from trt_sam.download import check_source
 from trt_sam.errors import InputError
 from trt_sam.imaging.embeddings import embedding_files
@@ -85,7 +85,9 @@ def decoder_for_prompts(args: argparse.Namespace, checkpoint: Checkpoint) -> Dec
 
 
 def check_images_given(args: argparse.Namespace) -> None:
-    """Raise InputError where `args.photos` or `args.embeddings` names a folder without any, before anything is loaded."""
+    """Raise InputError where the photos, embeddings or prompts of the flags are not there, before anything is loaded."""
+    if (prompts := getattr(args, "prompts", None)) is not None:
+        existing_file(prompts, "prompt file")
     if args.photos is not None:
         list_images([args.photos])
     elif args.embeddings is not None:

@@ -13,7 +13,7 @@ from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
-from trt_sam.download import check_source
+from trt_sam.download import nearest_names
 from trt_sam.errors import InputError
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
@@ -48,11 +48,12 @@ def cached_set(source: str, device: int | None) -> Path:
     """
     cache = ClickCache.of(source)
     if cache is None:
+        near = nearest_names(source)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
-            f"{source} is neither a set with a manifest nor a checkpoint of this machine; give a folder of trt-sam export "
-            "--encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
+            f"{source} is neither a set with a manifest nor a checkpoint of this machine; {meant}give a folder of trt-sam "
+            "export --encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
         )
-    check_source(source)
     folder = cache.set_folder("graphs" if device is None else "engines")
     if is_set(folder):
         return folder

@@ -118,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
     flavour = choose_flavour(recipe.backend)
     for value in recipe.compute_capabilities:
         flavour.compute_capability(value)
+    if recipe.quantization.method != "implicit":  # which has faults of its own to tell first
+        check_images_given(args)
     with Stages(_shares(recipe)) as stages, contextlib.ExitStack() as stack:
         judged: list[str] = []
         checkpoint: Checkpoint | None = None
@@ -181,7 +183,6 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
             f"precision {recipe.graph.precision} is not calibrated, so {data} is of no use; leave it out, or give "
             "--precision int8 or fp8"
         )
-    check_images_given(args)
 
 
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
