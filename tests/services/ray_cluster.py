@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.services.process import environment, python
-from tests.services.triton import free_port
+from tests.services.triton_process import free_port
 
 START_SECONDS = 240
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.services.process import ROOT, python, run, served_set
 from tests.services.ray_cluster import Cluster, command_line, descendants
-from tests.services.triton import free_port
+from tests.services.triton_process import free_port
 
 PHOTO = ROOT / "samples" / "astronaut.jpg"
 CLICK = {"points": [[220, 400]], "labels": [1]}

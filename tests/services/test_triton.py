@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests.services.process import ROOT, run, served_set
-from tests.services.triton import Triton, start_triton
+from tests.services.triton_process import Triton, start_triton
 
 PHOTO = ROOT / "samples" / "astronaut.jpg"
 PROMPTS: list[dict[str, Any]] = [
