@@ -37,7 +37,6 @@ def start_triton(served: str, folder: Path, *, images: int) -> Triton:
     run("triton", served, "--output", str(repository), "--images", str(images))
     ports = [free_port() for _ in range(3)]
     flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
-    flags.append("--exit-timeout-secs=180")  # its own 30 s are too few for the models' processes on a busy machine
     log = folder / "triton.log"
     server = [sys.executable, str(ROOT / "scripts/triton_server.py"), str(repository), "--python", python("triton"), *flags]
     with log.open("wb") as file:
