@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from trt_sam.errors import InputError
+from trt_sam.errors import InputError, did_you_mean
 
 __all__ = ["atomic_folder", "atomic_path", "existing_file", "sha256_of", "write_atomically"]
 
@@ -116,7 +116,7 @@ def _meant(path: Path) -> str:
         near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir()], n=1, cutoff=0.8)
     except OSError:
         return ""
-    return f"did you mean {path.with_name(near[0])}? " if near else ""
+    return did_you_mean(path.with_name(name) for name in near)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

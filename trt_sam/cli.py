@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from trt_sam._cache import cache_set_to
 from trt_sam._version import __version__
-from trt_sam.errors import TrtSamError
+from trt_sam.errors import TrtSamError, did_you_mean
 from trt_sam.progress import write_line
 
 __all__ = ["main"]
@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
             near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
+            meant = did_you_mean(near)
             message = f"no command is called {unknown[1]!r}; {meant}commands are {', '.join(COMMANDS)}"
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 

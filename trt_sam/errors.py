@@ -16,6 +16,8 @@ TrtSamError                 the command line prints it as one line and exits wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BuildError",
     "CalibrationError",
@@ -29,6 +31,7 @@ __all__ = [
     "MissingDependencyError",
     "RecipeError",
     "TrtSamError",
+    "did_you_mean",
     "first_line",
 ]
 
@@ -84,3 +87,9 @@ class InferenceError(TrtSamError):
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, at most 200 characters; the name of its class where there is none."""
     return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+
+
+def did_you_mean(near: Iterable[object]) -> str:
+    """The question for a message, "did you mean A or B? ", with a space behind it; empty where nothing is `near`."""
+    names = " or ".join(map(str, near))
+    return f"did you mean {names}? " if names else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trt_sam.errors import RecipeError
+from trt_sam.errors import RecipeError, did_you_mean
 
 __all__ = [
     "CALIBRATORS",
@@ -234,7 +234,7 @@ def load_recipe(name_or_path: str) -> EngineRecipe:
         known = list_recipes()
         if name_or_path not in known:
             near = difflib.get_close_matches(name_or_path, known, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
+            meant = did_you_mean(near)
             raise RecipeError(f"unknown recipe {name_or_path!r}; {meant}known are {', '.join(known)}, or give a .toml file")
         path = recipe_folder() / f"{name_or_path}.toml"
     try:

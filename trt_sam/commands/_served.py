@@ -14,7 +14,7 @@ from trt_sam.commands._encoder_set import write_encoder_set
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.download import nearest_names
-from trt_sam.errors import InputError
+from trt_sam.errors import InputError, did_you_mean
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
 from trt_sam.recipe import EngineRecipe, GraphOptions, load_recipe
@@ -49,7 +49,7 @@ def cached_set(source: str, device: int | None) -> Path:
     cache = ClickCache.of(source)
     if cache is None:
         near = nearest_names(source)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        meant = did_you_mean(near)
         raise InputError(
             f"{source} is neither a set with a manifest nor a checkpoint of this machine; {meant}give a folder of trt-sam "
             "export --encoder, mobile_sam or another name of trt-sam download --list, or a .pth"

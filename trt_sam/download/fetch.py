@@ -16,7 +16,7 @@ from trt_sam._files import sha256_of
 from trt_sam._lazy import require
 from trt_sam.download.catalogue import CATALOGUE, KnownCheckpoint, Source, nearest_names
 from trt_sam.download.http import SourceError
-from trt_sam.errors import CheckpointError, InputError
+from trt_sam.errors import CheckpointError, InputError, did_you_mean
 
 __all__ = ["NoSourceError", "cached_path", "fetch"]
 
@@ -82,7 +82,7 @@ def _known(name: str) -> KnownCheckpoint:
     if name in CATALOGUE:
         return CATALOGUE[name]
     near = nearest_names(name)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    meant = did_you_mean(near)
     raise CheckpointError(f"no checkpoint is called {name!r}; {meant}names are {', '.join(CATALOGUE)}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from trt_sam._cache import known_sha256
 from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, nearest_names
 from trt_sam.download.fetch import fetch
-from trt_sam.errors import CheckpointError
+from trt_sam.errors import CheckpointError, did_you_mean
 
 __all__ = ["check_source", "weights_sha256"]
 
@@ -27,7 +27,7 @@ def check_source(source: str) -> str:
     if source in CATALOGUE or source in STANDINS or Path(source).exists() or _looks_like_hub_id(source):
         return source
     near = nearest_names(source)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    meant = did_you_mean(near)
     names = ", ".join((*CATALOGUE, STANDINS[0]))
     raise CheckpointError(
         f"checkpoint not found: {source}; {meant}give a .pth, a Hugging Face folder or id, or a name: {names}"
