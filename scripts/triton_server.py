@@ -65,7 +65,6 @@ def prepared(python: str, repository: Path, folder: Path) -> tuple[list[str], di
         "PATH": os.pathsep.join([str(Path(python).absolute().parent), os.environ["PATH"]]),
     }
     command = [str(triton / "bin" / "tritonserver"), f"--model-repository={repository.resolve()}"]
-    command.append("--exit-timeout-secs=180")  # its own 30 s are too few for the models' processes on a busy machine
     return [*command, f"--backend-directory={backend.parent}"], environment
 
 

@@ -42,10 +42,9 @@ def triton(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tr
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])
-def client(request: pytest.FixtureRequest, triton: Triton) -> Any:
-    if request.param == "grpc":
-        return Client(triton_grpc, triton_grpc.InferenceServerClient(triton.grpc))
-    return Client(triton_http, triton_http.InferenceServerClient(triton.http, network_timeout=120.0, connection_timeout=120.0))
+def client(request: pytest.FixtureRequest, triton: Triton) -> Iterator[Client]:
+    with over_grpc(triton) if request.param == "grpc" else over_http(triton) as each:
+        yield each
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +79,10 @@ class Client:
 
 def over_http(triton: Triton) -> Client:
     return Client(triton_http, triton_http.InferenceServerClient(triton.http, network_timeout=120.0, connection_timeout=120.0))
+
+
+def over_grpc(triton: Triton) -> Client:
+    return Client(triton_grpc, triton_grpc.InferenceServerClient(triton.grpc))
 
 
 def tensors_of(prompt: dict[str, Any]) -> dict[str, Any]:

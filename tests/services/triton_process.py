@@ -28,7 +28,7 @@ class Triton:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(200)
+        return self.process.wait(60)
 
 
 def start_triton(served: str, folder: Path, *, images: int) -> Triton:
