@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class _Entry:
     """SHA-256 of the embedding's values."""
     load: Callable[[], Image] = field(repr=False)
     prompts: tuple[DrawnPrompt, ...] = field(repr=False)
+    photo_sha256: str = ""
+    """Of the photo's file; "" where it was not at hand."""
 
 
 class CalibrationFeeds:
@@ -156,7 +158,9 @@ class CalibrationFeeds:
         return {
             "fingerprint": self.fingerprint,
             "images": self.num_images,
+            # Of the embeddings' values, which decide; of the photos' files where these were given, for people.
             "image_sha256": [entry.digest.hex() for entry in self._entries],
+            "photo_sha256": [entry.photo_sha256 for entry in self._entries if entry.photo_sha256],
             "prompts": self.num_prompts,
             "prompts_by_kind": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             "shares": shares(kinds),
@@ -198,6 +202,7 @@ def calibration_feeds(
     *,
     prompts: str | os.PathLike[str] | None = None,
     encoder_sha256: str = "",
+    photo_sha256: Mapping[str, str] | None = None,
     decode: Decode | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> CalibrationFeeds:
@@ -209,6 +214,7 @@ def calibration_feeds(
         options: how prompts are drawn; None for the defaults.
         prompts: a JSON file of the user's own prompts (see `prompt_file`), for a folder; images without any are skipped.
         encoder_sha256: of the checkpoint's image encoder; a file that names another one is an error. "" where unknown.
+        photo_sha256: of the photos' files, by the names of their embedding files; to be recorded.
         decode: the float32 decoder (`TorchRunner.run`), on whose masks prompts are drawn where no objects are known; None
             draws them anywhere in the picture, which nobody does who wants an object.
         progress: called after each image with "embeddings", images read and images in all.
@@ -233,7 +239,8 @@ def calibration_feeds(
             rng = np.random.default_rng((options.seed, *digest))
             drawn = sample_prompts(rng, each.image, options.prompts_per_image, decode=decode, earlier_masks=options.mask_input)
         if drawn:
-            entries.append(_Entry(each.name, digest, each.load, drawn))
+            hashed = (photo_sha256 or {}).get(Path(each.name).name, "")
+            entries.append(_Entry(each.name, digest, each.load, drawn, hashed))
         else:
             skipped.append(each.name)
         if progress is not None:

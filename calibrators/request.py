@@ -56,11 +56,12 @@ class CalibrationRequest:
 
         with contextlib.ExitStack() as stack:
             folder = self.data
+            hashes: dict[str, str] = {}
             if self.are_photos:
                 photos = list_images([self.data])
                 encoder = checkpoint.image_encoder()
                 folder = stack.enter_context(_folder(self.cache))
-                self._embed(photos, encoder, folder, progress)
+                hashes = self._embed(photos, encoder, folder, progress)
             # Of an encoder that cannot be run here the hash is unknown.
             sha256 = checkpoint.image_encoder().sha256 if checkpoint.has_image_encoder else ""
             yield calibration_feeds(
@@ -68,11 +69,14 @@ class CalibrationRequest:
                 self.options,
                 prompts=self.prompts,
                 encoder_sha256=sha256,
+                photo_sha256=hashes,
                 decode=None if self.random_prompts else _decode(checkpoint),
                 progress=tell,
             )
 
-    def _embed(self, photos: Sequence[Path], encoder: Encoder, folder: Path, progress: Progress | None) -> None:
+    def _embed(self, photos: Sequence[Path], encoder: Encoder, folder: Path, progress: Progress | None) -> dict[str, str]:
+        """Write the photos' embeddings into `folder`; the hashes of the photos' files, by the names of these."""
+        hashes = {}
         for number, photo in enumerate(photos, start=1):
             # Numbered, because photos of different folders may share a name.
             path = folder / f"{number:06d}_{photo.stem}.npz"
@@ -80,8 +84,10 @@ class CalibrationRequest:
                 save_embedding(path, embed_photo(photo, encoder))
             else:
                 _link(_kept(photo, encoder, self.cache), path)
+            hashes[path.name] = sha256_of(photo)
             if progress is not None:
                 progress(number / len(photos), "photos")
+        return hashes
 
 
 def _decode(checkpoint: Checkpoint) -> Decode:

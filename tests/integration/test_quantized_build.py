@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 import calibrators.pipeline
+from calibrators.sources import digest_of
 from tests.helpers import error_line
+from trt_sam._files import sha256_of
 from trt_sam.cli import main
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.feeds.scenes import make_scene
+from trt_sam.imaging.embeddings import load_embedding
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -58,6 +61,22 @@ def test_one_command_gives_a_set_that_knows_its_calibration(built: Path) -> None
     assert "QuantizeLinear" in nodes
     assert graph.kernels[0].int8_products >= len(report["tensors"])
     assert len(list((built / "calibration" / "embeddings").glob("*.npz"))) == 2
+
+
+def test_manifest_and_report_say_what_was_calibrated_on(built: Path, photos: Path) -> None:
+    (graph,) = open_manifest(built).graphs
+    (report_path,) = (built / "calibration").glob("int8-*.json")
+    about, feeds = graph.calibrated, json.loads(report_path.read_text())["feeds"]
+    assert about is not None
+    assert about["photo_sha256"] == [sha256_of(photo) for photo in sorted(photos.iterdir())]
+    embeddings = [load_embedding(path) for path in (built / "calibration" / "embeddings").glob("*.npz")]
+    assert set(about["image_sha256"]) == {digest_of(each.image_embeddings).hex() for each in embeddings}
+    assert sum(about["shares"].values()) == pytest.approx(1)
+    assert (about["prompts"], about["seed"], about["alpha"]) == (4, 0, 1.0)
+    assert set(about["calibrators"].values()) == {"max"}
+    assert {name: about[name] for name in ("photo_sha256", "image_sha256", "shares", "seed", "fingerprint")} == {
+        name: feeds[name] for name in ("photo_sha256", "image_sha256", "shares", "seed", "fingerprint")
+    }
 
 
 def test_the_graph_is_compared_with_pytorch(built: Path, capsys: pytest.CaptureFixture[str]) -> None:

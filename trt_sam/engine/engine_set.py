@@ -128,6 +128,7 @@ def build_set(
                 checkpoint_sha256=graph.checkpoint_sha256,
                 kernels=builds[place].kernels,
                 calibration=graph.calibration or everything[place][0].calibration,
+                calibrated=graph.calibrated,
             )
             for place, graph in enumerate(graphs)
         )

@@ -51,6 +51,8 @@ class GraphEntry:
     """One per profile of the recipe; empty where the flavour logs no layer list."""
     calibration: str | None = None
     """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
+    calibrated: Mapping[str, Any] | None = None
+    """How: hashes of photos and of embeddings, shares of prompts, seed, strength of the scale, as the graph itself says."""
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -82,6 +84,7 @@ def graph_entry(data: Any, calibration: str | None) -> GraphEntry:
         kernels=tuple(KernelSummary.from_dict(item) for item in parsing.items(data, "kernels")),
         # Sets of before had one graph, and said it for the set.
         calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
+        calibrated=None if data.get("calibrated") is None else parsing.table(data, "calibrated"),
     )
 
 

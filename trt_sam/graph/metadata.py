@@ -61,6 +61,14 @@ class GraphInfo:
         except (KeyError, ValueError, TypeError):
             return None
 
+    @property
+    def calibrated(self) -> dict[str, Any] | None:
+        """What a quantized graph was calibrated on and how: its record, see `calibrators.pipeline`; None where it has none."""
+        try:
+            return dict(json.loads(self.metadata["trt_sam.calibration"]))
+        except (KeyError, ValueError, TypeError):
+            return None
+
 
 def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
     """Read any ONNX graph.
