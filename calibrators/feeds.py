@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 
 _MASK_EVERY = 4
 """Where the graph takes masks, every fourth prompt of an image brings a made-up one, if they are not those of the decoder."""
-_FORMAT = "trt_sam calibration feeds 3"
+_FORMAT = "trt_sam calibration feeds 4"
 """Hashed into fingerprints; a change of how prompts are drawn gets a new number."""
 
 

@@ -14,7 +14,7 @@ from calibrators.prompt_file import FilePrompt
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, draw_prompt
-from trt_sam.feeds.realistic import Decode, DrawnPrompt, draw_realistic
+from trt_sam.feeds.realistic import CALIBRATION, Decode, DrawnPrompt, draw_realistic
 from trt_sam.imaging.resize import boxes_to_frame, coords_to_frame
 
 __all__ = ["PATTERN", "from_file", "sample_prompts"]
@@ -39,7 +39,10 @@ def sample_prompts(
     With neither they lie anywhere in the picture, boxes too. `earlier_masks`: whether `decode`'s masks are refined as well.
     """
     if image.objects is None and decode is not None:
-        return draw_realistic(rng, image.embedding, image.original_size, count, decode, earlier_masks=earlier_masks)
+        order = CALIBRATION if earlier_masks else None
+        return draw_realistic(
+            rng, image.embedding, image.original_size, count, decode, earlier_masks=earlier_masks, order=order
+        )
     start = int(rng.integers(len(PATTERN)))
     return tuple(_sample(rng, image, PATTERN[(start + i) % len(PATTERN)]) for i in range(count))
 

@@ -17,7 +17,18 @@ import numpy.typing as npt
 from trt_sam.contract import FRAME_SIZE, LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT, LOW_RES_SIZE
 from trt_sam.imaging.photos import frame_shape
 
-__all__ = ["GRID", "JITTER", "PATTERN", "Decode", "DrawnPrompt", "draw_realistic", "pattern", "picture_part", "shares"]
+__all__ = [
+    "CALIBRATION",
+    "GRID",
+    "JITTER",
+    "PATTERN",
+    "Decode",
+    "DrawnPrompt",
+    "draw_realistic",
+    "pattern",
+    "picture_part",
+    "shares",
+]
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -31,6 +42,13 @@ PATTERN = (
 """Kinds in turn; each image begins at another place. Of sixteen prompts four are one click, four are boxes, three are several
 clicks, two refine an earlier mask, two are places of the automatic grid, and one is a click with absent points behind it, as a
 row of a batch has where another row is longer. Without earlier masks a refinement is several clicks."""
+
+CALIBRATION = (
+    *("click", "refinement", "box", "refinement", "clicks", "refinement", "grid", "refinement"),
+    *("box", "refinement", "click", "refinement", "clicks", "box", "padded", "click"),
+)
+"""The same for ranges, where a graph takes earlier masks: six of sixteen refine one. Their values reach farthest, and they lose
+most where a range does not cover them (benchmarks/results/int8_tried.md)."""
 
 JITTER = 0.03
 """How far each side of a box is moved, at most: a share of its width or height."""
@@ -86,6 +104,7 @@ def draw_realistic(
     decode: Decode,
     *,
     earlier_masks: bool = False,
+    order: Sequence[str] | None = None,
 ) -> tuple[DrawnPrompt, ...]:
     """Draw `count` prompts on one image.
 
@@ -96,8 +115,9 @@ def draw_realistic(
         count: of prompts.
         decode: the float32 decoder; asked for one click each of the boxes, further clicks and refinements.
         earlier_masks: whether refinements are wanted.
+        order: kinds in turn, such as CALIBRATION; None for those of `pattern`.
     """
-    order = pattern(earlier_masks=earlier_masks)
+    order = order or pattern(earlier_masks=earlier_masks)
     start = int(rng.integers(len(order)))
     kinds = [order[(start + i) % len(order)] for i in range(count)]
     scene = _Scene(rng, embedding, original_size, decode)

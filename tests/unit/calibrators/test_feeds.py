@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from calibration_data import ENCODER, SIZE, write
 from helpers import make_embedding as embedding
@@ -16,6 +19,7 @@ from calibrators.trials import TRIAL_IMAGES, trial_feeds
 from trt_sam.contract import LABEL_ABSENT, check_feed, input_specs
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image
+from trt_sam.feeds.realistic import CALIBRATION, pattern, shares
 from trt_sam.imaging.embeddings import Embedding, save_embedding
 
 
@@ -72,6 +76,19 @@ def test_kinds_come_in_the_stated_proportions_and_inside_the_picture(folder: Pat
         assert coords[..., 1].max() <= 768
         assert (labels != LABEL_ABSENT).any(axis=1).all()
     assert absent == 12
+
+
+def test_ranges_see_more_refinements_than_people_give(folder: Path) -> None:
+    def decode(feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        rows = len(feed["point_labels"])
+        masks = np.full((rows, 4, 256, 256), -1.0, np.float32)
+        masks[:, :, 40:90, 40:90] = 1.0
+        return {"low_res_masks": masks, "iou_predictions": np.ones((rows, 4), np.float32)}
+
+    for mask_input, order in ((True, CALIBRATION), (False, pattern(earlier_masks=False))):
+        feeds = calibration_feeds(folder, FeedOptions(prompts_per_image=16, mask_input=mask_input), decode=decode)
+        assert feeds.to_dict()["shares"] == shares(order)
+        assert feeds.prompts_from == "masks"
 
 
 def test_images_in_memory_with_objects_are_prompted_on_them() -> None:

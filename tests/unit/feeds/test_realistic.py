@@ -10,7 +10,7 @@ import numpy.typing as npt
 from helpers import make_embedding
 
 from trt_sam.contract import LABEL_ABSENT
-from trt_sam.feeds.realistic import JITTER, PATTERN, DrawnPrompt, draw_realistic, pattern, picture_part, shares
+from trt_sam.feeds.realistic import CALIBRATION, JITTER, PATTERN, DrawnPrompt, draw_realistic, pattern, picture_part, shares
 
 SIZE = (480, 640)
 RADIUS = 20
@@ -43,6 +43,9 @@ def test_kinds_come_in_the_stated_shares_and_inside_the_picture() -> None:
         assert each.coords.dtype == each.labels.dtype == np.float32
         assert (each.coords >= 0).all()
         assert (each.coords <= (1024, 768)).all()
+
+    kinds = [each.kind for each in drawn(earlier_masks=True, order=CALIBRATION)]
+    assert shares(kinds) == {kind: CALIBRATION.count(kind) / 16 for kind in sorted(set(PATTERN))}
 
 
 def test_boxes_are_around_what_is_segmented_with_their_sides_moved_a_little() -> None:
