@@ -38,7 +38,7 @@ def distances(ious: Mapping[str, Array], limits: Sequence[float], colours: Mappi
         axes.set_xlabel("1 - mask IoU (dashed: limit of the 5th percentile)")
         axes.set_ylabel("share of prompts farther away")
         axes.axhline(0.05, color=_INK, linewidth=0.5)
-        _legend(axes)
+        _legend(figure)
         return _svg(figure, "Share of prompts by distance of their mask from the reference")
 
 
@@ -54,7 +54,7 @@ def layer_sqnr(rows: Mapping[str, Sequence[float]], marked: Mapping[str, int], c
         axes.set_ylim(0.0, 165.0)
         axes.set_xlabel("tensors in graph order")
         axes.set_ylabel("SQNR, dB")
-        _legend(axes)
+        _legend(figure)
         return _svg(figure, "Signal to noise of the tensors in graph order")
 
 
@@ -90,8 +90,8 @@ def _figure(height: float) -> Iterator[tuple[Any, Any]]:
         yield figure, figure.subplots()
 
 
-def _legend(axes: Any) -> None:
-    legend = axes.legend(frameon=False, fontsize=8, loc="best")
+def _legend(figure: Any) -> None:
+    legend = figure.legend(frameon=False, fontsize=8, loc="outside upper left")
     for text in legend.get_texts():
         text.set_color(_INK)
 

@@ -79,7 +79,7 @@ def _figures(comparison: Comparison, colours: Mapping[str, str]) -> str:
 
 
 def _limits(candidate: Candidate) -> str:
-    head = ("limit", "figure", "95 % interval", "must be", "")
+    head = ("limit", "figure", "95 % interval", "must be", "verdict")
     body = "".join(_limit_row(head, check) for check in candidate.verdict.checks)
     cells = "".join(f"<th>{text(cell)}</th>" for cell in head)
     return f'<h3>{text(candidate.name)}</h3><table class="figures"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
@@ -88,9 +88,11 @@ def _limits(candidate: Candidate) -> str:
 def _limit_row(head: Sequence[str], check: Check) -> str:
     interval = "-" if check.low is None or check.high is None else f"{check.low:.4f} to {check.high:.4f}"
     must = f"{'at least' if check.higher_is_better else 'at most'} {check.limit:g}"
-    cells = (f"{check.value:.5g}", interval, must)
-    shown = "".join(f'<td data-name="{text(name)}">{text(cell)}</td>' for name, cell in zip(head[1:4], cells, strict=True))
-    return f'<tr><td>{text(check.title)}</td>{shown}<td class="{_kind(check.status)}">{text(check.status)}</td></tr>'
+    cells = ((f"{check.value:.5g}", ""), (interval, ""), (must, ""), (check.status, _kind(check.status)))
+    shown = "".join(
+        f'<td data-name="{text(name)}" class="{kind}">{text(cell)}</td>' for name, (cell, kind) in zip(head[1:], cells, strict=True)
+    )
+    return f"<tr><td>{text(check.title)}</td>{shown}</tr>"
 
 
 def _layers(comparison: Comparison, colours: Mapping[str, str]) -> list[str]:
