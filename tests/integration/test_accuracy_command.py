@@ -195,6 +195,17 @@ def test_a_graph_of_other_weights_is_refused(tmp_path: Path, graphs: dict[str, P
         run("--checkpoint", "standin", "--output", tmp_path / "report", "--variants", "", "--graph", f"x={graphs['plain']}")
 
 
+def test_a_report_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text("here")
+    with pytest.raises(InputError, match=r"report\.json exists; give --force to replace it, or another --output"):
+        run("--checkpoint", "standin", "--output", tmp_path / "report")
+    assert (tmp_path / "report" / "report.json").read_text() == "here"
+    with pytest.raises(InputError, match="checkpoint not found"):
+        # With --force the next thing that is wrong is told.
+        run("--checkpoint", tmp_path / "none.pth", "--output", tmp_path / "report", "--force", "--variants", "fp16")
+
+
 def test_an_output_that_cannot_be_written_is_seen_first(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("here")
     with pytest.raises(InputError, match="it is a file"):

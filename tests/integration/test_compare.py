@@ -220,7 +220,10 @@ def cut_golden(golden: Path, place: Path) -> None:
         (["standin", "standin", "--tolerance", "logits=1"], "the output 'logits'; outputs are"),
         (["standin", "standin", "--tolerance", "masks"], "must be OUTPUT=X"),
         (["standin", "standin", "--tolerance", "masks=1"], "a tolerance for masks, which no candidate gives"),
-        (["standin", "standin", "--layers"], "--layers compares ONNX graphs, and standin is none; name the .onnx beside it"),
+        (
+            ["standin", "standin", "--layers"],
+            "--layers compares ONNX graphs, and standin is none; name one of it, as trt-sam export",
+        ),
         (["--golden", "golden.npz", "standin", "--layers"], "leave --golden out"),
         (["standin", "standin", "--limits", "missing.toml"], "file of limits not found"),
         (["standin", "empty"], "neither a manifest.json"),

@@ -51,6 +51,8 @@ class Side:
     """Where the side is a checkpoint."""
     calibration_images: frozenset[str] = field(default=frozenset(), repr=False)
     """SHA-256 of the embeddings that a quantized graph was calibrated with; empty where it does not say."""
+    graphs: tuple[Path, ...] = ()
+    """The ONNX graph that the side is, or those that its engines were built from; empty for a checkpoint."""
 
 
 def open_side(source: str, *, device: int = 0) -> Side:
@@ -92,11 +94,11 @@ def _open_graph(path: Path) -> Side:
     if runner.options.precision in QUANTIZED_PRECISIONS:
         executed = "ONNX Runtime on the CPU, quantization emulated"
         used = calibration_images(runner.metadata)
-        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256, calibration_images=used)
+        return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256, calibration_images=used, graphs=(path,))
     if runner.options.precision != "fp16":
-        return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256)
+        return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256, graphs=(path,))
     emulation = EmulationRunner(path, runner)
-    return Side(str(path), "FP16 emulation on the CPU", "fp16", emulation, runner.checkpoint_sha256)
+    return Side(str(path), "FP16 emulation on the CPU", "fp16", emulation, runner.checkpoint_sha256, graphs=(path,))
 
 
 def _open_engine(path: Path, device: int) -> Side:
@@ -123,12 +125,14 @@ def _open_engine(path: Path, device: int) -> Side:
     kinds = {"fp32": "tf32", "fp16": "fp16"} if manifest.recipe.graph.precision == graph.options.precision else {}
     arithmetic = kinds.get(graph.options.precision, "quantized")
     executed = f"{manifest.flavour} {manifest.flavour_version} on GPU {device}"
+    # Opening has held every file of the set against its hash.
+    beside = tuple(folder / graph.onnx.name for graph in graphs)
     used: frozenset[str] = frozenset()
-    if arithmetic == "quantized" and (folder / graph.onnx.name).exists():
+    if arithmetic == "quantized":
         from trt_sam.graph.metadata import read_graph
 
-        used = calibration_images(read_graph(folder / graph.onnx.name).metadata)
-    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256, calibration_images=used)
+        used = calibration_images(read_graph(beside[0]).metadata)
+    return Side(str(path), executed, arithmetic, runner, graph.checkpoint_sha256, calibration_images=used, graphs=beside)
 
 
 def calibration_images(metadata: Mapping[str, str]) -> frozenset[str]:

@@ -14,7 +14,14 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InputError
 
-__all__ = ["check_distinct", "check_output_file", "check_output_folder", "check_picture_suffix", "picture_bytes"]
+__all__ = [
+    "check_distinct",
+    "check_output_file",
+    "check_output_folder",
+    "check_picture_suffix",
+    "check_reports",
+    "picture_bytes",
+]
 
 
 def check_output_file(path: str | os.PathLike[str] | None) -> None:
@@ -31,6 +38,14 @@ def check_output_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write into {folder}: it is a file; name a folder")
     _check_parents(f"cannot write into {folder}", (folder.absolute(), *folder.absolute().parents))
+
+
+def check_reports(flag: str, folder: Path, names: Sequence[str], *, force: bool) -> None:
+    """Raise InputError where `names` could not be written into a folder, or one is there and `force` does not replace it."""
+    check_output_folder(folder)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not force:
+        raise InputError(f"{folder / there[0]} exists; give --force to replace it, or another {flag}")
 
 
 def check_distinct(named: Mapping[str, Path | None]) -> None:

@@ -43,7 +43,7 @@ from trt_sam.commands._options import (
     decoder_for_prompts,
     write_json,
 )
-from trt_sam.commands._outputs import check_output_file, check_output_folder
+from trt_sam.commands._outputs import check_output_file, check_reports
 from trt_sam.errors import InputError
 from trt_sam.progress import Progress, Stages
 
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--graph", metavar="NAME=F.onnx", action="append", default=[], help="judge this graph of the checkpoint too; repeatable"
     )
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=f"for {', '.join(_REPORTS)}")
+    parser.add_argument("--force", action="store_true", help="replace reports that are there")
     add_limit_arguments(parser)
     add_json_argument(parser)
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     names = [part.strip() for part in args.variants.split(",") if part.strip()]
     given = _given_graphs(args.graph)
     _check_names(names, [name for name, _ in given])
-    check_output_folder(args.output)
+    check_reports("--output", args.output, _REPORTS, force=args.force)
     check_output_file(args.json)
     check_images_given(args)
     quantized = [name for name in names if name not in FLOAT]

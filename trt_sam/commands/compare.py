@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._limits import add_limit_arguments, limits_of, outputs_limited
 from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
-from trt_sam.commands._outputs import check_output_file, check_output_folder
+from trt_sam.commands._outputs import check_output_file, check_reports
 from trt_sam.errors import InputError
 from trt_sam.progress import Progress, Stages
 
@@ -177,10 +177,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--{sources[0].replace('_', '-')} and --{sources[1].replace('_', '-')} exclude each other; give one")
     check_output_file(args.json)
     if args.report is not None:
-        check_output_folder(args.report)
-        there = [name for name in REPORTS if (args.report / name).exists()]
-        if there and not args.force:
-            raise InputError(f"{args.report / there[0]} exists; give --force to replace it, or another --report")
+        check_reports("--report", args.report, REPORTS, force=args.force)
 
 
 def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:

@@ -244,16 +244,25 @@ def _precision(side: Side, expected: str) -> Check:
 
 
 def _levels(side: Side, figures: Figures, limits: Limits) -> tuple[list[Check], list[str]]:
-    """A check of every int8 range of a graph on the calls that were hardest, and a note where it cannot be made."""
-    if side.arithmetic != "quantized" or not side.source.endswith(".onnx"):
+    """A check of every int8 range of a graph on the calls that were hardest, and a note where it cannot be made.
+
+    Of engines it is the graphs that they were built from: the ranges are the same, and an engine does not give its own.
+    """
+    if side.arithmetic != "quantized":
         return [], []
     try:
         import onnx
+        import onnxruntime  # noqa: F401
 
         from trt_sam.gate.pairs import level_checks
-    except ImportError:
-        return [], [f"how many levels the ranges of {side.source} use was not looked at: onnx is not installed"]
-    return level_checks(onnx.load(side.source), figures.hardest, limits.min_levels), []
+    except ImportError as error:
+        return [], [f"how many levels the ranges of {side.source} use was not looked at: {error.name} is not installed"]
+    checks: dict[str, Check] = {}
+    for path in side.graphs:
+        for check in level_checks(onnx.load(path), figures.hardest, limits.min_levels):
+            # The two decoders of a set have the same groups: the coarser range counts.
+            checks[check.name] = min(checks.get(check.name, check), check, key=lambda each: each.value)
+    return list(checks.values()), []
 
 
 def _about(reference: Side | None) -> tuple[str, str, str]:

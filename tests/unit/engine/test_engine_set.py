@@ -24,7 +24,8 @@ from trt_sam.bench.sides import open_engine
 from trt_sam.engine.builder import BuildResult
 from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
-from trt_sam.errors import ContractError, InferenceError
+from trt_sam.errors import ContractError, InferenceError, InputError
+from trt_sam.gate.blame import check_layers
 from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runtime.both_decoders import BothDecoders
@@ -201,6 +202,18 @@ def test_a_side_of_a_comparison_is_the_set_or_one_of_its_engines(
             assert isinstance(runner, BothDecoders) == (opened == 2)
             assert ("mask_input" in {spec.name for spec in runner.inputs}) == (name != "decoder.engine")
             assert len(engines) == opened
+
+
+@pytest.mark.hostcuda
+def test_a_side_of_engines_knows_the_graphs_beside_them(
+    engine_set: Path, engines: list[OrtEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_sam.accuracy.sides.gpu_compute_capability", lambda device: "8.9")
+    whole = open_side(str(engine_set))
+    whole.runner.close()
+    assert whole.graphs == (engine_set / "decoder.onnx", engine_set / "decoder_mask.onnx")
+    with pytest.raises(InputError, match=r"is none; name \S+decoder\.onnx or \S+decoder_mask\.onnx, which it was built from"):
+        check_layers(open_side("standin"), [whole])
 
 
 @pytest.mark.hostcuda

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.fixtures.made_answers import example
+from tests.fixtures.made_answers import answer, example, outputs
+from trt_sam.accuracy.sides import Side
+from trt_sam.gate.comparison import Candidate, Questions, compare_with
 from trt_sam.gate.graphs import Run
+from trt_sam.gate.limits import DEFAULTS
 from trt_sam.gate.pairs import activation_pairs, level_checks, without_pairs
 from trt_sam.gate.verdict import FAIL, PASS
 
@@ -55,3 +61,25 @@ def test_a_scale_that_is_far_too_large_fails_by_name(scale: float, level: int, s
     (check,) = level_checks(graph(scale), [example()], 25)
     assert (check.name, check.value, check.status) == ("min_levels made", level, status)
     assert ("product/MatMul reads; its scale is too large" in check.sentence) == (status == FAIL)
+
+
+class Engine:
+    """Answers as the reference does."""
+
+    def run(self, feed: Any) -> Any:
+        return outputs()
+
+
+def judged(*graphs: Path) -> Candidate:
+    runner: Any = Engine()
+    engine = Side("built/set", "TensorRT on GPU 0", "quantized", runner, "", graphs=graphs)
+    about = ("made up", "PyTorch in float64", "")
+    return compare_with(None, [engine], Questions([(example(), answer())], "one call"), DEFAULTS, about=about).candidates[0]
+
+
+def test_the_ranges_of_an_engine_are_those_of_the_graphs_beside_it(tmp_path: Path) -> None:
+    """A set has two with the same groups: the coarser range counts."""
+    for name, scale in (("decoder", 200 / 110), ("decoder_mask", 2000 / 110)):
+        onnx.save(graph(scale), tmp_path / f"{name}.onnx")
+    (levels,) = (c for c in judged(*sorted(tmp_path.iterdir())).verdict.checks if c.name.startswith("min_levels"))
+    assert (levels.name, levels.value, levels.status) == ("min_levels made", 11, FAIL)
