@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 from trt_sam.contract import EMBEDDING_BYTES
+from trt_sam.cuda.borrowed import device_index, is_on_device
 from trt_sam.cuda.device import Device
-from trt_sam.cuda.dlpack import device_index, is_on_device
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.runner.call import Decoded, OpenOptions

@@ -12,8 +12,9 @@ from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, opened, tokens
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
+from trt_sam.cuda.borrowed import borrow
 from trt_sam.cuda.device import Device
-from trt_sam.cuda.dlpack import DeviceArray, borrow
+from trt_sam.cuda.dlpack import DeviceArray
 from trt_sam.cuda.graphs import capture
 from trt_sam.cuda.page_locked import page_locked
 from trt_sam.cuda.streams import Stream

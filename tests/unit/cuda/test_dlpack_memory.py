@@ -12,6 +12,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, opened, tokens
+from trt_sam.cuda import borrowed as _borrowed
 from trt_sam.cuda import dlpack as _dlpack
 from trt_sam.cuda.streams import Stream
 from trt_sam.runner.decoder_runner import DecoderRunner
@@ -47,7 +48,7 @@ def test_an_error_in_which_a_view_is_dropped_stays_that_error(
         runner.set_image(toy_embedding(1))
         scores = runner.decode(*given, masks="device").iou_predictions
         # This driver's memory is the host's, which numpy and a torch without CUDA take.
-        monkeypatch.setattr(_dlpack, "_CUDA", CPU)
+        monkeypatch.setattr(_dlpack, "CUDA", CPU)
         with pytest.raises(ValueError, match="mine"):
             print(library(scores), fail())
         wanted = expected(PLAIN, tokens(toy_embedding(1), *given))["iou_predictions"]
@@ -64,7 +65,7 @@ def test_what_consumers_took_is_freed(host_cuda: HostCuda) -> None:
 
         def take(count: int) -> None:
             for _ in range(count):
-                _dlpack.borrow(masks, "masks", masks.shape, device, stream)
+                _borrowed.borrow(masks, "masks", masks.shape, device, stream)
 
         with device.active():
             stream = Stream(device)

@@ -23,6 +23,7 @@ from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_encoder import toy_photo
 from tests.fixtures.toy_runner import clicks, encoder_of, expected, make, tokens
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
+from trt_sam.cuda import borrowed as _borrowed
 from trt_sam.cuda import dlpack as _dlpack
 from trt_sam.cuda.device import Device
 from trt_sam.cuda.page_locked import page_locked
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.hostcuda
 
 PACKAGE = Path(trt_sam.__file__).parent
 SOURCES = (
+    "cuda/borrowed.py",
     "cuda/dlpack.py",
     "runner/core.py",
     "runner/decoder_runner.py",
@@ -93,6 +95,7 @@ class Skipper:
             (Event, "synchronize"),
             (Device, "synchronize"),
             (Slot, "wait"),
+            (_borrowed, "order"),
             (_dlpack, "order"),
             (_slot, "order"),
             (_images, "order"),

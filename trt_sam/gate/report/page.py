@@ -89,10 +89,11 @@ def _limit_row(head: Sequence[str], check: Check) -> str:
     interval = "-" if check.low is None or check.high is None else f"{check.low:.4f} to {check.high:.4f}"
     must = f"{'at least' if check.higher_is_better else 'at most'} {check.limit:g}"
     cells = ((f"{check.value:.5g}", ""), (interval, ""), (must, ""), (check.status, _kind(check.status)))
-    shown = "".join(
-        f'<td data-name="{text(name)}" class="{kind}">{text(cell)}</td>' for name, (cell, kind) in zip(head[1:], cells, strict=True)
+    shown = (
+        f'<td data-name="{text(name)}" class="{kind}">{text(cell)}</td>'
+        for name, (cell, kind) in zip(head[1:], cells, strict=True)
     )
-    return f"<tr><td>{text(check.title)}</td>{shown}</tr>"
+    return f"<tr><td>{text(check.title)}</td>{''.join(shown)}</tr>"
 
 
 def _layers(comparison: Comparison, colours: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.cuda.dlpack import Borrowed, is_on_device, on_host
+from trt_sam.cuda.borrowed import Borrowed, is_on_device, on_host
 from trt_sam.cuda.ranges import marked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, GraphError

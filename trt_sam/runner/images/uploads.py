@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import EMBEDDING_BYTES, EMBEDDING_SHAPE
+from trt_sam.cuda.borrowed import Borrowed, borrow, check_device, is_on_device
 from trt_sam.cuda.device import Device
-from trt_sam.cuda.dlpack import Borrowed, borrow, check_device, is_on_device
 from trt_sam.cuda.graphs import order
 from trt_sam.cuda.streams import Event, Stream
 from trt_sam.errors import InferenceError

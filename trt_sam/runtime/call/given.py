@@ -18,7 +18,7 @@ from trt_sam.contract import (
     LABEL_NOT_A_POINT,
     LOW_RES_SIZE,
 )
-from trt_sam.cuda.dlpack import is_on_device, on_host
+from trt_sam.cuda.borrowed import is_on_device, on_host
 from trt_sam.errors import ContractError
 
 __all__ = ["CLICKS", "TOKENS", "Given", "check_labels", "given_prompts", "height_and_width", "host_array", "rows_of_prompts"]
