@@ -5,16 +5,18 @@ Run with `make test-gpu`; skipped with the reason where there is no GPU. TRT_SAM
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.fixtures.gpu import build, clicks, embedding, feed_of, in_torch, mean_iou, needs_gpu, open_runner
+from tests.fixtures.gpu import backend, build, clicks, embedding, feed_of, in_torch, mean_iou, needs_gpu, open_runner
 from trt_sam.accuracy.metrics import best_masks
 from trt_sam.cli import main
 from trt_sam.engine.flavour import available_flavours
+from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import ManifestError
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.recipe import GraphOptions
@@ -42,6 +44,20 @@ def test_the_engine_matches_pytorch(built: tuple[str, Path], size: tuple[int, in
             assert np.abs(out["low_res_masks"] - masks).max() <= TOLERANCE[precision] * scale
             np.testing.assert_allclose(out["iou_predictions"], iou, atol=TOLERANCE[precision])
         assert mean_iou(out["low_res_masks"], masks) >= LEAST_IOU[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_build_judges_what_it_built_and_lists_its_layers(precision: str, mobile_sam: Path, tmp_path: Path) -> None:
+    asked = ["build", "--checkpoint", str(mobile_sam), "--precision", precision, "--backend", backend()]
+    assert main([*asked, "--output", str(tmp_path)]) == 0
+    (graph,) = (manifest := open_manifest(tmp_path)).graphs
+    assert manifest.verified is not None, manifest.not_verified
+    assert manifest.verified["graphs"]["decode"]["figures"]["min_mean_iou"] > LEAST_IOU[precision]
+    # What was asked for is what runs: FP16 silently built as FP32 would read Float.
+    wanted = {"fp16": "Half", "int8": "Int8"}[precision]
+    assert all(summary.precisions.get(wanted, 0) >= 10 for summary in graph.kernels), graph.kernels
+    assert graph.layers is not None
+    assert json.loads((tmp_path / graph.layers.name).read_text())["layers"]
 
 
 @pytest.mark.parametrize("kind", ["clicks", "box", "box and clicks"])

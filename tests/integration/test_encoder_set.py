@@ -14,6 +14,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from tests.engine_sets import FILES
 from tests.fixtures.real import agreement, golden_masks, photo, photo_file, replay
 from tests.real_weights import checkpoint_file
 from trt_sam.cli import main
@@ -208,4 +209,4 @@ def test_a_set_with_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert predictor.predict(np.array([[320, 200]]), np.array([1]))[1].max() > 0.8
     # A set without the encoder takes its place, and its files go.
     assert main([*arguments[:3], "--backend", "rtx", "--compute-capability", "8.9", "--output", str(tmp_path / "set")]) == 0
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["decoder.engine", "decoder.onnx", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == sorted([*FILES, "decoder.layers.json"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.engine.builder import BuildResult, build_engine
@@ -18,7 +19,7 @@ from trt_sam.machine.driver import RTX_GPUS, rtx_runs_on
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, ShapeProfile
 
-__all__ = ["Modelled", "build_summary", "covered_gpus", "modelled"]
+__all__ = ["Modelled", "build_summary", "covered_gpus", "modelled", "verified_line"]
 
 _POINTS = 2
 """Of the modelled call: one click and SAM's padding point."""
@@ -107,7 +108,21 @@ def build_summary(
         lines += _graph_lines(manifest.folder, graph, build, head)
         lines.append(f"  {head}{judged[place]}" if place < len(judged) and judged[place] else f"  {head}masks: not measured")
     lines += [_time_line(time) for time in times]
+    if told := verified_line(manifest.verified, manifest.not_verified):
+        lines.append(f"  {told}")
     return "\n".join([*lines, *_next_lines(manifest, precision, checkpoint)])
+
+
+def verified_line(verified: Mapping[str, Any] | None, not_verified: str) -> str:
+    """For people, what a manifest says of how its engines were judged; empty where it says nothing."""
+    if verified is None:
+        return f"not verified: {not_verified}" if not_verified else ""
+    figures = "; ".join(
+        f"{role} mask IoU {each['figures']['min_mean_iou']:.5f}, 5th percentile {each['figures']['min_p5_iou']:.4f}"
+        for role, each in verified["graphs"].items()
+    )
+    golden = verified["golden"]["checkpoint"]
+    return f"verified on {verified['gpu']} by golden data of {golden}, {verified['prompts']} prompts: {figures}"
 
 
 def _graph_lines(folder: Path, graph: GraphEntry, build: BuildResult, head: str) -> list[str]:

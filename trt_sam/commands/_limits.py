@@ -55,7 +55,7 @@ def outputs_limited(args: argparse.Namespace) -> list[str]:
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Limits]:
-    """The limits by arithmetic that the flags describe.
+    """The limits by arithmetic that the flags describe: all of `add_limit_arguments`, or `--limits` alone.
 
     Raises:
         InputError: a file or flag that is no limit, or one for an unknown output.
@@ -63,10 +63,10 @@ def limits_of(args: argparse.Namespace) -> dict[str, Limits]:
     from trt_sam.gate.limits import ARITHMETICS, OUTPUTS, limits_for, read_limits
 
     tables = read_limits(args.limits) if args.limits is not None else {}
-    flags: dict[str, Any] = {name: getattr(args, name) for name in (*_FLAGS, "min_prompts", "min_levels")}
+    flags: dict[str, Any] = {name: getattr(args, name, None) for name in (*_FLAGS, "min_prompts", "min_levels")}
     flags = {name: value for name, value in flags.items() if value is not None}
     tolerances: dict[str, float] = {}
-    for text in args.tolerance:
+    for text in getattr(args, "tolerance", ()):
         name, equals, value = text.partition("=")
         try:
             tolerances[name] = float(value)

@@ -6,6 +6,8 @@ encoder.onnx and encoder.engine, which embed photographs.
 --precision int8 and fp8 calibrate first, on embeddings or photos; without them, mobile_sam is built in INT8 by the ranges that
 come with the package. Finished steps are kept in the folder calibration of the
 output and not done twice.
+On a machine with the GPU that was built for, the engines are judged by golden data before they are installed, as by `compare
+--golden`, and the manifest has the figures as `verified`. Where they miss a limit nothing is installed, and the exit code is 1.
 
 Example:
   trt-sam build --checkpoint standin --precision fp16 --compute-capability 8.9,12.0 --output engines/built/standin
@@ -19,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +52,7 @@ from trt_sam.commands._options import (
 )
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.commands._quantized import finished_set
+from trt_sam.commands._verify import VerdictError, add_verify_arguments, verifier_of
 from trt_sam.download import check_source
 from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
@@ -91,12 +95,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="N", type=int, default=0, help="number of the GPU that builds (TensorRT 10 and 11; default: 0)"
     )
     parser.add_argument("--timing-cache", metavar="F", type=Path, help="kernel timings to keep (TensorRT 10 and 11)")
+    add_verify_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", type=Path)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; 0 when the set is whole."""
+    """Build; 0 when the set is whole, 1 where an engine of it was judged and failed."""
+    try:
+        return _build(args)
+    except VerdictError as error:
+        print(f"trt-sam: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _build(args: argparse.Namespace) -> int:
     check_output_folder(args.output)
     check_output_file(args.json)
     recipe = recipe_from(args, precision="fp16", target="gpu")
@@ -121,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if recipe.quantization.method != "implicit":  # which has faults of its own to tell first
         check_images_given(args)
     with Stages(_shares(recipe)) as stages, contextlib.ExitStack() as stack:
+        verifier = verifier_of(args, flavour, stages)
         judged: list[str] = []
         checkpoint: Checkpoint | None = None
         if args.onnx:
@@ -148,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             timing_cache=args.timing_cache,
             device=args.device,
+            verifier=verifier,
         )
         # Two graphs of one decoder are warned of in the same words.
         for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
@@ -164,7 +179,7 @@ def _shares(recipe: EngineRecipe) -> dict[str, float]:
     """About how long the stages take, in their order; those that a build does not have are jumped over."""
     graphs = [" mask" if each.graph.mask_input else "" for each in graph_recipes(recipe)]
     calibration = {f"{stage}{of}": share for of in graphs for stage, share in (("data", 6), ("calibrate", 14))}
-    return {"load": 1, **calibration, **{f"export{of}": 3 for of in graphs}, "engine": 4, "model": 4}
+    return {"load": 1, **calibration, **{f"export{of}": 3 for of in graphs}, "engine": 4, "verify": 2, "model": 4}
 
 
 def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: bool) -> None:

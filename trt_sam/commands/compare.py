@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             candidates,
             questions,
             limits,
-            about=None if golden is None else _about(golden),
+            about=None if golden is None else about_golden(golden),
             expected=None if args.precision is None else _ASKED[args.precision],
             half=None if reference is None or reference.checkpoint is None else half_of(reference.checkpoint),
             progress=_counted(telling, count),
@@ -242,7 +242,8 @@ def _standin_encoder(sides: Sequence[Side]) -> Embed | None:
     return None
 
 
-def _about(golden: Golden) -> tuple[str, str, str]:
+def about_golden(golden: Golden) -> tuple[str, str, str]:
+    """Name of the reference behind golden data, what executed it, and the hash of its weights."""
     versions = ", ".join(f"{name} {version}" for name, version in golden.versions.items())
     return golden.checkpoint, f"PyTorch in float64, as golden data ({versions})", golden.checkpoint_sha256
 

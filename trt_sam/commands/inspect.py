@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import existing_file
+from trt_sam.commands._build_summary import verified_line
 from trt_sam.commands._options import add_capability_argument, add_json_argument, capabilities_from, write_json
 from trt_sam.contract import TensorSpec
 from trt_sam.engine.builder import build_engine
@@ -169,6 +170,10 @@ def _set_lines(report: dict[str, Any]) -> list[str]:
         lines.append("options: " + _pairs(graph["options"]))
         lines.append("limits: " + _pairs({name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}))
         lines += _kernel_lines(graph["kernels"])
+        if graph["layers"]:
+            lines.append(f"every layer with its types and kernel: {graph['layers']['name']}")
+    if told := verified_line(report["verified"], report["not_verified"]):
+        lines.append(told)
     lines.append(f"built by {_builder(report)}; every file is as the manifest says")
     return [*lines, "created: " + _pairs(report["created"])]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trt_sam._files import existing_file
 from trt_sam._version import __version__
@@ -23,7 +23,8 @@ from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import check_method
 from trt_sam.engine.job import MakeCalibrator
-from trt_sam.engine.manifest import FileEntry, GraphEntry, Manifest
+from trt_sam.engine.layer_file import layer_file_of, write_layers
+from trt_sam.engine.manifest import FileEntry, GraphEntry, Manifest, write_manifest
 from trt_sam.engine.set_folder import ENCODER_NAMES, ENGINE_NAMES, GRAPH_NAMES, publish, staging, writing
 from trt_sam.errors import BuildError
 from trt_sam.graph.metadata import GraphInfo, check_decoder, check_encoder, is_encoder, read_graph
@@ -31,7 +32,7 @@ from trt_sam.machine.driver import gpu_model
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, GraphOptions
 
-__all__ = ["BuiltSet", "GraphSource", "build_set", "copy_graph", "encoder_options", "role_of"]
+__all__ = ["BuiltSet", "GraphSource", "Verifier", "build_set", "copy_graph", "encoder_options", "role_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,20 @@ class BuiltSet:
     """One for each graph of the manifest."""
 
 
+class Verifier(Protocol):
+    """Judges a set before it is installed."""
+
+    def check(self, checkpoint_sha256: str) -> None:
+        """Raise where it could not judge engines of this checkpoint though it was asked to; called before anything is built."""
+
+    def verify(self, staged: Manifest) -> Manifest:
+        """The manifest with `verified` or `not_verified`; what it raises keeps the set from being installed.
+
+        Args:
+            staged: of the whole set, in a folder that is gone later.
+        """
+
+
 def build_set(
     sources: Sequence[GraphSource],
     recipe: EngineRecipe,
@@ -69,6 +84,7 @@ def build_set(
     progress: Progress | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     device: int = 0,
+    verifier: Verifier | None = None,
     engine_builder: EngineBuilder = build_engine,
 ) -> BuiltSet:
     """Write `decoder.onnx`, `decoder.engine`, where there are two also `decoder_mask.*`, and `manifest.json` into `output`.
@@ -83,6 +99,7 @@ def build_set(
         progress: as in `build_engine`; it rises over all builds together.
         timing_cache: as in `build_engine`.
         device: as in `build_engine`.
+        verifier: judges the engines where they can run; without one the manifest says nothing of it.
         engine_builder: stands in for `build_engine` in tests.
 
     Raises:
@@ -106,21 +123,25 @@ def build_set(
             source.write(stage / name)
             graphs.append(read_graph(stage / name))
         options = _checked(graphs[: len(sources)])
+        if verifier is not None:
+            verifier.check(graphs[0].checkpoint_sha256)
         if encoder is not None:
             options.append(encoder_options(graphs[-1], graphs[0]))
         # An implicit engine is INT8 from a graph that is not.
         made = options[0] if sources[0].make_calibrator is None else replace(options[0], precision="int8")
         recipe = replace(recipe, graph=made)
         build = functools.partial(engine_builder, recipe=recipe, flavour=flavour, timing_cache=timing_cache, device=device)
+        names_of = [names for _, *names in everything]
         builds = tuple(
-            _build(stage, names, source, build, _part(progress, place, len(everything)))
-            for place, (source, *names) in enumerate(everything)
+            _build(stage, names_of[place], source, build, _part(progress, place, len(everything)))
+            for place, (source, *_) in enumerate(everything)
         )
         entries = tuple(
             GraphEntry(
                 role=role_of(graph, options[place]),
-                onnx=FileEntry.of(stage / everything[place][1]),
-                engine=FileEntry.of(stage / everything[place][2]),
+                onnx=FileEntry.of(stage / names_of[place][0]),
+                engine=FileEntry.of(stage / names_of[place][1]),
+                layers=_layers(stage, names_of[place][1], builds[place], flavour),
                 inputs=graph.inputs,
                 outputs=graph.outputs,
                 limits=_limits(recipe, graph, full_resolution=options[place].full_resolution),
@@ -149,6 +170,8 @@ def build_set(
                 "machine": f"{platform.system()} {platform.machine()}",
             },
         )
+        if verifier is not None:
+            manifest = _verified(stage, manifest, verifier)
         publish(stage, folder, manifest)
     return BuiltSet(manifest, builds)
 
@@ -196,6 +219,26 @@ def _build(
         raise BuildError(str(error).replace(str(path), path.name)) from error
     (stage / names[1]).write_bytes(build.engine)
     return build
+
+
+def _layers(stage: Path, engine: str, build: BuildResult, flavour: Flavour) -> FileEntry | None:
+    if not build.layers:
+        return None
+    path = stage / layer_file_of(engine)
+    write_layers(path, build.layers, flavour.title)
+    return FileEntry.of(path)
+
+
+def _verified(stage: Path, manifest: Manifest, verifier: Verifier) -> Manifest:
+    """What `verifier` makes of the manifest; the folder is afterwards as it was."""
+    built = {path.name for path in stage.iterdir()}
+    staged = replace(manifest, folder=stage)
+    write_manifest(staged)
+    judged = verifier.verify(staged)
+    for path in stage.iterdir():
+        if path.name not in built:  # the manifest, and what TensorRT-RTX keeps of what it compiled
+            path.unlink()
+    return replace(judged, folder=manifest.folder)
 
 
 def _part(progress: Progress | None, place: int, count: int) -> Progress | None:

@@ -61,6 +61,10 @@ class Manifest:
     """That of the first graph; older manifests have no other."""
     gpu_model: str | None = None
     """The GPU that TensorRT 10 or 11 timed its kernels on; None where none was needed, and in older manifests."""
+    verified: Mapping[str, Any] | None = None
+    """How the engines were judged on a GPU by golden data, with figures, where they passed; None where they were not."""
+    not_verified: str = ""
+    """Why not; empty where they were, and in older manifests."""
     created: Mapping[str, Any] = field(default_factory=dict)
     """Time (UTC), trt_sam's version, build seconds and machine; for people, nothing depends on it."""
 
@@ -243,6 +247,8 @@ def _parse(folder: Path, text: str) -> Manifest:
             compute_capabilities=tuple(parsing.strings(data, "compute_capabilities")),
             calibration=calibration,
             gpu_model=parsing.optional_text(data, "gpu_model"),
+            verified=None if data.get("verified") is None else parsing.table(data, "verified"),
+            not_verified=parsing.text(data, "not_verified", empty=True) if "not_verified" in data else "",
             created=parsing.table(data, "created"),
         )
     except (ValueError, TypeError, RecursionError, InputError) as error:

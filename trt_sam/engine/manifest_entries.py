@@ -49,6 +49,8 @@ class GraphEntry:
     checkpoint_sha256: str = ""
     kernels: tuple[KernelSummary, ...] = ()
     """One per profile of the recipe; empty where the flavour logs no layer list."""
+    layers: FileEntry | None = None
+    """What each kernel of the engine is: `layer_file`; None where TensorRT told nothing, and in older manifests."""
     calibration: str | None = None
     """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
     calibrated: Mapping[str, Any] | None = None
@@ -56,8 +58,8 @@ class GraphEntry:
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """The graph, and its engine where it has one."""
-        return (self.onnx,) if self.engine is None else (self.onnx, self.engine)
+        """The graph, and its engine and the list of its layers where they are there."""
+        return tuple(file for file in (self.onnx, self.engine, self.layers) if file is not None)
 
     @property
     def engine_name(self) -> str:
@@ -82,6 +84,7 @@ def graph_entry(data: Any, calibration: str | None) -> GraphEntry:
         options=GraphOptions(**parsing.table(data, "options")),
         checkpoint_sha256=parsing.text(data, "checkpoint_sha256", empty=True),
         kernels=tuple(KernelSummary.from_dict(item) for item in parsing.items(data, "kernels")),
+        layers=None if data.get("layers") is None else FileEntry(*parsing.file_fields(parsing.table(data, "layers"))),
         # Sets of before had one graph, and said it for the set.
         calibration=parsing.optional_text(data, "calibration") if "calibration" in data else calibration,
         calibrated=None if data.get("calibrated") is None else parsing.table(data, "calibrated"),

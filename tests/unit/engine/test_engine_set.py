@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
 
-from tests.engine_sets import MASK, PLAIN, RECIPE, RTX
+from tests.engine_sets import MASK
 from tests.fixtures.hostcuda import HostCuda
-from tests.fixtures.ort_engine import FakeRtx, OrtEngine, runs_of
-from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
+from tests.fixtures.ort_engine import OrtEngine, runs_of
+from tests.fixtures.toy_decoder import toy_embedding, toy_feed
 from tests.fixtures.toy_runner import clicks, tokens
+from tests.fixtures.toy_set import build_toy_set, load_toy_engines
 from trt_sam.accuracy.sides import open_side
 from trt_sam.bench.sides import open_engine
-from trt_sam.engine.builder import BuildResult
-from trt_sam.engine.engine_set import GraphSource, build_set
-from trt_sam.engine.flavour import Flavour
 from trt_sam.errors import ContractError, InferenceError, InputError
 from trt_sam.gate.blame import check_layers
-from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runtime.both_decoders import BothDecoders
 from trt_sam.runtime.predictor import Predictor
@@ -34,56 +26,14 @@ from trt_sam.runtime.predictor import Predictor
 Array = np.ndarray[Any, Any]
 
 
-def write_toy(path: Path, options: GraphOptions) -> None:
-    """The toy decoder with our metadata; the graph with a mask gives other numbers for the same prompt, so that one is not
-    taken for the other."""
-    model = onnx.load_from_string(toy_decoder(options))
-    if options.mask_input:
-        scale = next(each for each in model.graph.initializer if each.name == "scale")
-        scale.CopyFrom(numpy_helper.from_array(np.float32(0.003), "scale"))
-    helper.set_model_props(model, {"trt_sam.version": "0", "trt_sam.options": json.dumps(dataclasses.asdict(options))})
-    onnx.save(model, path)
-
-
-def graph_as_engine(path: Path, recipe: EngineRecipe, **_: object) -> BuildResult:
-    """Stands in for `build_engine`: the engine is the graph, for ONNX Runtime to run."""
-    return BuildResult(path.read_bytes(), (), (), 0.5, (), ())
-
-
 @pytest.fixture
 def engine_set(tmp_path: Path) -> Path:
-    sources = [GraphSource(lambda path, each=each: write_toy(path, each)) for each in (PLAIN, MASK)]
-    build_set(sources, RECIPE, tmp_path / "set", flavour=RTX, engine_builder=graph_as_engine)
-    return tmp_path / "set"
+    return build_toy_set(tmp_path / "set")
 
 
 @pytest.fixture
 def engines(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> list[OrtEngine]:
-    """What TensorRT-RTX, as far as `open` uses it, has deserialized: in the order of the set."""
-    made: list[OrtEngine] = []
-    profiles = [
-        {name: (getattr(p, name)[0], getattr(p, name)[2]) for name in ("num_prompts", "num_points")} for p in RECIPE.profiles
-    ]
-
-    class Runtime:
-        def __init__(self, logger: object) -> None:
-            self.logger = logger
-
-        def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine:
-            options = MASK if any(each.name == "mask_input" for each in onnx.load_from_string(plan).graph.input) else PLAIN
-            made.append(OrtEngine(host_cuda, plan, *specs(options), profiles))
-            return made[-1]
-
-    class Logger:
-        WARNING = 1
-
-        def __init__(self, level: int) -> None:
-            assert level == self.WARNING
-
-    members = {name: thing for kind in (FakeRtx.__mro__[1], FakeRtx) for name, thing in vars(kind).items() if name[0] != "_"}
-    module: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, **members)
-    monkeypatch.setattr("trt_sam.engine.flavour.load_flavour", lambda backend: Flavour("rtx", RTX.version, module))
-    return made
+    return load_toy_engines(host_cuda, monkeypatch)
 
 
 def direct(folder: Path, name: str, feed: dict[str, Array]) -> dict[str, Array]:
