@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam._json import strict
 from trt_sam.commands._limits import limits_of
-from trt_sam.commands.compare import about_golden, check_golden
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.manifest import GraphEntry, Manifest
 from trt_sam.errors import BuildError, InferenceError, InputError, ManifestError, MissingDependencyError
@@ -185,6 +184,7 @@ class GoldenVerifier:
 
     def _judge(self, staged: Manifest, graph: GraphEntry, golden: Golden, progress: Progress) -> Candidate:
         from trt_sam.accuracy.sides import open_side
+        from trt_sam.gate.by_golden import about_golden, check_checkpoint
         from trt_sam.gate.comparison import Questions, compare_with, fitting
         from trt_sam.gate.overlap import refuse_calibration_images
         from trt_sam.gate.questions import golden_questions
@@ -192,7 +192,7 @@ class GoldenVerifier:
         opened = open_side(str(staged.folder / graph.engine_name), device=self.device)
         side = replace(opened, source=str(self.output / graph.engine_name))
         try:
-            check_golden(golden, [side])
+            check_checkpoint(golden, [side])
             found = golden_questions(golden, golden.prompts)
             asked = refuse_calibration_images(fitting(found.examples, [side]), [side])
             comparison = compare_with(

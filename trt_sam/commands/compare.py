@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     limits = limits_of(args)
     device = gpu_number(args.device)
     from trt_sam.accuracy.sides import open_side
+    from trt_sam.gate.by_golden import about_golden, check_checkpoint
     from trt_sam.gate.comparison import Questions, compare_with, fitting
     from trt_sam.gate.overlap import refuse_calibration_images
     from trt_sam.gate.reference import half_of
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         reference, candidates = (None, sides) if golden is not None else (sides[0], sides[1:])
         _check_outputs(outputs_limited(args), candidates)
         if golden is not None:
-            check_golden(golden, candidates)
+            check_checkpoint(golden, candidates)
         if args.layers:
             from trt_sam.gate.blame import check_layers
 
@@ -125,16 +126,6 @@ def run(args: argparse.Namespace) -> int:
             comparison = with_layers(comparison, reference, candidates)
     _write(args, comparison)
     return 0 if comparison.passed else 1
-
-
-def check_golden(golden: Golden, candidates: Sequence[Side]) -> None:
-    """Raise InputError where a candidate holds another checkpoint's weights than the golden data (where these know theirs)."""
-    for side in candidates:
-        if golden.checkpoint_sha256 and side.checkpoint_sha256 not in ("", golden.checkpoint_sha256):
-            raise InputError(
-                f"{side.source} holds the weights {side.checkpoint_sha256[:12]}, the golden data {golden.path} are of "
-                f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
-            )
 
 
 def _check_outputs(limited: Sequence[str], candidates: Sequence[Side]) -> None:
@@ -240,12 +231,6 @@ def _standin_encoder(sides: Sequence[Side]) -> Embed | None:
         if standin.sha256 in hashes:
             return standin.image_encoder().embed
     return None
-
-
-def about_golden(golden: Golden) -> tuple[str, str, str]:
-    """Name of the reference behind golden data, what executed it, and the hash of its weights."""
-    versions = ", ".join(f"{name} {version}" for name, version in golden.versions.items())
-    return golden.checkpoint, f"PyTorch in float64, as golden data ({versions})", golden.checkpoint_sha256
 
 
 def _counted(tell: Progress, total: int) -> Callable[[int], None]:

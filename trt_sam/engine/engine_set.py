@@ -23,7 +23,7 @@ from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import check_method
 from trt_sam.engine.job import MakeCalibrator
-from trt_sam.engine.layer_file import layer_file_of, write_layers
+from trt_sam.engine.layers import layer_file_of, write_layers
 from trt_sam.engine.manifest import FileEntry, GraphEntry, Manifest, write_manifest
 from trt_sam.engine.set_folder import ENCODER_NAMES, ENGINE_NAMES, GRAPH_NAMES, publish, staging, writing
 from trt_sam.errors import BuildError

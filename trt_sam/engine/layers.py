@@ -8,13 +8,24 @@ kernels of TensorRT 10 and 11, which print no such list.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["KernelSummary", "Layer", "LayerTensor", "parse_layers", "product_types", "summarize_layers"]
+__all__ = [
+    "KernelSummary",
+    "Layer",
+    "LayerTensor",
+    "layer_file_of",
+    "parse_layers",
+    "product_types",
+    "summarize_layers",
+    "write_layers",
+]
 
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\w+)(?:, (?P<rest>.*))?$")
 _TENSOR = re.compile(
@@ -189,6 +200,17 @@ def product_types(layers: Iterable[Layer]) -> dict[str, tuple[str, ...]]:
             for node in dict.fromkeys(layer.onnx_nodes):
                 types[node] = (*types.get(node, ()), layer.inputs[0].dtype)
     return types
+
+
+def layer_file_of(engine: str) -> str:
+    """The name of the list beside an engine of this name: "decoder.layers.json" beside "decoder.engine"."""
+    return f"{engine.removesuffix('.engine')}.layers.json"
+
+
+def write_layers(path: Path, layers: Sequence[Layer], title: str) -> None:
+    """Write `layers` as `title`, the TensorRT that built them, told them: JSON, with a line for each, for people and `grep`."""
+    rows = ",\n".join(json.dumps(dataclasses.asdict(layer)) for layer in layers)
+    path.write_text(f'{{"tensorrt": {json.dumps(title)}, "layers": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
 def _summarize(layers: Iterable[Layer]) -> KernelSummary:

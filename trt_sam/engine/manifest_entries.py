@@ -50,7 +50,7 @@ class GraphEntry:
     kernels: tuple[KernelSummary, ...] = ()
     """One per profile of the recipe; empty where the flavour logs no layer list."""
     layers: FileEntry | None = None
-    """What each kernel of the engine is: `layer_file`; None where TensorRT told nothing, and in older manifests."""
+    """What each kernel of the engine is, by `write_layers`; None where TensorRT told nothing, and in older manifests."""
     calibration: str | None = None
     """Fingerprint of the feeds that this graph was calibrated on, where it was: each graph takes prompts of its own."""
     calibrated: Mapping[str, Any] | None = None

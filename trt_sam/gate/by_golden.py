@@ -1,0 +1,27 @@
+"""What golden data take the place of a reference for: who answered, and whose weights those are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trt_sam.accuracy.sides import Side
+from trt_sam.errors import InputError
+from trt_sam.gate.golden import Golden
+
+__all__ = ["about_golden", "check_checkpoint"]
+
+
+def check_checkpoint(golden: Golden, candidates: Sequence[Side]) -> None:
+    """Raise InputError where a candidate holds another checkpoint's weights than the golden data (where these know theirs)."""
+    for side in candidates:
+        if golden.checkpoint_sha256 and side.checkpoint_sha256 not in ("", golden.checkpoint_sha256):
+            raise InputError(
+                f"{side.source} holds the weights {side.checkpoint_sha256[:12]}, the golden data {golden.path} are of "
+                f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
+            )
+
+
+def about_golden(golden: Golden) -> tuple[str, str, str]:
+    """Name of the reference behind golden data, what executed it, and the hash of its weights."""
+    versions = ", ".join(f"{name} {version}" for name, version in golden.versions.items())
+    return golden.checkpoint, f"PyTorch in float64, as golden data ({versions})", golden.checkpoint_sha256
