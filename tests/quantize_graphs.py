@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from trt_sam.graph.export import export_decoder
 from trt_sam.graph.parity import random_feed
 from trt_sam.model import SamDecoder
+from trt_sam.quantize.mixing import mix_channels
 from trt_sam.quantize.share import Product
 from trt_sam.recipe import GraphOptions
 
@@ -84,16 +85,18 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], names: Iterable[str] = (
     return dict(zip([o.name for o in exposed.graph.output], session.run(None, feed), strict=True))
 
 
-def collect(model: onnx.ModelProto, products: Sequence[Product]) -> dict[str, Stats]:
-    """The statistics of what the products read, over `feeds()`."""
+def collect(model: onnx.ModelProto, products: Sequence[Product], mixes: Mapping[str, Array] | None = None) -> dict[str, Stats]:
+    """The statistics of what the products read, over `feeds()`, with the channels of those in `mixes` mixed."""
+    mixes = mixes or {}
     names = list(dict.fromkeys(product.activation for product in products))
     seen: dict[str, list[Array]] = {name: [] for name in names}
     for feed in feeds():
         tensors = run(model, feed, names)
         for name in names:
-            seen[name].append(tensors[name].reshape(-1, tensors[name].shape[-1]).astype(np.float64))
-    rows = {name: np.concatenate(arrays) for name, arrays in seen.items()}
-    return {name: Stats(array.mean(0), array.min(0), array.max(0)) for name, array in rows.items()}
+            rows = tensors[name].reshape(-1, tensors[name].shape[-1]).astype(np.float64)
+            seen[name].append(mix_channels(rows, mixes[name]) if name in mixes else rows)
+    whole = {name: np.concatenate(arrays) for name, arrays in seen.items()}
+    return {name: Stats(array.mean(0), array.min(0), array.max(0), mixes.get(name)) for name, array in whole.items()}
 
 
 def ranges(stats: dict[str, Stats]) -> dict[str, float]:

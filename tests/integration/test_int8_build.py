@@ -14,11 +14,13 @@ import onnx
 import pytest
 from quantize_graphs import collect, feeds, gpu_graph, ranges, run
 
+from calibrators.mixing import MIXED
 from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import load_flavour
 from trt_sam.engine.layers import product_types
 from trt_sam.errors import BuildError
 from trt_sam.graph.mask_bits import append_mask_bits
+from trt_sam.quantize.mixing import HEADS
 from trt_sam.quantize.share import Product, find_products, insert_qdq, precondition, quantization_share
 from trt_sam.recipe import TIERS, EngineRecipe, ShapeProfile
 
@@ -84,6 +86,34 @@ def test_every_product_is_quantized_and_few_kernels_are_added(
     assert {types[name] for name in others} <= {("Half",)}
     assert summary.kernels <= before.kernels + allowed
     assert summary.fused_attentions == before.fused_attentions == 7
+    assert summary.waits == summary.convolutions == 0
+    assert result.warnings == ()
+
+
+@pytest.mark.parametrize(("tiers", "kept"), [("A", ()), ("AB", ("upscale1",))])
+def test_the_default_with_mixed_heads_is_int8_as_chosen(
+    tiers: str, kept: tuple[str, ...], float16: BuildResult, tmp_path: Path
+) -> None:
+    """As `auto` delivers it for SAM's decoder: the middle of the range taken off, the whole scale, and heads mixed."""
+    wide, half = gpu_graph("fp32"), gpu_graph("fp16")
+    found = find_products(wide, tiers, kept)
+    mix = np.linalg.qr(np.random.default_rng(0).normal(size=(HEADS, 16, 16)))[0] * np.geomspace(0.5, 2, 16)
+    stats = collect(wide, found, {product.activation: mix for product in found if product.group in MIXED})
+    assert sum(each.mix is not None for each in stats.values()) == 2
+    shifted, products = precondition(wide, found, stats, shift="middle", smooth_alpha=1.0)
+    amax = ranges(collect(shifted, products))
+    changed, products = precondition(
+        half, find_products(half, tiers, kept), stats, shift="middle", smooth_alpha=1.0, weights_from=wide
+    )
+    result = build(insert_qdq(changed, products, amax, "int8"), tmp_path)
+    types = product_types(result.layers)
+    chosen = {product.name for product in products}
+    assert {name for name, dtypes in types.items() if name.endswith("/MatMul") and "Int8" in dtypes} == chosen
+    assert {types[name] for name in types.keys() - chosen if name.endswith("/MatMul")} <= {("Half",)}
+    (summary,), (before,) = result.kernels, float16.kernels
+    assert summary.int8_products == len(products) - any(pair <= chosen for pair in TWINS)
+    assert summary.fused_attentions == before.fused_attentions == 7
+    assert summary.kernels <= before.kernels + 10
     assert summary.waits == summary.convolutions == 0
     assert result.warnings == ()
 
