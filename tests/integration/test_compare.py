@@ -38,7 +38,10 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graph") / "everything.onnx"
     standin = load_checkpoint("standin")
     options = GraphOptions(precision="fp32", target="gpu", mask_input=True, full_resolution=True)
-    export_decoder(standin.decoder, path, options, checkpoint_sha256=standin.sha256)
+    with pytest.MonkeyPatch.context() as patch:
+        # Parity is tested elsewhere: one small feed has to do here.
+        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
+        export_decoder(standin.decoder, path, options, checkpoint_sha256=standin.sha256)
     return path
 
 
@@ -82,7 +85,9 @@ def test_a_graph_passes_and_a_broken_one_does_not(
 def test_the_checkpoint_is_a_reference_with_its_noise_floor(
     graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", "standin", str(graph), *FEW, "--json", str(tmp_path / "report.json")]) == 0
+    # PyTorch's float16 on the CPU is slow.
+    few = ["--prompts", "4", "--min-prompts", "4"]
+    assert main(["compare", "standin", str(graph), *few, "--json", str(tmp_path / "report.json")]) == 0
     data = json.loads((tmp_path / "report.json").read_text())
     assert "scenes" in data["data"]
     floor = data["noise_floor"]
@@ -141,19 +146,60 @@ def test_a_reference_with_a_nan_is_no_reference(graph: Path, tmp_path: Path, cap
     assert "values that are NaN or infinite on" in error_line(capsys.readouterr().err)
 
 
-def test_a_graph_of_one_size_is_asked_in_that_size(
+def test_one_pixel_of_nan_is_a_failure_with_its_place(
     graph: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Not bad input: the candidate is judged, fails by name, and the report is whole."""
+    onnx.save(planted(onnx.load(graph), PLANTS["NaN in one pixel"]), tmp_path / "nan.onnx")
+    compare = ["compare", "--golden", str(golden), str(tmp_path / "nan.onnx"), *FEW, "--report", str(tmp_path / "report")]
+    assert main(compare) == 1
+    wanted = "low_res_masks: values that are NaN or infinite 8, must be at most 0; the first at [0, 2, 10, 20] of a feed on"
+    assert f"fail: {wanted} scene.png" in capsys.readouterr().out
+    assert wanted in (tmp_path / "report" / "junit.xml").read_text()
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["candidates"][0]["verdict"] == "fail"
+
+
+def fixed_size(graph: Path, points: int, path: Path) -> Path:
+    """The graph for one prompt of so many points."""
     model = onnx.load(graph)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            size = {"num_prompts": 1, "num_points": 4}.get(dim.dim_param)
+            size = {"num_prompts": 1, "num_points": points}.get(dim.dim_param)
             if size is not None:
                 dim.dim_value = size
-    onnx.save(model, tmp_path / "fixed.onnx")
-    compare = ["compare", "--golden", str(golden), str(tmp_path / "fixed.onnx"), "--prompts", "8", "--min-prompts", "4"]
-    assert main(compare) == 0
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_of_one_size_is_asked_in_that_size(
+    graph: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = fixed_size(graph, 4, tmp_path / "fixed.onnx")
+    assert main(["compare", "--golden", str(golden), str(fixed), "--prompts", "8", "--min-prompts", "4"]) == 0
     assert "PASS" in capsys.readouterr().out
+
+
+def test_graphs_without_a_size_in_common_are_one_line(
+    graph: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [str(fixed_size(graph, points, tmp_path / f"{points}.onnx")) for points in (4, 2)]
+    for compare in (sides, ["--golden", str(golden), *sides]):
+        assert main(["compare", *compare, *FEW, "--report", str(tmp_path / "report")]) == 2
+        assert "one side takes num_points 2 to 2, the other 4 to 4: nothing fits both" in error_line(capsys.readouterr().err)
+        assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("output", ["low_res_masks", "iou_predictions"])
+def test_a_graph_without_an_output_is_one_line(
+    graph: Path, golden: Path, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(graph)
+    kept = [each for each in model.graph.output if each.name != output]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    onnx.save(model, tmp_path / "less.onnx")
+    assert main(["compare", "--golden", str(golden), str(tmp_path / "less.onnx"), *FEW]) == 2
+    assert f"is a damaged or changed graph: missing, expected {output}" in error_line(capsys.readouterr().err)
 
 
 def test_golden_data_are_written_and_belong_to_their_checkpoint(
@@ -201,9 +247,15 @@ def test_an_engine_without_a_gpu_says_what_to_compare_instead(tmp_path: Path, ca
         assert str(tmp_path / "set" / "decoder.onnx") in error
 
 
-def cut_golden(golden: Path, place: Path) -> None:
+def write_bad_files(golden: Path, place: Path) -> None:
     (place / "cut.npz").write_bytes(golden.read_bytes()[:5000])
     shutil.copy(golden, place / "golden.npz")
+    with np.load(golden) as file:
+        arrays = {name: file[name] for name in file.files}
+    scores = arrays["iou_predictions"].copy()
+    scores[0, 0] += 0.1
+    np.savez(place / "edited.npz", **{**arrays, "iou_predictions": scores})
+    (place / "unknown.toml").write_text("[tolerances]\nlogits = 0.1\n")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +281,11 @@ def cut_golden(golden: Path, place: Path) -> None:
         (["standin", "empty"], "neither a manifest.json"),
         (["standin", "junk.onnx"], "not an ONNX graph"),
         (["standin"], "there is a reference but no candidate"),
+        (["standin", "standin", "--embeddings", "empty"], "no embedding file (.npz, .npy, .safetensors) in empty"),
+        (["standin", "standin", "--limits", "unknown.toml"], "unknown.toml: there is a limit for the output 'logits'"),
         (["--golden", "cut.npz", "standin"], "cut short or damaged"),
+        (["--golden", "edited.npz", "standin"], "was changed after it was written"),
+        (["--golden", "unknown.toml", "standin"], "is no golden data of trt-sam golden"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -243,7 +299,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.onnx").write_bytes(b"not onnx at all")
-    cut_golden(golden, tmp_path)
+    write_bad_files(golden, tmp_path)
     code = main(["compare", *arguments])
     assert code == 2
     error = capsys.readouterr().err
