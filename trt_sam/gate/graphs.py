@@ -2,7 +2,7 @@
 
 The exporter numbers tensors anew in every graph, but names nodes by their module: nodes are matched by name and operation,
 and their outputs with them. In a quantized graph the sums of a product are scaled by a Mul of its own, whose output is the
-product's.
+product's. A float16 graph has Casts more, which move the numbers of the others: a Cast is known by what it casts.
 """
 
 from __future__ import annotations
@@ -105,12 +105,14 @@ def runnable(model: onnx.ModelProto, *, half: bool) -> onnx.ModelProto:
 def matched_tensors(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> list[MatchedTensor]:
     """Float tensors of both, in the reference's order."""
     kinds = {value.name: value.type.tensor_type.elem_type for value in _values(reference)}
-    theirs = {(node.name, node.op_type): node for node in candidate.graph.node}
+    theirs = {(node.name, node.op_type): node for node in candidate.graph.node if node.op_type != "Cast"}
+    theirs_cast, own_cast = _casts(candidate), {node.name: what for what, node in _casts(reference).items()}
     results = {node.name.removesuffix(" columns/Mul"): node.output[0] for node in _scalings(candidate)}
     outputs = {value.name for value in reference.graph.output}
     found = []
     for index, node in enumerate(reference.graph.node):
-        other = theirs.get((node.name, node.op_type))
+        cast = own_cast.get(node.name)
+        other = theirs.get((node.name, node.op_type)) if cast is None else theirs_cast.get(cast)
         if other is None or len(other.output) != len(node.output):
             continue
         for own, name in zip(node.output, other.output, strict=True):
@@ -204,6 +206,18 @@ def _options(model: onnx.ModelProto) -> GraphOptions | None:
 def _values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return [*inferred.value_info, *inferred.input, *inferred.output]
+
+
+def _casts(model: onnx.ModelProto) -> dict[tuple[str, str, bool], onnx.NodeProto]:
+    """Each Cast by the node that it casts (name and operation; of an input its name), and whether to a float."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            source, to_float = made.get(node.input[0]), next(a.i for a in node.attribute if a.name == "to") in _FLOATS
+            name, operation = (node.input[0], "") if source is None else (source.name, source.op_type)
+            found[name, operation, to_float] = node
+    return found
 
 
 def _scalings(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
