@@ -12,6 +12,12 @@ __all__ = ["sensitivity_page"]
 
 _HEAD = ("group", "tier", "cost", "alone: mean / 5 %", "left out: mean / 5 %", "ONNX nodes")
 
+_GOALS = {
+    "mean_iou": "mean mask IoU at least",
+    "p5_iou": "5th percentile at least",
+    "clear_flips": "share of clear flips at most",
+}
+
 
 def sensitivity_page(data: Mapping[str, Any]) -> str:
     """The whole page.
@@ -26,10 +32,10 @@ def sensitivity_page(data: Mapping[str, Any]) -> str:
     reached = "reached" if data["goal_reached"] else "NOT REACHED"
     kept = ", ".join(data["keep_fp16"]) or "none"
     kind = "pass" if data["goal_reached"] else "fail"
-    goal = ", ".join(f"{name} {value:g}" for name, value in data["goal"].items())
+    goal = ", ".join(f"{_GOALS[name]} {value:g}" for name, value in data["goal"].items())
     title = f"What quantization of {data['checkpoint']} costs, group by group"
     rows = "".join(_row(group) for group in groups)
-    head = "".join(f"<th>{text(cell)}</th>" for cell in _HEAD)
+    head = "".join(f"<th{_class(cell)}>{text(cell)}</th>" for cell in _HEAD)
     return document(
         title,
         f"<h1>{text(title)}</h1>"
@@ -50,8 +56,15 @@ def _row(group: Mapping[str, Any]) -> str:
         _score(group["left_out"]),
         ", ".join(group["nodes"]),
     )
-    shown = "".join(f'<td data-name="{text(name)}">{text(cell)}</td>' for name, cell in zip(_HEAD[1:], cells, strict=True))
+    shown = "".join(
+        f'<td{_class(name)} data-name="{text(name)}">{text(cell)}</td>' for name, cell in zip(_HEAD[1:], cells, strict=True)
+    )
     return f"<tr><td>{text(group['group'])}</td>{shown}</tr>"
+
+
+def _class(column: str) -> str:
+    """Names are long and may be broken; figures are not."""
+    return ' class="names"' if column == _HEAD[-1] else ""
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
