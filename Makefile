@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SERVICE_TESTS := TRT_SAM_PYTHON=$(abspath $(BIN)/python) $(SERVICES)/bin/python -m pytest tests/services --confcutdir=tests/services
 
-.PHONY: install demo test test-services test-load test-all test-gpu bench-gpu lint types check clean
+.PHONY: install demo test test-pythons test-services test-load test-all test-gpu bench-gpu lint types check clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ demo: install
 
 test: install
 	$(PYTEST) -m "not slow and not gpu"
+
+# Without torch, on Python 3.10, 3.12 and 3.13: slow.
+test-pythons:
+	bash scripts/test_pythons.sh
 
 # A real service, a real browser, tritonclient and a fuzzer in an environment of their own; a real Triton, a real cluster of Ray.
 test-services: install $(SERVICES)/.installed $(TRITON)/.installed $(RAY)/.installed
@@ -67,4 +71,4 @@ types: install
 check: lint types test
 
 clean:
-	rm -rf $(VENV) $(SERVICES) $(TRITON) $(RAY) build dist demo *.egg-info
+	rm -rf $(VENV) .venv-3.* $(SERVICES) $(TRITON) $(RAY) build dist demo *.egg-info

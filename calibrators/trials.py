@@ -89,7 +89,7 @@ class Trials:
         sized = list(_stored(feeds))
         self._feeds, self._parts = [feed for feed, _ in sized], [picture_part(size) for _, size in sized]
         runs = zip(_run(model, self._feeds), self._parts, strict=True)
-        self._kept = [_Kept(masks[:, :, *part], ranked) for (masks, ranked), part in runs]
+        self._kept = [_Kept(masks[..., part[0], part[1]], ranked) for (masks, ranked), part in runs]
         if not self._kept:
             raise CalibrationError("there is no held-out feed to try quantization on; give more images")
         self.prompts = sum(len(kept.best) for kept in self._kept)
@@ -101,7 +101,7 @@ class Trials:
         ious, areas, flips, costs, noises = [], [], [], [], []
         for kept, part, (masks, ranked) in zip(self._kept, self._parts, _run(model, self._feeds), strict=True):
             rows, expected = np.arange(len(kept.best)), kept.masks()
-            seen = masks[rows, kept.best][:, *part]
+            seen = masks[rows, kept.best][..., part[0], part[1]]
             ious.append(mask_iou(expected, seen > 0, 0.5))
             noises += kept.noise(seen)
             areas.append(expected.mean(axis=(1, 2)))

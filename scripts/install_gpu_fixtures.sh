@@ -2,7 +2,8 @@
 # What lets the GPU code be tested without a GPU, put into the virtual environment of PYTHON:
 #   PyCUDA from its source, Polygraphy and cuda-bindings;
 #   gpu-fixtures/libcuda.so.1   the host-memory CUDA driver of tests/fixtures/hostcuda (PyCUDA also links against it);
-#   trt-bindings/10 and 11      the real TensorRT bindings over stub libraries, to check that what we call exists.
+#   trt-bindings/10.3, 10, 11   the real TensorRT bindings over stub libraries, to check that what we call exists; 10.3, which
+#                               JetPack 6 has, where it has a wheel for this Python (3.8 to 3.12).
 # All but Polygraphy and cuda-bindings needs a C++ compiler. What cannot be had is named in one line; its tests are skipped.
 # Usage: scripts/install_gpu_fixtures.sh PYTHON
 set -eu
@@ -12,11 +13,14 @@ python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
 fixtures=$prefix/gpu-fixtures
 bindings=$prefix/trt-bindings
+# Other versions of Python have other versions of numpy: scripts/test_pythons.sh takes what fits.
+constraints=${TRT_SAM_CONSTRAINTS-$repo/constraints.txt}
 cxx=${CXX:-g++}
 # Builds and pip must not see a CUDA toolkit or settings of this machine: the same files come out everywhere.
 unset CUDA_ROOT CUDA_PATH CUDA_HOME CUDA_INC_DIR
 
-tensorrt_versions="10.16.1.11 11.4.0.106"
+tensorrt_versions="10:cu13:10.16.1.11 11:cu13:11.4.0.106"
+tensorrt_of_jetpack_6="10.3:cu12:10.3.0"
 
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 say() { echo "install_gpu_fixtures: $*" >&2; }
@@ -24,7 +28,7 @@ has() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1'
 
 install_wheels() {
     if has polygraphy && "$python" -c 'import cuda.bindings' 2>/dev/null; then return; fi
-    pip install -q -c "$repo/constraints.txt" polygraphy cuda-bindings
+    pip install -q -c "$constraints" polygraphy cuda-bindings
 }
 
 build_driver() {
@@ -40,19 +44,20 @@ build_driver() {
 }
 
 build_pycuda() {
-    pip install -q -c "$repo/constraints.txt" setuptools wheel numpy
-    PIP_CONSTRAINT="$repo/constraints.txt" bash "$repo/scripts/install_pycuda.sh" "$python" "$fixtures"
+    pip install -q -c "$constraints" setuptools wheel numpy
+    PIP_CONSTRAINT="$constraints" bash "$repo/scripts/install_pycuda.sh" "$python" "$fixtures"
 }
 
 # The bindings need three libraries by name and nine functions: stubs that answer "nothing" let them load. RPATH is $ORIGIN.
 build_bindings() {
-    local version major folder stub
-    for version in $tensorrt_versions; do
+    local each cuda version major folder stub
+    for each in "$@"; do
+        IFS=: read -r folder cuda version <<<"$each"
         major=${version%%.*}
-        folder=$bindings/$major
+        folder=$bindings/$folder
         [ -e "$folder/$version.complete" ] && continue
         rm -rf "$folder"
-        pip install -q --no-deps --target "$folder" "tensorrt_cu13_bindings==$version"
+        pip install -q --no-deps --target "$folder" "tensorrt_${cuda}_bindings==$version"
         stub=$folder/stub.cpp
         {
             for function in createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL \
@@ -73,8 +78,9 @@ build_bindings() {
 # `set -e` does not reach into a function called before ||, so each runs in a shell of its own.
 try() {
     local what=$1 skipped=$2 status=0
+    shift 2
     set +e
-    (set -e; "$what")
+    (set -e; "$what" "$@")
     status=$?
     set -e
     [ $status -eq 0 ] || say "$what failed; skipped for want of it: $skipped"
@@ -87,4 +93,6 @@ if ! command -v "$cxx" >/dev/null; then
 fi
 try build_driver "the tests of cuda.py and runner.py"
 try build_pycuda "the tests of cuda.py and runner.py, and running engines"
-try build_bindings "the checks against TensorRT 10 and 11"
+# shellcheck disable=SC2086 # words
+try build_bindings "the checks against TensorRT 10 and 11" $tensorrt_versions
+try build_bindings "the checks against TensorRT 10.3" $tensorrt_of_jetpack_6

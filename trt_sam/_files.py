@@ -122,4 +122,8 @@ def _meant(path: Path) -> str:
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        # Not hashlib.file_digest, which Python 3.10 lacks.
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()

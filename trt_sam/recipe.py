@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trt_sam._toml import tomllib
 from trt_sam.errors import RecipeError, did_you_mean
 
 __all__ = [

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import trt_sam
 from trt_sam import _lazy, errors
 from trt_sam._lazy import require, require_all
+from trt_sam._toml import tomllib
 from trt_sam.errors import MissingDependencyError, TrtSamError
 
 PACKAGE = Path(trt_sam.__file__).parent

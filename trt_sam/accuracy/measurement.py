@@ -169,7 +169,7 @@ class _Outcome:
 
     def __init__(self, outputs: Mapping[str, Array], example: Example) -> None:
         self.example, self.part = example, picture_part(example.image.original_size)
-        self.masks, self.scores = outputs["low_res_masks"][:, :, *self.part], outputs["iou_predictions"]
+        self.masks, self.scores = outputs["low_res_masks"][..., self.part[0], self.part[1]], outputs["iou_predictions"]
         self._whole = outputs["low_res_masks"]
         self.ranked = selection_scores(self.scores, example.feed["point_labels"])
         self.best = self.ranked.argmax(axis=1)
@@ -191,7 +191,7 @@ class _Outcome:
         if self.example.truth is None:
             unknown = np.full(len(self.best), np.nan)
             return {"truth_selected": unknown, "truth_oracle": unknown}
-        truth = np.broadcast_to(self.example.truth[:, None, *self.part], self.masks.shape)
+        truth = np.broadcast_to(self.example.truth[:, None, self.part[0], self.part[1]], self.masks.shape)
         # Cut first: the truth has no logits.
         ious = mask_iou(truth, self.masks > 0, 0.5)
         return {"truth_selected": ious[self.index, self.best], "truth_oracle": ious.max(axis=1)}

@@ -85,7 +85,7 @@ def run_benchmark(
     base = next((run for run in measured if run.spec.name == baseline), measured[0])
     return BenchmarkReport(
         title=title,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         machine=describe_machine(gpu),
         clocks_idle=idle,
         clocks_at_work=at_work,

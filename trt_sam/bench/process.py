@@ -11,9 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from trt_sam.errors import InferenceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Worker"]
 
@@ -66,7 +69,8 @@ class Worker:
         if "error" in answer:
             error = InferenceError(answer["error"])
             if "traceback" in answer:
-                error.add_note(answer["traceback"])
+                # What Python 3.11 made `add_note` of; 3.10 keeps it and does not print it.
+                error.__notes__ = [answer["traceback"]]  # type: ignore[attr-defined]
             raise error
         return answer
 

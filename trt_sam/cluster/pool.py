@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from trt_sam._lazy import require
 from trt_sam._version import __version__
@@ -17,6 +17,9 @@ from trt_sam.cluster.plan import Shard
 from trt_sam.cluster.shard import Done
 from trt_sam.cluster.worker import Worker
 from trt_sam.errors import InputError, TrtSamError, first_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Pool", "WorkerDiedError", "check_reachable", "connected"]
 

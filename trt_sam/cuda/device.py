@@ -19,7 +19,7 @@ import os
 import threading
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.cuda.bindings import bindings, checked
 from trt_sam.errors import InferenceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Device",

@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,7 +164,7 @@ def build_set(
             calibration=entries[0].calibration,
             gpu_model=gpu_model(device) if flavour.needs_gpu_to_build else None,
             created={
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "trt_sam": __version__,
                 "build_seconds": round(sum(build.seconds for build in builds), 3),
                 "machine": f"{platform.system()} {platform.machine()}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def write_graph_set(
             flavour_version=require("onnxruntime", "to say what the graphs were checked with").__version__,
             target=entries[0].options.target,
             created={
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "trt_sam": __version__,
                 "machine": f"{platform.system()} {platform.machine()}",
             },

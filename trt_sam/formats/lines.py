@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from trt_sam._json import strict
 from trt_sam.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["LinesFile", "read_lines"]
 

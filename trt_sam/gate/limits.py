@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trt_sam._files import existing_file
+from trt_sam._toml import tomllib
 from trt_sam.errors import InputError
 
 __all__ = ["ARITHMETICS", "DEFAULTS", "LARGE_MASK", "OUTPUTS", "Limits", "limits_for", "read_limits"]

@@ -97,14 +97,16 @@ class Tally:
         part = picture_part(example.image.original_size)
         pair = _aligned(expected, seen, example.feed["point_labels"])
         index = np.arange(len(pair.best))
-        first, second = pair.expected.inside[:, :, *part], pair.seen.inside[:, :, *part]
+        first, second = pair.expected.inside[..., part[0], part[1]], pair.seen.inside[..., part[0], part[1]]
         four = mask_iou(first, second, 0.5)
         # A value that is not finite is not above 0, so that an IoU could hide it.
         four[~np.isfinite(pair.seen.logits).all(axis=(2, 3))] = 0.0
         area = first.sum((2, 3))
         if pair.chosen_apart:
-            selected = mask_iou(expected.inside[:, :, *part][index, pair.best], seen.inside[:, 0, *part], 0.5)
-            selected_area = expected.inside[:, :, *part][index, pair.best].sum((1, 2))
+            selected = mask_iou(
+                expected.inside[..., part[0], part[1]][index, pair.best], seen.inside[:, 0, part[0], part[1]], 0.5
+            )
+            selected_area = expected.inside[..., part[0], part[1]][index, pair.best].sum((1, 2))
         else:
             row = pair.best if first.shape[1] > 1 else np.zeros_like(pair.best)
             selected, selected_area = four[index, row], area[index, row]

@@ -18,7 +18,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ from trt_sam.runner.plans.layout import Buckets
 from trt_sam.runner.prompt_calls import PromptCalls
 from trt_sam.runner.prompts import CallMaker
 from trt_sam.runner.slot import Slot
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["DecoderRunner"]
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.cuda.borrowed import device_index, is_on_device
@@ -21,6 +21,9 @@ from trt_sam.runner.call import Decoded, OpenOptions
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.images.uploads import Handover
 from trt_sam.runtime.call.decoded import Bits, Masks, Numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["RunnerPool"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import numpy.typing as npt
 
@@ -21,6 +21,9 @@ from trt_sam.runner.submission import Submission
 from trt_sam.runtime.call.decoded import Asked, Bits, Masks, Numbers
 from trt_sam.runtime.call.given import rows_of_prompts
 from trt_sam.runtime.interface import as_given
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PromptCalls"]
 

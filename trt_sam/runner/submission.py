@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from trt_sam.cuda.ranges import marked
 from trt_sam.errors import ContractError, InferenceError
@@ -12,6 +12,9 @@ from trt_sam.runner.call import Decoded, DecodedOnDevice
 from trt_sam.runner.lease import Lease
 from trt_sam.runner.plans.plan import Plan
 from trt_sam.runner.slot import Slot
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Submission"]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_sam.contract import TensorSpec
 from trt_sam.runtime.interface import Runner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["BothDecoders"]
 

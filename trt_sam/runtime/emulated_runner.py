@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from trt_sam.contract import TensorSpec
 from trt_sam.errors import InferenceError
 from trt_sam.runtime.interface import checked_embedding, checked_inputs
 from trt_sam.runtime.onnx_runner import OnnxRunner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["EmulationRunner"]
 

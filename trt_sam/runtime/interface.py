@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, adapt_meta_feed, check_feed
 from trt_sam.errors import ContractError
 from trt_sam.runtime.call.decoded import Asked, Decoded, Masks, Numbers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = [
     "PROMPTS_PER_PASS",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs
 from trt_sam.runtime.onnx_images import OnnxImages
 from trt_sam.runtime.session import Providers, open_session, reason_in, specs_of
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["OnnxRunner"]
 

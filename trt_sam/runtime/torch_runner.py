@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from trt_sam.contract import TensorSpec, input_specs, output_specs, size_of
 from trt_sam.errors import InferenceError
 from trt_sam.model import SamDecoder
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, checked_embedding, checked_inputs, passes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["TorchRunner"]
 

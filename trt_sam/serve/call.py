@@ -70,25 +70,28 @@ class Call:
         said = request.headers.get("content-length", "")
         if said.isdecimal() and int(said[:20]) > most:
             raise _body_too_large(most)
-        parts: list[bytes] = []
         try:
-            async with asyncio.timeout(seconds):
-                more = True
-                while more:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError
-                    more = message.get("more_body", False)
-                    self.whole = not more
-                    part = message.get("body", b"")
-                    if self.bytes_in + len(part) > most:
-                        raise _body_too_large(most)
-                    self._budget.take(len(part))
-                    self.bytes_in += len(part)
-                    parts.append(part)
-        except TimeoutError:
+            whole = await asyncio.wait_for(self._received(request, most), seconds)
+        except asyncio.TimeoutError:
             raise Refusal(408, "too_slow", f"the request had not arrived after {seconds} s; send it faster") from None
         self.took("read", time.perf_counter() - began)
+        return whole
+
+    async def _received(self, request: Request, most: int) -> bytes:
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            more = message.get("more_body", False)
+            self.whole = not more
+            part = message.get("body", b"")
+            if self.bytes_in + len(part) > most:
+                raise _body_too_large(most)
+            self._budget.take(len(part))
+            self.bytes_in += len(part)
+            parts.append(part)
         return b"".join(parts)
 
     async def finished(self, request: Request, future: Future[Done[Result]], stage: str, seconds: float) -> Result:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from trt_sam.contract import LOW_RES_SIZE, TensorSpec, check_scores
 from trt_sam.errors import ContractError, InputError
 from trt_sam.runtime.prompt_tokens import Prompt, padded
 from trt_sam.serve.faults import bad_prompt, image_unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Embeds", "Model", "ServedRunner"]
 

@@ -7,7 +7,7 @@ import html.parser
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ from trt_sam.accuracy.summary import CLEAR_MARGIN, summarize
 from trt_sam.contract import EMBEDDING_SHAPE, LABEL_ABSENT, check_feed, input_specs, output_specs
 from trt_sam.errors import InputError
 from trt_sam.feeds.scenes import PROMPT_KINDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SIDE = 256
 SCORES = np.array([0.1, 0.9, 0.5, 0.3], np.float32)

@@ -1,4 +1,4 @@
-"""What our sources touch of TensorRT exists in the real bindings of 10.16 and 11.4, over stub libraries, and in RTX's.
+"""What our sources touch of TensorRT exists in the real bindings of 10.3, 10.16 and 11.4, over stub libraries, and in RTX's.
 
 The names are read out of the sources, so a new call is checked without anybody thinking of it. Methods are called on objects
 whose types a syntax tree does not tell: such a name has to be a member of some TensorRT class, with a signature that takes the
@@ -28,19 +28,22 @@ SOURCES = [
         "engine/profiles.py",
         "engine/implicit.py",
         "engine/callbacks.py",
+        "engine/tuning.py",
+        "engine/inspector.py",
         "runner/engine.py",
         "runner/open.py",
     )
 ]
-MODULES = {"10": "tensorrt_bindings", "11": "tensorrt_bindings", "rtx": "tensorrt_rtx"}
+MODULES = {"10.3": "tensorrt_bindings", "10": "tensorrt_bindings", "11": "tensorrt_bindings", "rtx": "tensorrt_rtx"}
 
 # Asked for with hasattr first, or used in one flavour only: (name, the flavours that have it).
 ONLY = {
-    "BuilderFlag.FP16": {"10"},
-    "BuilderFlag.INT8": {"10"},
-    "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": {"10"},
+    "BuilderFlag.FP16": {"10.3", "10"},
+    "BuilderFlag.INT8": {"10.3", "10"},
+    "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": {"10.3", "10"},
     "BuilderFlag.REQUIRE_USER_ALLOCATION": {"rtx"},
-    "IInt8EntropyCalibrator2": {"10"},
+    "IInt8EntropyCalibrator2": {"10.3", "10"},
+    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": {"10", "11", "rtx"},
     "ComputeCapability": {"rtx"},
     "EngineValidity": {"rtx"},
     "EngineValidity.INVALID": {"rtx"},
@@ -50,6 +53,12 @@ ONLY = {
     "DynamicShapesKernelSpecializationStrategy.EAGER": {"rtx"},
 }
 MEMBERS_OF_10_ONLY = {"int8_calibrator", "set_calibration_profile", "precision", "set_output_type"}
+MEMBERS_THAT_10_3_LACKS = {
+    "create_runtime_config",
+    "set_execution_context_allocation_strategy",
+    "tiling_optimization_level",
+}
+"""The runner calls the first two of TensorRT-RTX alone; the last is asked for as a capability first."""
 MEMBERS_OF_RTX_ONLY = {
     "get_engine_validity",
     "num_compute_capabilities",
@@ -158,7 +167,7 @@ def touched() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(members)
 
 
-@pytest.mark.parametrize("flavour", ["10", "11", "rtx"])
+@pytest.mark.parametrize("flavour", ["10.3", "10", "11", "rtx"])
 def test_every_name_that_we_touch_exists(flavour: str) -> None:
     names, _ = touched()
     assert {"Runtime", "Builder", "OnnxParser", "TensorIOMode.INPUT", "TensorLocation.HOST"} <= names, sorted(names)
@@ -178,23 +187,26 @@ def test_what_we_say_one_flavour_alone_has_is_so(path: str) -> None:
     assert having == ONLY[path]
 
 
-@pytest.mark.parametrize("flavour", ["10", "11", "rtx"])
+@pytest.mark.parametrize("flavour", ["10.3", "10", "11", "rtx"])
 def test_every_method_that_we_call_is_one_of_some_class(flavour: str) -> None:
     _, members = touched()
     assert {"execute_async_v3", "set_tensor_address", "add_optimization_profile", "create_network"} <= members, sorted(members)
     known = {member for c in dump(flavour).values() for member in c}
     theirs = MEMBERS_OF_RTX_ONLY if flavour != "rtx" else set()
-    missing = members - known - theirs - (MEMBERS_OF_10_ONLY if flavour != "10" else set())
+    theirs = theirs | (MEMBERS_THAT_10_3_LACKS if flavour == "10.3" else set())
+    missing = members - known - theirs - (MEMBERS_OF_10_ONLY if not flavour.startswith("10") else set())
     assert not missing
 
 
-@pytest.mark.parametrize("flavour", ["10", "11", "rtx"])
+@pytest.mark.parametrize("flavour", ["10.3", "10", "11", "rtx"])
 @pytest.mark.parametrize("kind", sorted({*EXECUTION, *EXECUTION_OF_RTX}))
 def test_the_execution_path_has_the_signatures_that_we_use(flavour: str, kind: str) -> None:
     calls = EXECUTION.get(kind, []) + (EXECUTION_OF_RTX.get(kind, []) if flavour == "rtx" else [])
     members = dump(flavour).get(kind, {})
     for call in calls:
         name, _, arguments = call.rstrip(")").partition("(")
+        if flavour == "10.3" and name in MEMBERS_THAT_10_3_LACKS:
+            continue
         assert name in members, f"{kind}.{name} is not in the bindings of {flavour}"
         if "(" not in call:
             continue
@@ -229,3 +241,29 @@ def test_strongly_typed_is_a_different_number_in_10_and_11() -> None:
         env = {**os.environ, "PYTHONPATH": str(BINDINGS / flavour)}
         numbers.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
     assert [int(n) for n in numbers] == [1, 0]
+
+
+OF_10_3 = """
+import sys
+from types import SimpleNamespace
+import tensorrt_bindings as trt
+from trt_sam.engine.flavour import Flavour
+from trt_sam.engine.tuning import apply_tuning
+from trt_sam.errors import BuildError
+from trt_sam.recipe import TuningOptions
+flavour = Flavour("tensorrt", trt.__version__, trt)
+assert flavour.has_weak_typing and flavour.has_implicit_int8 and flavour.needs_gpu_to_build
+assert not flavour.has_any_model_mode and not flavour.needs_user_allocation
+apply_tuning(SimpleNamespace(), TuningOptions(optimization_level=5), flavour)
+try:
+    apply_tuning(SimpleNamespace(), TuningOptions(tiling="full"), flavour)
+except BuildError as error:
+    print(error)
+"""
+
+
+def test_what_tensorrt_10_3_cannot_do_is_refused_in_one_line() -> None:
+    dump("10.3")
+    env = {**os.environ, "PYTHONPATH": f"{BINDINGS / '10.3'}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", OF_10_3], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "TensorRT 10.3.0 has no tiling levels; take tiling out of the recipe\n"

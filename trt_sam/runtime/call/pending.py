@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from trt_sam.errors import InferenceError
 from trt_sam.runtime.call.decoded import Decoded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Pending", "PendingImage", "image_of"]
 

@@ -206,9 +206,8 @@ async def _drain(receive: Receive) -> None:
     began, count = time.perf_counter(), 0
     while count < _DRAIN_BYTES and time.perf_counter() - began < _DRAIN_SECONDS:
         try:
-            async with asyncio.timeout(_DRAIN_PAUSE_SECONDS):
-                message = await receive()
-        except TimeoutError:
+            message = await asyncio.wait_for(receive(), _DRAIN_PAUSE_SECONDS)
+        except asyncio.TimeoutError:
             return
         count += len(message.get("body", b""))
         if not message.get("more_body", False):

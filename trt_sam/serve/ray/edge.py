@@ -70,9 +70,8 @@ class Edge:
     async def _ready(self) -> Mapping[str, Any]:
         """Whether a replica answers, which it does once it was warmed up."""
         try:
-            async with asyncio.timeout(_READY_SECONDS):
-                await self._sam.ready.remote()
-        except TimeoutError:
+            await asyncio.wait_for(self._sam.ready.remote(), _READY_SECONDS)
+        except asyncio.TimeoutError:
             raise Refusal(503, "not_ready", "no replica answers; they are being started, or are all busy") from None
         return {}
 
