@@ -105,7 +105,7 @@ SENSITIVITY = {
 }
 
 
-@pytest.mark.parametrize("width", [390, 640, 1280])
+@pytest.mark.parametrize("width", [390, 910, 1280])
 @pytest.mark.parametrize("kind", ["comparison", "sensitivity"])
 def test_nothing_scrolls_sideways(comparison: Comparison, kind: str, width: int, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

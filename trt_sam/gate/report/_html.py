@@ -33,14 +33,16 @@ svg text { font-family: system-ui, sans-serif; }
 .chip { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
 figure { margin: 1.2rem 0; } .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
 .panels img { width: 100%; display: block; border-radius: .2rem; }
-@media (min-width: 621px) { th, td { overflow-wrap: normal; } td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
+@media (min-width: 901px) { th, td { overflow-wrap: normal; } td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
   td.names { overflow-wrap: anywhere; } td.names, th:last-child.names { text-align: left; } }
-@media (max-width: 620px) {
-  .panels { grid-template-columns: 1fr 1fr; } .panels img:first-child { grid-column: 1 / -1; }
+@media (max-width: 900px) {
   table.figures, table.figures tbody, table.figures tr, table.figures td { display: block; text-align: left; }
   table.figures thead { display: none; } table.figures tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
   table.figures td { border: 0; padding: .05rem 0; } table.figures td:first-child { font-weight: 600; }
   table.figures td:not(:first-child)::before { content: attr(data-name) ": "; color: var(--soft); }
+}
+@media (max-width: 620px) {
+  .panels { grid-template-columns: 1fr 1fr; } .panels img:first-child { grid-column: 1 / -1; }
   dl { grid-template-columns: 1fr; } dd { margin: 0 0 .4rem; }
 }
 """
