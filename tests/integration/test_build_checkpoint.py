@@ -23,7 +23,7 @@ def test_build_from_a_checkpoint_and_inspect(
     arguments = ["--checkpoint", "standin", "--precision", "fp16", "--compute-capability", "8.9,12.0"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     assert "built in" in capsys.readouterr().out
-    assert names(tmp_path / "set") == FILES
+    assert names(tmp_path / "set") == sorted([*FILES, "decoder.layers.json"])
     manifest = open_manifest(tmp_path / "set")
     assert manifest.compute_capabilities == ("8.9", "12.0")
     assert manifest.graph("decode").options == GraphOptions(precision="fp16")
@@ -45,7 +45,9 @@ def test_one_set_with_a_graph_that_refines_a_mask(
     out = capsys.readouterr().out
     assert "decode: profile 1: " in out
     assert "decode_mask: profile 1: " in out
-    assert names(tmp_path / "set") == sorted([*FILES, "decoder_mask.engine", "decoder_mask.onnx"])
+    assert names(tmp_path / "set") == sorted(
+        [*FILES, "decoder.layers.json", *(f"decoder_mask.{end}" for end in ("engine", "layers.json", "onnx"))]
+    )
     manifest = open_manifest(tmp_path / "set")
     assert manifest.recipe.decode_mask
     plain, masked = manifest.graph("decode"), manifest.graph("decode_mask")

@@ -108,10 +108,13 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.chdir(PACKAGE.parent)
     with pytest.raises(MissingDependencyError, match=r"pip install -e '\.\[rtx\]'$"):
         require("tensorrt_rtx", "to build")
-    with pytest.raises(MissingDependencyError, match=r"torch, onnx are not .*whl/cpu && pip install -e '\.\[export\]'$"):
+    with pytest.raises(
+        MissingDependencyError, match=r"torch, onnx, onnxscript are not .*whl/cpu && pip install -e '\.\[export\]'$"
+    ):
         require_all(("torch", "onnx", "onnxscript"), "to export")
     monkeypatch.chdir("/")
     with pytest.raises(MissingDependencyError, match=rf": pip install -e '{PACKAGE.parent}\[onnx\]'$"):
