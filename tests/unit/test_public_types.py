@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 CALLS = """
-from typing import assert_type
+from typing_extensions import assert_type
 
 import numpy as np
 import numpy.typing as npt
