@@ -20,7 +20,7 @@ for version in "${@:-3.10 3.12 3.13}"; do
         venv=.venv-$each
         if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
             "$found" -m venv "$venv"
-            "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,bench,rtx]' \
+            "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx]' \
                 httpx httpx2 hypothesis pytest pytest-timeout ruff
             bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
             touch "$venv/.installed"
