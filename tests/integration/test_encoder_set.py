@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,14 @@ def test_the_set_says_what_it_holds(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("decoder.onnx", "decoder_mask.onnx", "encoder.onnx", "manifest.json")
     ]
+
+
+def test_inspect_tells_of_a_set_without_engines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"role (\w+), graph [\d.]+ MB", said) == ["decode", "decode_mask", "encode"]
+    assert "for onnxruntime" in said
+    assert "kernels" not in said
 
 
 def test_photo_in_masks_out(folder: Path) -> None:

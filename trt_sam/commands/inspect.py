@@ -165,16 +165,23 @@ def _lines(report: dict[str, Any]) -> list[str]:
 def _set_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for graph in report["graphs"]:
-        lines.append(f"role {graph['role']}, engine {graph['engine']['size'] / 1e6:.1f} MB")
+        kind = "graph" if graph["engine"] is None else "engine"
+        file = graph["onnx" if graph["engine"] is None else "engine"]
+        lines.append(f"role {graph['role']}, {kind} {file['size'] / 1e6:.1f} MB")
         lines += _tensor_lines(graph)
         lines.append("options: " + _pairs(graph["options"]))
-        lines.append("limits: " + _pairs({name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}))
-        lines += _kernel_lines(graph["kernels"])
+        limits = {name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}
+        lines.append("limits: " + (_pairs(limits) or "none"))
+        if graph["engine"] is not None:
+            lines += _kernel_lines(graph["kernels"])
         if graph["layers"]:
             lines.append(f"every layer with its types and kernel: {graph['layers']['name']}")
     if told := verified_line(report["verified"], report["not_verified"]):
         lines.append(told)
-    lines.append(f"built by {_builder(report)}; every file is as the manifest says")
+    made = f"built by {_builder(report)}"
+    if all(graph["engine"] is None for graph in report["graphs"]):
+        made = f"for {report['tensorrt']['flavour']}, made beside its version {report['tensorrt']['version']}"
+    lines.append(f"{made}; every file is as the manifest says")
     return [*lines, "created: " + _pairs(report["created"])]
 
 
