@@ -19,13 +19,17 @@ HEADS = 8
 """Of every attention of SAM's decoder."""
 
 
-def mix_channels(x: Array, mix: Array) -> Array:
-    """`x` [..., channels] with each head's channels multiplied by its matrix of `mix` [heads, d, d]."""
+def mix_channels(x: Array, mix: Array | None) -> Array:
+    """`x` [..., channels] with each head's channels multiplied by its matrix of `mix` [heads, d, d]; None leaves them."""
+    if mix is None:
+        return x
     heads = x.reshape(-1, *mix.shape[:2]).swapaxes(0, 1)
     return np.asarray((heads @ mix.astype(x.dtype)).swapaxes(0, 1).reshape(x.shape))
 
 
-def unmix_rows(weight: Array, mix: Array) -> Array:
+def unmix_rows(weight: Array, mix: Array | None) -> Array:
     """The weight [channels, outputs] of a product that reads mixed channels, for one that read them unmixed."""
+    if mix is None:
+        return weight
     heads = weight.reshape(*mix.shape[:2], -1)
     return np.asarray(np.linalg.solve(mix, heads).reshape(weight.shape))

@@ -15,13 +15,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from trt_sam.errors import CalibrationError, GraphError
+from trt_sam.quantize.channels import ChannelChange, ChannelStats, Vector
 from trt_sam.quantize.constants import Constants
 from trt_sam.quantize.mixing import mix_channels, unmix_rows
 from trt_sam.quantize.products import Product, find_products
@@ -30,9 +29,8 @@ from trt_sam.recipe import TIERS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Alpha", "ChannelChange", "ChannelStats", "Shift", "apply_changes", "channel_changes", "precondition"]
+__all__ = ["Alpha", "Shift", "apply_changes", "channel_changes", "precondition"]
 
-Vector = npt.NDArray[np.float64]
 Shift = Literal["middle", "mean"]
 Alpha = float | Mapping[str, float] | None
 """How much of the activations' spread moves into the weights, 0 to 1; one number, or one by group of the tensor's first reader;
@@ -48,36 +46,6 @@ _VALUES = (
     (r"transformer\.token_layers\.(\d+)\.own_out", r"transformer.token_layers.\1.own", 2),
 )
 """For the output product of an attention: the product that makes its values, and which part of its columns they are."""
-
-
-class ChannelStats(Protocol):
-    """What a tensor [..., channels] was seen to hold, by channel: float64 [channels] each."""
-
-    @property
-    def mean(self) -> npt.NDArray[Any]: ...
-    @property
-    def amin(self) -> npt.NDArray[Any]: ...
-    @property
-    def amax(self) -> npt.NDArray[Any]: ...
-    @property
-    def mix(self) -> npt.NDArray[Any] | None: ...
-
-
-@dataclass(frozen=True)
-class ChannelChange:
-    """What is done to a tensor x [..., channels] before it is quantized: (mixed x - shift) / scale."""
-
-    shift: Vector
-    """float64 [channels]."""
-    scale: Vector
-    """float64 [channels], above 0."""
-    mix: Vector | None = None
-    """float64 [heads, d, d], for the output of an attention alone (`mixing`); None leaves the channels as they are."""
-
-    def __post_init__(self) -> None:
-        shift, scale = self.shift, self.scale
-        if not (shift.ndim == 1 and shift.shape == scale.shape and np.isfinite([shift, scale]).all() and (scale > 0).all()):
-            raise CalibrationError("a shift and a scale must be finite arrays of one length, and the scale above 0")
 
 
 _Decide = Callable[[str, Sequence[Product]], ChannelChange | None]
@@ -233,7 +201,7 @@ class _Work:
 
     def _scale(self, readers: Sequence[Product], amax: Vector, alpha: float, mix: Vector | None) -> Vector:
         """SmoothQuant's scale, median 1: a common factor changes nothing but where float16's range is spent."""
-        found = [_unmixed(self.constants.weight(product.name), mix) for product in readers]
+        found = [unmix_rows(self.constants.weight(product.name), mix) for product in readers]
         weights = np.max([np.abs(weight).max(axis=1) for weight in found], axis=0)
         alive = (amax > 0) & (weights > 0)
         scale = np.ones_like(amax)
@@ -271,27 +239,19 @@ class _Work:
         weight = self.constants.weight(source)
         start = part * width if part >= 0 else weight.shape[1] - width
         columns = slice(start, start + width)
-        weight[:, columns] = _mixed(weight[:, columns], change.mix) / change.scale
+        weight[:, columns] = mix_channels(weight[:, columns], change.mix) / change.scale
         self.constants.set(source, 1, weight)
         bias = np.array(self.constants.bias(source))
-        bias[..., columns] = (_mixed(bias[..., columns], change.mix) - change.shift) / change.scale
+        bias[..., columns] = (mix_channels(bias[..., columns], change.mix) - change.shift) / change.scale
         self.constants.set_bias(source, bias)
 
     def _absorb(self, products: Sequence[str], change: ChannelChange) -> None:
         """The inverse in weight and bias of the products that read the changed tensor."""
         for name in products:
-            weight = _unmixed(self.constants.weight(name), change.mix)
+            weight = unmix_rows(self.constants.weight(name), change.mix)
             if change.shift.any():
                 self.constants.set_bias(name, self.constants.bias(name) + change.shift @ weight)
             self.constants.set(name, 1, weight * change.scale[:, None])
-
-
-def _mixed(x: Vector, mix: Vector | None) -> Vector:
-    return x if mix is None else mix_channels(x, mix)
-
-
-def _unmixed(weight: Vector, mix: Vector | None) -> Vector:
-    return weight if mix is None else unmix_rows(weight, mix)
 
 
 def _group(activation: str) -> str:

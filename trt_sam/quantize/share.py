@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trt_sam.graph.arithmetic import count_graph
+from trt_sam.quantize.channels import ChannelChange, ChannelStats
 from trt_sam.quantize.constants import replace_nodes
 from trt_sam.quantize.preconditioning import (
     Alpha,
-    ChannelChange,
-    ChannelStats,
     Shift,
     apply_changes,
     channel_changes,

@@ -3,90 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import html.parser
-import json
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from tests.fixtures.told import SCORES, SIDE, Told, example, flipped, four, image, three_prompts
 from trt_sam.accuracy.examples import EVALUATION_SEED, Example, PromptedImage, embedding_picture, make_examples, scenes
 from trt_sam.accuracy.measurement import Measurement, Variant, measure
-from trt_sam.accuracy.page import accuracy_page, worst_strip
-from trt_sam.accuracy.report import make_report, markdown
 from trt_sam.accuracy.summary import CLEAR_MARGIN, summarize
 from trt_sam.contract import EMBEDDING_SHAPE, LABEL_ABSENT, check_feed, input_specs, output_specs
 from trt_sam.errors import InputError
 from trt_sam.feeds.scenes import PROMPT_KINDS
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-SIDE = 256
-SCORES = np.array([0.1, 0.9, 0.5, 0.3], np.float32)
-"""SAM's rule takes mask 1 here, for up to two points."""
-
-
-class Told:
-    """A runner whose answer to a prompt is looked up by the prompt's x coordinate; counts how often it is open."""
-
-    open = 0
-
-    def __init__(self, answers: Mapping[int, tuple[Any, Any]]) -> None:
-        self.inputs, self.outputs = input_specs(), output_specs()
-        self._answers = answers
-
-    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        picked = [self._answers[int(x)] for x in feed["point_coords"][:, 0, 0]]
-        return {"low_res_masks": np.stack([m for m, _ in picked]), "iou_predictions": np.stack([s for _, s in picked])}
-
-    def __enter__(self) -> Self:
-        Told.open += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        Told.open -= 1
-
-
-def mask(rows: int) -> Any:
-    """Logits [256, 256] that are above 0 in the first `rows` rows."""
-    return np.where(np.arange(SIDE)[:, None] < rows, 1.0, -1.0).astype(np.float32).repeat(SIDE, axis=1)
-
-
-def four(*rows: int) -> Any:
-    return np.stack([mask(each) for each in rows])
-
-
-def image(name: str = "one") -> PromptedImage:
-    return PromptedImage(name, np.zeros(EMBEDDING_SHAPE, np.float32), (768, 1024), np.zeros((SIDE, SIDE, 3), np.uint8))
-
-
-def example(places: list[int], kinds: tuple[str, ...], truth: Any = None) -> Example:
-    coords = np.zeros((len(places), 2, 2), np.float32)
-    coords[:, 0, 0] = places
-    labels = np.tile(np.array([1, -1], np.float32), (len(places), 1))
-    return Example({"point_coords": coords, "point_labels": labels}, kinds, image(), truth)
-
-
-def flipped(to: int, score: float) -> Any:
-    scores = SCORES.copy()
-    scores[to] = score
-    return scores
+    pass
 
 
 @pytest.fixture
 def measured() -> Measurement:
-    """Three prompts: one exact, one with a smaller mask, one that selects mask 2 instead of mask 1."""
-    masks = four(10, 100, 50, 20)
-    reference = Told({0: (masks, SCORES), 1: (masks, SCORES), 2: (masks, flipped(2, 0.895))})
-    other = Told({0: (masks, SCORES), 1: (four(10, 80, 50, 20), SCORES), 2: (masks, flipped(2, 0.95))})
-    truth = np.stack([mask(100) > 0, mask(50) > 0, mask(100) > 0])
-    parts = [example([0, 1], ("click", "box"), truth[:2]), example([2], ("click",), truth[2:])]
-    return measure(
-        reference, [Variant("same", lambda: reference), Variant("other", lambda: other)], parts, block=1, keep_worst=2
-    )
+    return three_prompts()
 
 
 def test_figures_of_a_variant(measured: Measurement) -> None:
@@ -237,82 +174,3 @@ def test_the_picture_of_an_embedding_shows_its_parts() -> None:
     assert (picture.shape, picture.dtype) == ((SIDE, SIDE, 3), np.uint8)
     left, right = picture[:, :128, 0].astype(float), picture[:, 128:, 0].astype(float)
     assert abs(left.mean() - right.mean()) > 100
-
-
-class Tags(html.parser.HTMLParser):
-    """Whether every tag is closed, and what the page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.pictures = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        self.pictures += tag == "img"
-        for name, value in attrs:
-            if name in ("src", "href", "data") and not str(value).startswith("data:"):
-                self.fetched.append(str(value))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-@pytest.fixture
-def page(measured: Measurement) -> str:
-    pytest.importorskip("PIL")
-    report = make_report(measured, title="A <b>title</b>", conditions={"a & b": "<script>"}, descriptions={"other": "x < y"})
-    return accuracy_page(report, measured.worst)
-
-
-def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
-    tags = Tags()
-    tags.feed(page)
-    assert (tags.open, tags.fetched, tags.pictures) == ([], [], 4)
-    assert "<script" not in page
-    assert "url(" not in page
-    assert "x &lt; y" in page
-    assert page.count("<svg") == 3
-    assert "nan" not in page.lower().replace("nano", "")
-
-
-def test_the_report_is_strict_json_and_a_table(measured: Measurement) -> None:
-    report = make_report(measured, title="Accuracy", conditions={"checkpoint": "none"}, facts={"other": {"ranges": {"x": 1.0}}})
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    data = json.loads(json.dumps(report.to_dict()), parse_constant=refuse)
-    same, other = data["variants"]
-    assert same["overall"]["sqnr_db"] == "inf"
-    assert other["overall"]["iou_min"] == pytest.approx(0.8)
-    assert other["by_kind"]["box"]["prompts"] == 1
-    assert other["facts"] == {"ranges": {"x": 1.0}}
-    assert other["curve"][-1] == pytest.approx(0.8)
-    assert len(other["curve"]) == len(data["curve_percentiles"])
-    text = markdown(report)
-    assert "| other | 0.9333 | 0.9000 to 1.0000 | 0.8200 | 0.804 | 0.800 | 33.3 % |" in text
-    assert "selected 0.8333, oracle 1.0000" in text
-    assert "\n- Truth: mean IoU with the exact mask" in text
-
-
-def test_the_method_explains_no_column_that_is_not_there() -> None:
-    masks = Told({0: (four(10, 100, 50, 20), flipped(2, 0.9))})
-    known = measure(masks, [Variant("same", lambda: masks)], [example([0], ("click",))])
-    text = markdown(make_report(known, title="Accuracy", conditions={}))
-    assert "truth" not in text.lower()
-
-
-def test_the_strip_shows_what_was_lost(measured: Measurement) -> None:
-    pytest.importorskip("PIL")
-    strip = worst_strip(measured.worst["other"][0])
-    assert strip.shape == (SIDE, 4 * SIDE + 3 * 8, 3)
-    difference = strip[:, -SIDE:]
-    red = (difference == (215, 65, 60)).all(axis=-1)
-    assert int(red.sum()) == 20 * SIDE
-    assert red[80:100].all()
