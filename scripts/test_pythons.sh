@@ -7,25 +7,24 @@ set -eu
 cd "$(dirname "$0")/.."
 # What the development environment pins has no wheels for all of them.
 export TRT_SAM_CONSTRAINTS=/dev/null OMP_NUM_THREADS=1 PYTHONPATH=$PWD
+[ $# -gt 0 ] || set -- 3.10 3.12 3.13
 
 interpreter() {
     command -v "python$1" || ls -d "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python 2>/dev/null | tail -1
 }
 
 failed=""
-for version in "${@:-3.10 3.12 3.13}"; do
-    for each in $version; do
-        found=$(interpreter "$each")
-        [ -n "$found" ] || { echo "test_pythons: there is no Python $each; install it, or name other versions" >&2; exit 1; }
-        venv=.venv-$each
-        if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
-            "$found" -m venv "$venv"
-            "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx]' \
-                httpx httpx2 hypothesis pytest pytest-timeout ruff
-            bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
-            touch "$venv/.installed"
-        fi
-        "$venv/bin/python" -m pytest -p tests.fixtures.without_torch -m "not slow and not gpu" -q tests/unit || failed="$failed $each"
-    done
+for version; do
+    found=$(interpreter "$version")
+    [ -n "$found" ] || { echo "test_pythons: there is no Python $version; install it, or name other versions" >&2; exit 1; }
+    venv=.venv-$version
+    if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
+        "$found" -m venv "$venv"
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx]' \
+            httpx httpx2 hypothesis pytest pytest-timeout ruff
+        bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
+        touch "$venv/.installed"
+    fi
+    "$venv/bin/python" -m pytest -p tests.fixtures.without_torch -m "not slow and not gpu" -q tests/unit || failed="$failed $version"
 done
 [ -z "$failed" ] || { echo "test_pythons: failed on$failed" >&2; exit 1; }
