@@ -9,8 +9,13 @@ cd "$(dirname "$0")/.."
 export TRT_SAM_CONSTRAINTS=/dev/null OMP_NUM_THREADS=1 PYTHONPATH=$PWD
 [ $# -gt 0 ] || set -- 3.10 3.12 3.13
 
+# pyenv has a python3.x on the PATH also for versions that are not in use, where it fails.
 interpreter() {
-    command -v "python$1" || ls -d "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python 2>/dev/null | tail -1
+    if "python$1" -c "" 2>/dev/null; then
+        command -v "python$1"
+    else
+        ls -d "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python 2>/dev/null | tail -1
+    fi
 }
 
 failed=""
