@@ -136,6 +136,10 @@ def engine_sides(folder: Path) -> list[SideSpec]:
         "Meta's graph, TensorRT FP32": ["--onnx", str(meta)],
         "trt-sam, TensorRT FP32": ["--checkpoint", "standin", "--precision", "fp32"],
         "trt-sam, TensorRT FP16": ["--checkpoint", "standin", "--precision", "fp16"],
+        # Its one mask a prompt is chosen, thresholded and packed on the GPU: 8 KiB of it are copied.
+        "trt-sam, TensorRT FP16, best mask as bits": [
+            *("--checkpoint", "standin", "--precision", "fp16", "--best-mask", "--mask-bits")
+        ],
     }
     sides = []
     for index, (name, source) in enumerate(jobs.items()):

@@ -27,13 +27,15 @@ def test_engines_are_timed_on_the_device_and_agree(tmp_path: Path) -> None:
     assert report["clocks_idle"]["gpu"]
     assert all(each["gpu"]["clocks.sm"] for each in report["clocks_at_work"])
     engines = {side["name"]: side for side in report["sides"] if "TensorRT" in side["name"]}
-    assert len(engines) == 4
+    assert len(engines) == 5
     for name, side in engines.items():
         assert not side["not_measured"], name
         for result in side["results"]:
             assert not result["not_measured"], name
             assert 0 < result["device"]["p50"] < result["host_to_host"]["p50"], name
             assert result["best_mask"]["samples"], name
+            assert result["best_bits"]["samples"], name
+    assert {ratio["baseline"] for ratio in report["bits_ratios"]} == {"Meta's graph, TensorRT FP16"}
     errors = [result["logits_error"] for side in engines.values() for result in side["results"]]
     # TF32 and FP16 have 10 bits of mantissa.
     assert max(error for error in errors if error is not None) <= 3e-2

@@ -56,12 +56,12 @@ def run_benchmark(
         sides: the first that can be measured is what the others' logits are compared with.
         plan: how much to measure.
         title: of the report.
-        baseline: the side that ratios are taken to; None is the first that was measured.
+        baseline: the side that ratios are taken to, without which nothing more is measured; None: the first that was.
         device: number of the GPU that is described and whose clocks are read, as CUDA counts here; None where none is used.
         progress: is called with a line now and then.
 
     Raises:
-        InputError: no side could be measured; the message has every reason.
+        InputError: no side could be measured, or not the baseline; the message has every reason.
     """
     say = progress or (lambda line: None)
     gpu = None if device is None else pci_bus_id(device)
@@ -75,7 +75,10 @@ def run_benchmark(
                 for run in together:
                     say(f"opening {run.spec.name}")
                     run.open(workers)
+                    _check_baseline(run, baseline)
                 at_work += _fill(together, plan, gpu, say, share=len(together) / len(runs))
+                for run in together:
+                    _check_baseline(run, baseline)
         _compare_logits(runs)
         reports = tuple(run.report() for run in runs)
     measured = [run for run in runs if any(run.samples.values())]
@@ -93,8 +96,17 @@ def run_benchmark(
         calls=feed.WHAT,
         method=METHOD + (ALONE if plan.alone else ""),
         sides=reports,
-        ratios=tuple(_ratios(measured, base, plan)),
+        ratios=tuple(_ratios(measured, base, plan, lambda run: run.samples)),
+        bits_ratios=tuple(_ratios(measured, base, plan, lambda run: run.bits)),
     )
+
+
+def _check_baseline(run: Run, baseline: str | None) -> None:
+    """Raise InputError where the rest would have nothing to be compared with: another baseline is not taken in silence."""
+    if run.spec.name == baseline and not any(run.works(prompts) for prompts in run.prompts):
+        raise InputError(
+            f"{baseline}, which all others are compared with, could not be measured: {_reasons(run.report())}; nothing more is"
+        )
 
 
 def _fill(
@@ -140,16 +152,16 @@ def _compare_logits(runs: Sequence[Run]) -> None:
             run.errors[prompts] = relative_error(reference[:, -fewest:], masks[:, -fewest:])
 
 
-def _ratios(measured: Sequence[Run], base: Run, plan: Plan) -> list[Ratio]:
+def _ratios(
+    measured: Sequence[Run], base: Run, plan: Plan, times: Callable[[Run], Mapping[int, Sequence[Sequence[float]]]]
+) -> list[Ratio]:
     found = []
     for prompts in plan.prompts:
         for run in measured:
             if run is not base and run.works(prompts) and base.works(prompts):
-                found.append(
-                    ratio_of_medians(
-                        run.spec.name, run.samples[prompts], base.spec.name, base.samples[prompts], prompts=prompts
-                    )
-                )
+                own, theirs = times(run)[prompts], times(base)[prompts]
+                if own and theirs:
+                    found.append(ratio_of_medians(run.spec.name, own, base.spec.name, theirs, prompts=prompts))
     return found
 
 

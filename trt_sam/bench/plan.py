@@ -71,6 +71,8 @@ class PromptsResult:
     prompts_per_second: float | None = None
     best_mask: Latency | None = None
     """Host to host, of calls that bring one mask per prompt to the host instead of all; None for sides without such calls."""
+    best_bits: Latency | None = None
+    """The same, of calls that give that mask as inside or outside, not as logits."""
     device: Latency | None = None
     """Between CUDA events on the GPU, without the copies to and from the host; `about` of the side says around what."""
     device_not_measured: str = ""
@@ -109,7 +111,9 @@ class BenchmarkReport:
     method: str
     sides: tuple[SideReport, ...]
     ratios: tuple[Ratio, ...]
-    """Of every side to the first one that was measured."""
+    """Of every side to the baseline, all masks as logits."""
+    bits_ratios: tuple[Ratio, ...] = ()
+    """The same, the best mask as bits; of sides that have such calls."""
     schema: int = SCHEMA
     notes: tuple[str, ...] = ()
     profiles: tuple[Mapping[str, Any], ...] = ()

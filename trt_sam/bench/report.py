@@ -13,7 +13,12 @@ from trt_sam.bench.stats import Latency
 __all__ = ["markdown", "plot_svg"]
 
 NOT_HERE = "not measured here"
-_INCLUDED = {"call": "a call", "best mask": "a call for the best mask", "events": "between CUDA events"}
+_INCLUDED = {
+    "call": "a call",
+    "best mask": "a call for the best mask",
+    "bits": "a call for the best mask as bits",
+    "events": "between CUDA events",
+}
 """What of a side's `about` says what its times include, and how the report calls it."""
 _COLORS = ("#4c6a92", "#d98032", "#5b9a5b", "#b04a4a", "#7d6aa8", "#8a7a5c", "#3f9ea8", "#777777")
 
@@ -83,6 +88,7 @@ def _where(machine: Mapping[str, Any]) -> str:
 def _lines(report: BenchmarkReport) -> Iterator[str]:
     plan = report.plan
     yield from (f"# {report.title}", "", f"{report.created}, {_where(report.machine)}, {plan.threads} threads per side.", "")
+    yield from _lead_lines(report)
     yield from (f"One call: {report.calls}.", "", report.method, "")
     warm = f"{plan.warmup_s:g} s of warm-up per side and number of prompts"
     yield f"{plan.rounds} rounds, {plan.seconds:g} s of timed calls in all, {warm}."
@@ -101,11 +107,35 @@ def _lines(report: BenchmarkReport) -> Iterator[str]:
         "A dash: too few calls for that percentile. Differences are to the first side, relative to its largest |logit|.",
     )
     yield from _table("Best mask only, host to host, milliseconds", [(s, r.prompts, r.best_mask) for s, r in _rows(report)])
+    if any(result.best_bits is not None for _, result in _rows(report)):
+        rows = [(s, r.prompts, r.best_bits) for s, r in _rows(report)]
+        yield from _table("Best mask as bits, host to host, milliseconds", rows)
     yield from _table("Between CUDA events, milliseconds", [(s, r.prompts, r.device) for s, r in _rows(report)])
     yield from _ratio_lines(report)
     yield from _profile_lines(report)
     yield from _side_lines(report)
     yield from _machine_lines(report)
+
+
+def _lead_lines(report: BenchmarkReport) -> Iterator[str]:
+    """What a service that segments many objects at once asks first: the best mask as bits, of the most prompts."""
+    rows = [(side, result.prompts, result.best_bits) for side, result in _rows(report)]
+    known = [(side, prompts, latency) for side, prompts, latency in rows if latency is not None]
+    if not known:
+        return
+    most = max(prompts for _, prompts, _ in known)
+    ratios = {ratio.side: ratio for ratio in report.bits_ratios if ratio.prompts == most}
+    yield from (f"## The best mask of {most} prompts as bits, host to host, milliseconds", "")
+    against = next((f"times as fast as {ratio.baseline}" for ratio in ratios.values()), "times as fast as the baseline")
+    yield f"| side | p50 | p90 | p99 | max | calls | prompts/s at p50 | {against} |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for side, prompts, latency in known:
+        if prompts == most:
+            ratio = ratios.get(side.name)
+            times = "" if ratio is None else f"{ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+            rate = _figure(1000 * most / latency.p50)
+            yield f"| {side.name} | {_latency(latency)} | {latency.samples} | {rate} | {times} |"
+    yield ""
 
 
 def _table(title: str, rows: Sequence[tuple[SideReport, int, Latency | None]]) -> Iterator[str]:

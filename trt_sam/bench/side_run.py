@@ -37,6 +37,7 @@ class Run:
         self.samples: dict[int, list[list[float]]] = {n: [] for n in self.prompts}
         self.device: dict[int, list[float]] = {n: [] for n in self.prompts}
         self.best: dict[int, list[float]] = {n: [] for n in self.prompts}
+        self.bits: dict[int, list[list[float]]] = {n: [] for n in self.prompts}
         self.errors: dict[int, float] = {}
         self._worker: Worker | None = None
 
@@ -68,6 +69,8 @@ class Run:
             self.samples[prompts].append(answer["samples_ms"])
             self.device[prompts].extend(answer["device_ms"] or [])
             self.best[prompts].extend(answer["best_ms"] or [])
+            if answer["bits_ms"]:
+                self.bits[prompts].append(answer["bits_ms"])
 
     def clocks_at_work(self, prompts: int, gpu: str | None) -> dict[str, Any] | None:
         """Read the clocks, those of GPU `gpu` too, while the side makes calls that do not count; None where it fails."""
@@ -91,7 +94,7 @@ class Run:
         except InferenceError as error:
             # Rounds that were measured before do not count: ratios need the same rounds of all.
             self.failed[about] = str(error)
-            self.samples[about], self.device[about], self.best[about] = [], [], []
+            self.samples[about], self.device[about], self.best[about], self.bits[about] = [], [], [], []
             return None
 
     def report(self) -> SideReport:
@@ -107,7 +110,7 @@ class Run:
         if prompts in self.failed:
             return PromptsResult(prompts, not_measured=self.failed[prompts])
         rounds, device, best = self.samples[prompts], self.device[prompts], self.best[prompts]
-        every = [sample for each in rounds for sample in each]
+        every, bits = ([sample for each in of for sample in each] for of in (rounds, self.bits[prompts]))
         return PromptsResult(
             prompts=prompts,
             first_call_ms=self.first[prompts]["first_call_ms"],
@@ -115,6 +118,7 @@ class Run:
             host_to_host=summarize(every),
             prompts_per_second=1000 * prompts * len(every) / sum(every),
             best_mask=summarize(best) if best else None,
+            best_bits=summarize(bits) if bits else None,
             device=summarize(device) if device else None,
             device_not_measured="" if device else "not measured here: no CUDA events on this side's device",
             round_medians_ms=tuple(float(np.median(each)) for each in rounds),

@@ -12,6 +12,7 @@ from trt_sam._lazy import require
 from trt_sam.bench.feed import IMAGE_SIZE
 from trt_sam.contract import size_of
 from trt_sam.errors import InputError
+from trt_sam.runtime.call.decoded import PACKED, Bits
 from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
@@ -27,12 +28,14 @@ Outputs = tuple[Array, Array]
 class BenchSide(Protocol):
     """Something that decodes prompts and can be timed.
 
-    It may also have `call_best()`, as `call` but for the best mask of each prompt alone.
+    It may also have `call_best()`, as `call` but for the best mask of each prompt alone, and `call_bits()`, which gives that
+    mask as inside or outside and its score.
     """
 
     about: dict[str, str]
     """"runtime" with its version, "device", "precision", and "note" where something must be said; and what the times include:
-    "call", "best mask" where there is `call_best`, "events" (what is between them) where there is `device_ms`."""
+    "call", "best mask" where there is `call_best`, "bits" where there is `call_bits`, "events" (what is between them) where
+    there is `device_ms`."""
 
     def load(self, feed: Mapping[str, Array]) -> None:
         """Take the embedding, and make the prompts those of the calls that follow."""
@@ -57,12 +60,15 @@ class EngineSide:
         self._clicks: tuple[Array, ...] = ()
         self._feed: dict[str, Array] = {}
         self._asked: dict[str, Any] = {}
-        dtype = next(spec.dtype for spec in runner.outputs if spec.name == "low_res_masks")
+        dtypes = {spec.name: spec.dtype for spec in runner.outputs}
+        self._bits: Bits = PACKED if "mask_bits" in dtypes else True
+        made = "eight pixels to a byte, made by the graph" if self._bits == PACKED else "bool, made of its logits on the host"
         self.about = {
             **about,
             "call": 'decode(points, labels, masks="all"): check of the prompts, one copy to the GPU, inference, all masks and '
-            f"scores back; results are {dtype} views of page-locked memory",
+            f"scores back; results are {dtypes['low_res_masks']} views of page-locked memory",
             "best mask": 'decode(points, labels, masks="best"): the scores come first, then the best mask of each prompt',
+            "bits": f'decode(points, labels, masks="best", bits={self._bits!r}): {made}',
             "events": "one launch of the CUDA graph",
         }
 
@@ -84,6 +90,11 @@ class EngineSide:
         found = self._runner.decode(*self._clicks, masks="best", **self._asked)
         assert found.low_res_masks is not None, "only bits come without logits"
         return found.low_res_masks, found.iou_predictions
+
+    def call_bits(self) -> Outputs:
+        """The best mask of each prompt as bits or bool, and its score [num_prompts, 1]."""
+        found = self._runner.decode(*self._clicks, masks="best", bits=self._bits, **self._asked)
+        return found.masks, found.iou_predictions
 
     def device_ms(self, count: int) -> list[float] | None:
         return self._runner.device_times(self._feed, count)

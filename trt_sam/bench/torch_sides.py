@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 
 from trt_sam.contract import EMBEDDING_SHAPE
+from trt_sam.runtime.call.decoded import THRESHOLD
 
 __all__ = ["TorchGpuSide", "TorchSide"]
 
@@ -85,6 +86,7 @@ class TorchGpuSide(TorchSide):
         super().__init__(decoder, half=half, compiled=compiled, device=device)
         self._results: dict[str, list[Tensor]] = {}
         self._rows = torch.empty(0)
+        self._powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=self._device)
         self._staged: list[Tensor] = []
         self._there: list[Tensor] = []
         ends = "into page-locked memory; results are views of it, in the decoder's precision, unchecked"
@@ -95,6 +97,7 @@ class TorchGpuSide(TorchSide):
             "float32 products": f"{self.about['float32 products']}, cuDNN TF32 {torch.backends.cudnn.allow_tf32}",
             "call": f"prompts through page-locked memory to the GPU, inference, all masks and scores back {ends}",
             "best mask": "the best mask of each prompt is gathered on the GPU (eager), and copied with its score",
+            "bits": "the same, thresholded and packed to eight pixels a byte on the GPU (eager)",
             "events": replay if compiled else launches,
         }
 
@@ -112,9 +115,14 @@ class TorchGpuSide(TorchSide):
     def call_best(self) -> Outputs:
         """As `call`, with the best mask of each prompt [num_prompts, 256, 256] and its score [num_prompts]."""
         with torch.inference_mode():
-            masks, iou = self._run()
-            best = 1 + iou[:, 1:].argmax(1)  # mask 0 is for three tokens and more; a click has two
-            return self._fetch("best", (masks[self._rows, best], iou[self._rows, best]))
+            return self._fetch("best", self._best())
+
+    def call_bits(self) -> Outputs:
+        """As `call_best`, with the mask as uint8 [num_prompts, 256, 32], the first pixel in the highest bit."""
+        with torch.inference_mode():
+            mask, score = self._best()
+            inside = (mask > THRESHOLD).unflatten(-1, (-1, 8))
+            return self._fetch("bits", ((inside * self._powers).sum(-1, dtype=torch.uint8), score))
 
     def device_ms(self, count: int) -> list[float] | None:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
@@ -134,6 +142,11 @@ class TorchGpuSide(TorchSide):
         torch.compiler.cudagraph_mark_step_begin()  # the results of the call before have been copied
         masks, iou = self._decode(*self._there)
         return masks, iou
+
+    def _best(self) -> tuple[Tensor, Tensor]:
+        masks, iou = self._run()
+        best = 1 + iou[:, 1:].argmax(1)  # mask 0 is for three tokens and more; a click has two
+        return masks[self._rows, best], iou[self._rows, best]
 
     def _fetch(self, kind: str, found: tuple[Tensor, Tensor]) -> Outputs:
         if kind not in self._results:

@@ -71,7 +71,7 @@ class _Worker:
         return {"first_call_ms": first, "warmup_calls": calls}
 
     def do_measure(self, prompts: int, seconds: float) -> dict[str, Any]:
-        """Calls until `seconds` have passed, at least one; then as many for the best mask, and on the device, if it can."""
+        """Calls until `seconds` have passed, at least one; then as many on the device, and for the best mask, as it can."""
         self._use(prompts)
         self.side.call()  # the other sides had the caches in between
         gc.collect()
@@ -84,12 +84,11 @@ class _Worker:
                 self.side.call()
                 samples.append((time.perf_counter_ns() - started) / 1e6)
             more = min(len(samples), _MOST_OTHER_CALLS)
-            device, best = self.side.device_ms(more), None
-            if (call_best := getattr(self.side, "call_best", None)) is not None:
-                best = _timed(call_best, more)
+            device = self.side.device_ms(more)
+            best, bits = (_timed(getattr(self.side, name, None), more) for name in ("call_best", "call_bits"))
         finally:
             gc.enable()
-        return {"samples_ms": samples, "device_ms": device, "best_ms": best}
+        return {"samples_ms": samples, "device_ms": device, "best_ms": best, "bits_ms": bits}
 
     def do_work(self, prompts: int, seconds: float) -> dict[str, Any]:
         """Calls that nobody times, until `seconds` have passed: somebody looks at the clocks."""
@@ -119,8 +118,10 @@ def _answer(action: Callable[..., dict[str, Any]], request: dict[str, Any]) -> d
         return {"error": f"{type(error).__name__}: {line}"[:300], "traceback": traceback.format_exc()}
 
 
-def _timed(call: Callable[[], object], count: int) -> list[float]:
-    """Milliseconds of each of `count` calls, after one that does not count."""
+def _timed(call: Callable[[], object] | None, count: int) -> list[float] | None:
+    """Milliseconds of each of `count` calls, after one that does not count; None where the side has no such calls."""
+    if call is None:
+        return None
     call()
     samples = []
     for _ in range(count):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,26 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fixtures.benchmark_runs import TINY, fake, run
 from trt_sam.bench import side_run as _bench_run
-from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
+from trt_sam.bench.benchmark import Plan, SideSpec
 from trt_sam.bench.feed import make_feed
-from trt_sam.bench.report import markdown, plot_svg
+from trt_sam.bench.report import markdown
 from trt_sam.bench.side_run import Run
 from trt_sam.bench.stats import ratio_of_medians, summarize
 from trt_sam.contract import check_feed, input_specs
-from trt_sam.errors import InputError, MissingDependencyError
+from trt_sam.errors import InputError
 from trt_sam.machine.load import clocks, describe_machine
-
-HERE = str(Path(__file__).parent)
-TINY = Plan(prompts=(1, 3), seconds=0.05, rounds=3, warmup_s=0.0)
-
-
-def fake(name: str, factory: str = "FakeSide", **settings: Any) -> SideSpec:
-    return SideSpec(name, f"benchmark_sides:{factory}", settings, path=(HERE,))
-
-
-def run(*sides: SideSpec, plan: Plan = TINY) -> BenchmarkReport:
-    return run_benchmark(sides, plan, title="test")
 
 
 def test_percentiles_are_times_that_were_seen_and_only_where_there_are_enough() -> None:
@@ -147,31 +134,25 @@ def test_nothing_measured_is_an_error_with_every_reason() -> None:
         run(SideSpec("a", "", not_here="no GPU"), fake("b", "open_broken"))
 
 
-def test_markdown_says_how_it_was_measured() -> None:
-    text = markdown(run(fake("a"), fake("b")))
-    assert "## Between CUDA events, milliseconds\n\nnot measured here: no side" in text
-    for part in ("3 rounds", "warm-up", "clocks before, idle", "load_average", "numpy", "Times as fast as a"):
-        assert part in text
-    assert "- **a**: runtime fake, device none, precision fp32; opened in" in text
-    assert "  - a call: nothing but a nap\n" in text
-    header = next(line for line in text.splitlines() if line.startswith("| side"))
-    rows = [line for line in text.splitlines() if line.startswith("| a ")]
-    assert rows
-    assert all(row.count("|") == header.count("|") for row in rows[:2])
-
-
-def test_calls_for_the_best_mask_are_apart() -> None:
-    report = run(fake("a"), fake("b", "BestSide"))
-    without, has = report.sides
-    assert all(result.best_mask is None for result in without.results)
-    for result in has.results:
-        assert result.best_mask is not None
-        assert result.host_to_host is not None
-        assert result.best_mask.samples == result.host_to_host.samples
-        assert result.best_mask.p50 >= 20  # it sleeps so long
-    part = markdown(report).partition("## Best mask only")[2].partition("\n## ")[0]
-    assert [line.split("|")[1:3] for line in part.splitlines() if line.startswith("| b")] == [[" b ", " 1 "], [" b ", " 3 "]]
-    assert "not measured here for a: " in part
+@pytest.mark.parametrize("alone", [False, True], ids=["in turn", "alone"])
+@pytest.mark.parametrize(
+    ("baseline", "reason"),
+    [
+        (SideSpec("base", "", not_here="no GPU"), "no GPU"),
+        (fake("base", "open_broken"), "RuntimeError: the compiler is missing"),
+        (fake("base", die_after=1), "exit code 3"),
+    ],
+    ids=["not here", "not opened", "dying"],
+)
+def test_without_its_baseline_nothing_is_compared_with_another(
+    tmp_path: Path, baseline: SideSpec, reason: str, alone: bool
+) -> None:
+    log = tmp_path / "log"
+    plan = Plan(prompts=(2,), seconds=0.0, rounds=2, warmup_s=0.0, alone=alone)
+    with pytest.raises(InputError, match=f"^base, which all others are compared with, could not be measured: .*{reason}"):
+        run(baseline, fake("other", log=str(log)), plan=plan, baseline="base")
+    if alone:
+        assert not log.exists(), "what comes after it is not measured"
 
 
 def test_clocks_are_read_while_a_side_works_each_in_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,24 +174,6 @@ def test_clocks_are_read_while_a_side_works_each_in_its_turn(tmp_path: Path, mon
         {"round": 3, "side": "a", "prompts": 3, "mhz": 1000},
     )
     assert "clocks in round 2, while b works (prompts: 1): mhz 1000" in markdown(report)
-
-
-def test_the_plot_is_an_svg_with_every_side() -> None:
-    pytest.importorskip("matplotlib")
-    report = run(fake("first side"), fake("second side"), SideSpec("absent", "", not_here="no GPU"))
-    svg = plot_svg(report)
-    assert svg.startswith(b"<?xml")
-    assert b"first side" in svg
-    assert b"second side" in svg
-    assert b"absent" not in svg
-    assert plot_svg(report) == svg
-
-
-def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(fake("a"))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"matplotlib .* pip install -e '\S+\[bench\]'"):
-        plot_svg(report)
 
 
 @pytest.mark.parametrize(
@@ -251,53 +214,3 @@ def test_gpu_clocks_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "gpu" not in clocks("0000:01:00.0")
     assert "gpu" not in clocks()
     assert "gpu" not in describe_machine("0000:65:00.0")
-
-
-def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    script = (
-        f"import sys; sys.path.insert(0, {HERE!r})\nfrom test_benchmark import *\nrun(fake('a'), fake('slow', 'SlowSide'))\n"
-    )
-    env = os.environ | {"TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    # The slow side is in its first call once its folder and the other's first logits are there.
-    while not list(tmp_path.glob("trt-sam-bench-*/0/3.npz")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    workers = children(parent.pid)
-    assert len(workers) == 2
-    parent.send_signal(signal.SIGINT)
-    _, error = parent.communicate(timeout=60)
-    assert "KeyboardInterrupt" in error
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
-    script = (
-        f"import sys; sys.path.insert(0, {HERE!r})\n"
-        "from test_benchmark import *\n"
-        "run(fake('a'), plan=Plan(prompts=(1,), seconds=600, rounds=600))\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)})
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("trt-sam-bench-*/0/1.npz")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    workers = children(parent.pid)
-    parent.kill()
-    parent.wait()
-    while [pid for pid in workers if running(pid)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -133,6 +133,23 @@ def test_the_best_mask_of_an_engine_is_all_that_comes_back(host_cuda: HostCuda) 
     side.close()
 
 
+@pytest.mark.parametrize("in_graph", [True, False], ids=["by the graph", "on the host"])
+def test_the_best_mask_of_an_engine_as_bits(host_cuda: HostCuda, in_graph: bool) -> None:
+    runner, _ = make(host_cuda, GraphOptions(precision="fp32", best_mask=in_graph, mask_bits=in_graph))
+    side = EngineSide(runner, {})
+    side.load(make_feed(2))
+    best, scores = (each.copy() for each in side.call_best())
+    before = len(copied(host_cuda, "DtoH"))
+    bits, iou = side.call_bits()
+    down = copied(host_cuda, "DtoH")[before:]
+    np.testing.assert_array_equal(np.unpackbits(bits, axis=-1) if in_graph else bits, best > 0)
+    np.testing.assert_array_equal(iou, scores)
+    assert bits.shape == ((2, 1, 256, 32) if in_graph else best.shape)
+    assert sum(down) < (2 * MASK // 8 if in_graph else 2 * MASK * 4) + 4096
+    assert ("made by the graph" in side.about["bits"]) == in_graph
+    side.close()
+
+
 def test_an_engine_with_mask_input_and_photo_sized_masks_can_be_timed(host_cuda: HostCuda) -> None:
     runner, _ = make(host_cuda, GraphOptions(precision="fp32", mask_input=True, full_resolution=True))
     side = EngineSide(runner, {})

@@ -36,7 +36,7 @@ class Toy(torch.nn.Module):
     def forward(self, image: torch.Tensor, points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         prompt = points.sum((1, 2)) / 1024 + labels.sum(1) + image.mean()
         iou = torch.sin(prompt[:, None] * torch.arange(1, 5)).to(self.dtype)
-        return iou[:, :, None, None].expand(-1, -1, 256, 256) + torch.linspace(0, 1, 256).to(self.dtype), iou
+        return iou[:, :, None, None].expand(-1, -1, 256, 256) + torch.linspace(-1.5, 0.5, 256).to(self.dtype), iou
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +139,11 @@ def test_the_gpu_side_gives_all_masks_in_memory_that_it_keeps(half: bool, no_cud
     assert (chosen > 0).all()
     np.testing.assert_array_equal(best, expected[np.arange(3), chosen])
     np.testing.assert_array_equal(score, scores[np.arange(3), chosen])
+    inside = best > 0
+    bits, score = side.call_bits()
+    np.testing.assert_array_equal(bits, np.packbits(inside, axis=-1))
+    np.testing.assert_array_equal(score, scores[np.arange(3), chosen])
+    assert 0 < inside.mean() < 1
     side.load(make_feed(1))  # other shapes: other memory
     assert side.call()[0].shape == (1, 4, 256, 256)
     side.close()
