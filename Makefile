@@ -59,7 +59,7 @@ test-gpu: install
 	$(BIN)/python scripts/gpu_tests.py
 
 bench-gpu: install
-	$(BIN)/python benchmarks/gpu.py --output benchmarks/results
+	$(BIN)/python scripts/gpu_bench.py --output benchmarks/results
 
 lint: install
 	$(BIN)/ruff format --check .
