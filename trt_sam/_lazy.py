@@ -32,6 +32,7 @@ EXTRAS = {
     "supervision": ("supervision",),
     "serve": ("starlette", "uvicorn", "prometheus_client", "PIL", "onnxruntime"),
     "ray": ("ray", "PIL", "onnxruntime", "platformdirs"),
+    "parquet": ("pyarrow",),
     "dev": ("transformers",),
 }
 """What each extra of pyproject.toml brings, as modules; the smallest that has a module comes before larger ones."""

@@ -109,6 +109,33 @@ def test_a_killed_worker_loses_nothing(cluster: Cluster, photos: Path, folder: s
     (photos / "photos" / "photo9.jpg").unlink()
 
 
+READ_BY_RAY = """
+import json, sys, ray
+ray.init(sys.argv[1], log_to_driver=False)
+print(json.dumps(ray.data.read_parquet(sys.argv[2], file_extensions=["parquet"]).take_all()))
+"""
+
+
+def test_parquet_is_a_data_set_of_ray(cluster: Cluster, photos: Path, folder: str, tmp_path: Path) -> None:
+    names = ["photo0.jpg", "photo1.jpg", "nothing.jpg"]
+    (photos / "few").mkdir()
+    for name in names:
+        (photos / "few" / name).write_bytes(PHOTO.read_bytes())
+    prompts = {"images": {names[0]: [CLICK, {"box": [10, 20, 300, 400]}], names[1]: [CLICK], names[2]: []}}
+    (photos / "few.json").write_text(json.dumps(prompts))
+    output = tmp_path / "masks"
+    words = [str(photos / "few"), "--ray", cluster.address, "--prompts", str(photos / "few.json"), "--set", folder]
+    run("segment", *words, "--output", str(output), "--shard-size", "1", "--parquet", by="ray", env=cluster.environment())
+    assert len(list(output.glob("part-*.parquet"))) == 3
+    read = run("-c", READ_BY_RAY, cluster.address, str(output), by="ray", env=cluster.environment())
+    rows = json.loads(read.stdout.splitlines()[-1])
+    assert {row["image"]["file_name"]: len(row["annotations"]) for row in rows} == dict(zip(names, (2, 1, 0), strict=True))
+    ((reference,),) = json.loads(
+        run(str(ROOT / "tests/services/reference.py"), folder, str(PHOTO), given=json.dumps([CLICK])).stdout
+    )
+    assert all(row["annotations"][0]["segmentation"] == reference["rle"] for row in rows if row["annotations"])
+
+
 def test_an_address_where_nothing_is(photos: Path, folder: str, tmp_path: Path) -> None:
     for address, said in (("127.0.0.1:9", "nothing answers at 127.0.0.1:9"), ("somewhere", "must be HOST:PORT")):
         done = run(*words_of(photos, folder, address, tmp_path / "masks"), by="ray", code=2)

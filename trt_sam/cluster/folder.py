@@ -5,7 +5,6 @@ A worker that dies, alone or with its machine, loses nothing: its shard goes to 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Mapping
@@ -13,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trt_sam._files import write_atomically
-from trt_sam._json import strict
 from trt_sam.cluster.photo import Prompts, Task
 from trt_sam.cluster.plan import Plan, Shard, open_plan
 from trt_sam.cluster.pool import Pool, WorkerDiedError, check_reachable, connected
+from trt_sam.cluster.rows import PARQUET, check_parquet, write_rows
 from trt_sam.cluster.shard import Done, give_up
 from trt_sam.cluster.worker import files_of_set, runs_on_gpu
 from trt_sam.errors import InputError
@@ -55,9 +53,10 @@ def segment_folder(
     settings: Mapping[str, Any],
     address: str = "",
     shard_size: int = 64,
+    parquet: bool = False,
     told: Progress | None = None,
 ) -> Report:
-    """Segment the photos in the folder `photos` into JSON lines in the folder `output`, on a cluster of Ray.
+    """Segment the photos in the folder `photos` into files of JSON lines in the folder `output`, on a cluster of Ray.
 
     Both folders must be there for all machines under these paths; the set in `folder` is sent to them.
 
@@ -69,18 +68,22 @@ def segment_folder(
         settings: that a later run must have too.
         address: of the cluster, "auto" for the one of this machine; empty starts one here for this run.
         shard_size: photos of a file.
+        parquet: write Parquet instead of JSON lines (`cluster.rows`).
         told: who is told how far it is.
 
     Raises:
         InputError: the address cannot be reached, the output is of other settings, or cannot be written any more.
-        TrtSamError: the set cannot be used.
+        TrtSamError: the set cannot be used, or pyarrow is missing here or on another machine.
     """
     if shard_size < 1:
         raise InputError(f"a shard of {shard_size} photos is none; give at least 1")
+    if parquet:
+        check_parquet()
+        settings = {**settings, "parquet": True}
     check_reachable(address)
     names = [path.name for path in list_images([photos])]
     files = files_of_set(folder)
-    plan = open_plan(output.absolute(), names, settings, shard_size)
+    plan = open_plan(output.absolute(), names, settings, shard_size, PARQUET if parquet else ".jsonl")
     todo = list(plan.todo())
     report = Report(there=sum(map(len, plan.shards)) - sum(len(shard.names) for shard in todo))
     if todo:
@@ -121,6 +124,6 @@ def _share_out(pool: Pool, photos: Path, todo: list[Shard], task: Task, report: 
 def _write_failures(plan: Plan, failures: list[dict[str, str]]) -> None:
     path = plan.folder / FAILED_NAME
     if failures:
-        write_atomically(path, "".join(json.dumps(strict(line)) + "\n" for line in failures))
+        write_rows(path, failures)
     else:
         path.unlink(missing_ok=True)

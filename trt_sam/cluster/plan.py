@@ -29,12 +29,12 @@ class Shard:
     names: tuple[str, ...]
     """Of the photos that are to be done."""
     part: Path
-    """The file of JSON lines."""
+    """Its file, by its suffix JSON lines or Parquet."""
 
     @property
     def side(self) -> Path:
         """The file with what could not be done."""
-        return self.part.with_name(self.part.name.replace(".jsonl", ".failed.jsonl"))
+        return self.part.with_name(f"{self.part.stem}.failed.jsonl")
 
     def failed(self) -> list[dict[str, str]]:
         """`file_name` and `error` of what the last run could not do."""
@@ -49,10 +49,12 @@ class Plan:
     settings: Mapping[str, Any]
     shards: tuple[tuple[str, ...], ...]
     """The photos' names of each."""
+    suffix: str = ".jsonl"
+    """Of the shards' files."""
 
     def shard(self, number: int) -> Shard:
         """One of them, with all of its photos."""
-        return Shard(number, self.shards[number], self.folder / f"part-{number:06d}.jsonl")
+        return Shard(number, self.shards[number], self.folder / f"part-{number:06d}{self.suffix}")
 
     def todo(self) -> Iterator[Shard]:
         """The shards that are not done, and of the others what failed."""
@@ -69,7 +71,7 @@ class Plan:
             yield from self.shard(number).failed()
 
 
-def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], shard_size: int) -> Plan:
+def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], shard_size: int, suffix: str = ".jsonl") -> Plan:
     """The plan in `folder`, made where there is none; photos that it does not know get shards of their own.
 
     Raises:
@@ -91,7 +93,7 @@ def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], s
     known = {name for shard in before for name in shard}
     new = [name for name in names if name not in known]
     shards = (*before, *(tuple(new[start : start + shard_size]) for start in range(0, len(new), shard_size)))
-    plan = Plan(folder, settings, shards)
+    plan = Plan(folder, settings, shards, suffix)
     if shards != before:
         write_atomically(path, json.dumps({"settings": dict(settings), "shards": shards}) + "\n")
     return plan

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trt_sam._files import write_atomically
-from trt_sam._json import strict
 from trt_sam.cluster.photo import Embed, Task, segmented
 from trt_sam.cluster.plan import Shard
+from trt_sam.cluster.rows import read_rows, write_rows
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
-from trt_sam.formats.lines import read_lines
 from trt_sam.runtime.interface import Runner
 
 __all__ = ["Done", "do_shard", "give_up"]
@@ -28,7 +24,7 @@ def do_shard(runner: Runner, embed: Embed, photos: Path, shard: Shard, task: Tas
     Raises:
         InputError: the disk is full, or the folder cannot be written; the file is as it was.
     """
-    lines = _lines(shard)
+    lines = read_rows(shard.part)
     # A run that was stopped between the two files below has done some of what the side file names.
     there = {str(line["image"]["file_name"]) for line in lines}
     failed, done, masks = [], 0, 0
@@ -49,22 +45,14 @@ def do_shard(runner: Runner, embed: Embed, photos: Path, shard: Shard, task: Tas
 def give_up(shard: Shard, reason: str) -> Done:
     """Write the shard's file without its photos, which are named in the side file with `reason`."""
     failed = [{"file_name": name, "error": reason} for name in shard.names]
-    _write(shard, _lines(shard), failed)
+    _write(shard, read_rows(shard.part), failed)
     return 0, 0, len(failed)
-
-
-def _lines(shard: Shard) -> list[dict[str, Any]]:
-    return read_lines(shard.part) if shard.part.exists() else []
 
 
 def _write(shard: Shard, lines: list[dict[str, Any]], failed: list[dict[str, str]]) -> None:
     """The side file first: with the other the shard counts as done."""
     if failed:
-        write_atomically(shard.side, "".join(map(_line, failed)))
-    write_atomically(shard.part, "".join(map(_line, lines)))
+        write_rows(shard.side, failed)
+    write_rows(shard.part, lines)
     if not failed:
         shard.side.unlink(missing_ok=True)
-
-
-def _line(data: Mapping[str, Any]) -> str:
-    return json.dumps(strict(data), allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""`segment --ray`: a folder of photos on a cluster, into a folder of JSON lines."""
+"""`segment --ray`: a folder of photos on a cluster, into a folder of JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHARD_SIZE = 64
 
 
 def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `--ray` and `--shard-size`."""
+    """Declare `--ray`, `--shard-size` and `--parquet`."""
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -29,6 +29,7 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
         help="do a folder on a cluster of Ray: HOST:PORT, auto, or nothing for one on this machine",
     )
     parser.add_argument("--shard-size", type=int, metavar="N", help=f"with --ray: photos of a file (default: {_SHARD_SIZE})")
+    parser.add_argument("--parquet", action="store_true", help="with --ray: files of Parquet instead of JSON lines")
 
 
 def run_on_ray(args: argparse.Namespace) -> int:
@@ -60,6 +61,7 @@ def run_on_ray(args: argparse.Namespace) -> int:
             settings=_settings(args, folder),
             address=args.ray,
             shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
+            parquet=args.parquet,
             told=stages.begin("shards", f"{len(photos)} photos on a cluster of Ray"),
         )
     kept = f", {report.there} were there" if report.there else ""

@@ -20,7 +20,7 @@ as SA-1B has them (.json), a picture of numbers (.png), packed bits (.npz) or a 
 A folder of photos, or --prompts with many prompts (as calibrate takes them, or COCO's boxes), goes into JSON lines: one photo
 a line as a file of SA-1B has it, written as soon as it is done. The same command goes on where it was stopped. A photo that
 cannot be read is named and left out, and the exit code is 1. --ray does a folder on a cluster, into a folder with a file for
-each 64 photos; its failed.jsonl names what could not be done.
+each 64 photos, JSON lines or --parquet; its failed.jsonl names what could not be done.
 
 The photo's embedding and the decoder's graph are kept in the user's cache, so that a second click loads neither checkpoint nor
 torch. --onnx runs another graph; with --embedding and --onnx no checkpoint is needed. Nor is one with --set, a folder of
@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
     """Segment one image; 0 when every file was written."""
     if args.ray is not None:
         return run_on_ray(args)
-    if args.shard_size is not None:
-        raise InputError("--shard-size goes with --ray; add that, or leave it out")
+    for flag, given in (("--shard-size", args.shard_size is not None), ("--parquet", args.parquet)):
+        if given:
+            raise InputError(f"{flag} goes with --ray; add that, or leave it out")
     if is_of_many(args):
         return run_many(args)
     if args.everything:

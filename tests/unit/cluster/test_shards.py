@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from trt_sam.cli import main
@@ -19,8 +20,10 @@ from trt_sam.cluster.folder import Report
 from trt_sam.cluster.photo import Everything, Prompts
 from trt_sam.cluster.plan import Plan, Shard, open_plan
 from trt_sam.cluster.pool import WorkerDiedError
+from trt_sam.cluster.rows import read_rows, write_rows
 from trt_sam.cluster.shard import do_shard, give_up
 from trt_sam.errors import InputError
+from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.records import Photo
 
 SETTINGS = {"everything": [4, None, None]}
@@ -166,6 +169,44 @@ def test_giving_up_keeps_what_was_done(tmp_path: Path, broken: set[str]) -> None
     assert give_up(next(plan.todo()), "it is too large") == (0, 0, 1)
     assert names_in(plan.shard(0)) == ["a.jpg"]
     assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "it is too large"}]
+
+
+def test_a_shard_in_parquet_is_the_one_in_json_lines(tmp_path: Path, broken: set[str]) -> None:
+    broken |= {"b.jpg"}
+    lines, table = (open_plan(tmp_path / suffix, NAMES[:3], SETTINGS, 3, suffix) for suffix in (".jsonl", ".parquet"))
+    for plan in (lines, table):
+        assert do(plan.shard(0)) == (2, 2, 1)
+        assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
+    broken.clear()
+    for plan in (lines, table):
+        assert do(next(plan.todo())) == (1, 1, 0)
+        assert list(plan.todo()) == []
+    known = read_rows(lines.shard(0).part)
+    found = read_rows(table.shard(0).part)
+    assert [row["image"] for row in found] == [row["image"] for row in known]
+    for row, expected in zip(found, known, strict=True):
+        (mask,), (same,) = row["annotations"], expected["annotations"]
+        assert {name: value for name, value in mask.items() if value is not None} == same
+    # A file without a mask has the same types, so that a folder is one data set.
+    write_rows(tmp_path / "none.parquet", [])
+    assert pyarrow.parquet.read_schema(tmp_path / "none.parquet") == pyarrow.parquet.read_schema(table.shard(0).part)
+
+
+def test_everything_that_a_record_may_hold_is_in_parquet(tmp_path: Path) -> None:
+    """A column that the schema lacked would be left out in silence."""
+    generated = {**RECORD, "stability_score": 0.97, "point_coords": [[1.5, 2.0]], "crop_box": [0, 0, 4, 4]}
+    prompted = {**RECORD, "prompt": {"points": [(1.0, 2.0)], "labels": [1], "box": (0.5, 1.0, 2.0, 3.0)}}
+    line = sa1b_data(Photo("a.jpg", (4, 4)), [generated, prompted])
+    write_rows(tmp_path / "a.parquet", [line])
+    ((row),) = read_rows(tmp_path / "a.parquet")
+    plain = [{name: value for name, value in mask.items() if value is not None} for mask in row["annotations"]]
+    assert plain == json.loads(json.dumps(line))["annotations"]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "part.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(InputError, match=r"part\.parquet is no whole Parquet file"):
+        read_rows(tmp_path / "part.parquet")
 
 
 def test_prompts_go_with_their_photos() -> None:
