@@ -34,6 +34,7 @@ __all__ = [
     "TensorSpec",
     "adapt_meta_feed",
     "check_feed",
+    "check_image_index",
     "check_scores",
     "encoder_input_specs",
     "encoder_output_specs",
@@ -77,13 +78,18 @@ class TensorSpec:
         return f"{self.name}: {self.dtype} [{', '.join(map(str, self.dims))}]"
 
 
-def input_specs(*, mask_input: bool = False, full_resolution: bool = False) -> tuple[TensorSpec, ...]:
-    """The inputs of a decoder graph, in order."""
+def input_specs(*, mask_input: bool = False, full_resolution: bool = False, images: int = 1) -> tuple[TensorSpec, ...]:
+    """The inputs of a decoder graph, in order.
+
+    With `images` above 1 a call has so many embeddings, and `image_index` says from 0 to which of them a prompt belongs.
+    """
     specs = [
-        TensorSpec("image_embeddings", "float32", EMBEDDING_SHAPE),
+        TensorSpec("image_embeddings", "float32", (images, *EMBEDDING_SHAPE[1:])),
         TensorSpec("point_coords", "float32", ("num_prompts", "num_points", 2)),
         TensorSpec("point_labels", "float32", ("num_prompts", "num_points")),
     ]
+    if images > 1:
+        specs.insert(1, TensorSpec("image_index", "int32", ("num_prompts",)))
     if mask_input:
         specs.append(TensorSpec("mask_input", "float32", ("num_prompts", 1, LOW_RES_SIZE, LOW_RES_SIZE)))
         specs.append(TensorSpec("has_mask_input", "float32", ("num_prompts",)))
@@ -168,9 +174,18 @@ def check_feed(
         checked[spec.name] = np.ascontiguousarray(array)
     if "point_labels" in checked:
         _check_labels(checked["point_labels"])
+    if "image_index" in checked and "image_embeddings" in checked:
+        check_image_index(checked["image_index"], len(checked["image_embeddings"]))
     if "orig_im_size" in checked and (checked["orig_im_size"] < 1).any():
         raise ContractError(f"orig_im_size is {checked['orig_im_size'].tolist()}, must be (height, width), both at least 1")
     return checked
+
+
+def check_image_index(image_index: Array, num_images: int) -> None:
+    """Raise ContractError where a prompt belongs to no image: ONNX Runtime would count a negative number from the end."""
+    wrong = image_index[(image_index < 0) | (image_index >= num_images)]
+    if wrong.size:
+        raise ContractError(f"image_index holds {wrong.flat[0]}, must be 0 to {num_images - 1}: there are {num_images} images")
 
 
 def check_scores(iou_predictions: Array) -> None:

@@ -38,6 +38,8 @@ PRECISIONS = (*EXPORT_PRECISIONS, *QUANTIZED_PRECISIONS)
 CALIBRATORS = ("entropy", "percentile", "mse", "max", "auto")
 TIERS = ("A", "B", "C")
 TARGETS = ("cpu", "gpu")
+MOST_IMAGES = 64
+"""Of one call: their embeddings take 4 MiB each."""
 BACKENDS = ("rtx", "tensorrt")
 TILING = ("none", "fast", "moderate", "full")
 
@@ -61,6 +63,8 @@ class GraphOptions:
     """Give only the mask that SAM's own rule selects, chosen inside the graph."""
     mask_bits: bool = False
     """Also give `mask_bits`: the masks > 0, eight pixels to a byte."""
+    images: int = 1
+    """How many images a call takes; above 1 `image_index` says to which of them a prompt belongs. For ONNX Runtime."""
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
@@ -70,6 +74,12 @@ class GraphOptions:
         for name in ("mask_input", "full_resolution", "best_mask", "mask_bits"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")
+        if isinstance(self.images, bool) or not isinstance(self.images, int) or not 1 <= self.images <= MOST_IMAGES:
+            raise RecipeError(f"images is {self.images!r}, must be a whole number from 1 to {MOST_IMAGES}")
+        if self.images > 1 and self.precision in QUANTIZED_PRECISIONS:
+            raise RecipeError(
+                f"images is {self.images}, which goes with fp32 and fp16; {self.precision} takes one image a call"
+            )
 
 
 @dataclass(frozen=True)

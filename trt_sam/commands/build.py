@@ -54,7 +54,7 @@ from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.commands._quantized import finished_set
 from trt_sam.commands._verify import VerdictError, add_verify_arguments, verifier_of
 from trt_sam.download import check_source
-from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, copy_graph
+from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, check_one_image, copy_graph
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.manifest import Manifest
 from trt_sam.errors import BuildError, GraphError, InputError
@@ -113,6 +113,7 @@ def _build(args: argparse.Namespace) -> int:
     check_output_folder(args.output)
     check_output_file(args.json)
     recipe = recipe_from(args, precision="fp16", target="gpu")
+    check_one_image(recipe.graph)
     calibrates = not args.onnx and recipe.graph.precision not in EXPORT_PRECISIONS
     _check_data(args, recipe, calibrates=calibrates)
     if calibrates:

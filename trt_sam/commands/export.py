@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="trt-sam",
         help="meta: names, order and types of Meta's own ONNX export, for programs made for that one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="several images a call: image_embeddings [N, 256, 64, 64], and image_index says which a prompt is on; for "
+        "ONNX Runtime (default: 1)",
+    )
     parser.add_argument("--encoder", action="store_true", help="export the image encoder too; --output is then a folder")
     parser.add_argument(
         "--decode-mask", action="store_true", help="with --encoder: also the graph that refines an earlier mask"

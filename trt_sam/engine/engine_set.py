@@ -181,6 +181,7 @@ def _checked(graphs: Sequence[GraphInfo]) -> list[GraphOptions]:
     options = [check_decoder(graph) for graph in graphs]
     if options[0].target != "gpu":
         raise BuildError("the graph has the cpu form; TensorRT wants the other: export it again with --target gpu")
+    check_one_image(options[0])
     if len(graphs) == 1:
         return options
     if options[0].mask_input or options[1] != replace(options[0], mask_input=True):
@@ -191,6 +192,15 @@ def _checked(graphs: Sequence[GraphInfo]) -> list[GraphOptions]:
     if graphs[0].checkpoint_sha256 != graphs[1].checkpoint_sha256:
         raise BuildError("the two graphs are of different checkpoints; export both from one")
     return options
+
+
+def check_one_image(options: GraphOptions) -> None:
+    """Raise BuildError where a graph takes several images: the TensorRT runner brings one image to a launch."""
+    if options.images > 1:
+        raise BuildError(
+            f"the graph takes {options.images} images a call, an engine's runner one: export it without --images; "
+            "OnnxRunner runs a graph of several"
+        )
 
 
 def encoder_options(encoder: GraphInfo, decoder: GraphInfo) -> GraphOptions:

@@ -31,7 +31,7 @@ from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
 
-__all__ = ["DecoderGraph", "ExportReport", "export_decoder"]
+__all__ = ["DecoderGraph", "ExportReport", "SeveralImagesGraph", "export_decoder"]
 
 OPSET = 20
 """The first with Gelu; at least 19 is needed for float16 scales of QuantizeLinear."""
@@ -86,7 +86,8 @@ def export_decoder(
             f"or export one of {', '.join(EXPORT_PRECISIONS)}"
         )
     reference = copy.deepcopy(decoder).cpu().float().eval()
-    graph = DecoderGraph(_decoder_form(reference, options), best_mask=options.best_mask).eval()
+    kind = DecoderGraph if options.images == 1 else SeveralImagesGraph
+    graph = kind(_decoder_form(reference, options), best_mask=options.best_mask).eval()
     with atomic_path(path) as temporary:
         model = _trace(graph, options)
         name_nodes(model)
@@ -128,6 +129,30 @@ class DecoderGraph(nn.Module):
         return masks, iou
 
 
+class SeveralImagesGraph(nn.Module):
+    """As `DecoderGraph`, of several images: `image_index` int32 [num_prompts] says to which of them a prompt belongs."""
+
+    def __init__(self, decoder: nn.Module, *, best_mask: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.best_mask = best_mask
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_index: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `DecoderGraph.forward`, with image_embeddings [images, 256, 64, 64]."""
+        masks, iou = self.decoder(image_embeddings, point_coords, point_labels, mask_input, has_mask_input, image_index)
+        if self.best_mask:
+            masks, iou = select_best(masks, iou, point_labels)
+        return masks, iou
+
+
 def select_best(masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
     """SAM's rule: mask 0 from three points on, else the highest scored of masks 1 to 3; absent points do not count.
 
@@ -146,12 +171,12 @@ def _decoder_form(reference: SamDecoder, options: GraphOptions) -> nn.Module:
     return form.to_half() if options.precision == "fp16" else form
 
 
-def _trace(graph: DecoderGraph, options: GraphOptions) -> onnx.ModelProto:
-    inputs = [s.name for s in input_specs(mask_input=options.mask_input)]
+def _trace(graph: nn.Module, options: GraphOptions) -> onnx.ModelProto:
+    inputs = [s.name for s in input_specs(mask_input=options.mask_input, images=options.images)]
     feed = random_feed(np.random.default_rng(0), 3, 2, options)
     prompts, points = torch.export.Dim("num_prompts", min=1), torch.export.Dim("num_points", min=1)
     dynamic = {"image_embeddings": None, "point_coords": {0: prompts, 1: points}, "point_labels": {0: prompts, 1: points}}
-    dynamic |= {"mask_input": {0: prompts}, "has_mask_input": {0: prompts}}
+    dynamic |= {"mask_input": {0: prompts}, "has_mask_input": {0: prompts}, "image_index": {0: prompts}}
     with quiet_export():
         program = torch.onnx.export(
             graph,

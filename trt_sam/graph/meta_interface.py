@@ -21,6 +21,8 @@ def check_for_meta(options: GraphOptions) -> None:
         )
     if options.mask_bits:
         raise InputError("Meta's interface has no mask_bits; leave --mask-bits out")
+    if options.images > 1:
+        raise InputError("Meta's interface takes one image; leave --images out")
     if not (options.mask_input and options.full_resolution):
         raise InputError("Meta's interface has mask_input and orig_im_size; export with --mask-input --full-resolution")
 

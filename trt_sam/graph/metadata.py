@@ -119,7 +119,7 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
             "export one with trt-sam export --checkpoint C --target gpu"
         )
     dtype = "float32" if options.precision == "fp32" else "float16"
-    inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
+    inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution, images=options.images)
     outputs = output_specs(
         full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
     )
@@ -184,7 +184,10 @@ def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions
 
 def options_entry(options: GraphOptions) -> dict[str, str]:
     """The metadata entry that `recorded_options` reads."""
-    return {_OPTIONS_KEY: json.dumps(dataclasses.asdict(options))}
+    entry = dataclasses.asdict(options)
+    if options.images == 1:
+        del entry["images"]  # versions before the option read the graph as well
+    return {_OPTIONS_KEY: json.dumps(entry)}
 
 
 def _constant_bytes(onnx: Any, model: Any) -> dict[str, int]:

@@ -45,9 +45,7 @@ def check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOp
     wanted = [o.name for o in session.get_outputs()] if options.mask_bits else ["low_res_masks", "iou_predictions"]
     for number, (num_prompts, num_points) in enumerate(PARITY_SHAPES):
         feed = random_feed(rng, num_prompts, num_points, options)
-        tensors = [torch.from_numpy(feed[s.name]) for s in input_specs(mask_input=options.mask_input)]
-        with torch.no_grad():
-            masks, iou = reference(*tensors)
+        masks, iou = _reference_answer(reference, feed, options)
         if options.full_resolution:
             feed["orig_im_size"][1] += number  # rows that fill their last byte of bits, and that do not
         found = dict(zip(wanted, session.run(wanted, feed), strict=True))
@@ -77,16 +75,37 @@ def random_feed(
     labels = rng.choice([-2, -1, 0, 1, 2, 3], (num_prompts, num_points)).astype(np.float32)
     labels[:, 0] = rng.integers(0, 2, num_prompts)
     feed: dict[str, np.ndarray[Any, Any]] = {
-        "image_embeddings": rng.normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32),
+        "image_embeddings": rng.normal(0, 0.5, (options.images, *EMBEDDING_SHAPE[1:])).astype(np.float32),
         "point_coords": rng.uniform(0, FRAME_SIZE, (num_prompts, num_points, 2)).astype(np.float32),
         "point_labels": labels,
     }
+    if options.images > 1:
+        feed["image_index"] = rng.integers(0, options.images, num_prompts).astype(np.int32)
     if options.mask_input:
         feed["mask_input"] = rng.normal(0, 4, (num_prompts, 1, LOW_RES_SIZE, LOW_RES_SIZE)).astype(np.float32)
         feed["has_mask_input"] = rng.integers(0, 2, num_prompts).astype(np.float32)
     if options.full_resolution:
         feed["orig_im_size"] = np.array([96, 128], np.int64)
     return feed
+
+
+def _reference_answer(
+    reference: SamDecoder, feed: Mapping[str, np.ndarray[Any, Any]], options: GraphOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks and scores by PyTorch; of several images each prompt's in a call of its own, which no index can confuse."""
+    names = [spec.name for spec in input_specs(mask_input=options.mask_input)]
+    tensors = [torch.from_numpy(feed[name]) for name in names]
+    with torch.no_grad():
+        if options.images == 1:
+            masks, iou = reference(*tensors)
+            return masks, iou
+        images, *prompts = tensors
+        found = [
+            reference(images[number : number + 1], *(each[row : row + 1] for each in prompts))
+            for row, number in enumerate(feed["image_index"].tolist())
+        ]
+    masks, iou = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return masks, iou
 
 
 def cpu_session(path: os.PathLike[str]) -> Any:

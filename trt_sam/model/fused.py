@@ -124,10 +124,16 @@ class FusedDecoder(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `SamDecoder.forward`: low_res_masks [n, 4, 4 * height, 4 * width] and iou_predictions [n, 4]."""
+        """As `SamDecoder.forward`: low_res_masks [n, 4, 4 * height, 4 * width] and iou_predictions [n, 4].
+
+        With `image_index` int32 [n] there are any number of image_embeddings, and each prompt has the one at its index.
+        """
         dtype = self.output_tokens.dtype
         image = image_embeddings.to(dtype).flatten(2).transpose(1, 2)
+        if image_index is not None and (mask_input is not None or self.form.attention == "plain"):
+            image, image_index = image.index_select(0, image_index), None
         if mask_input is not None:
             assert self.form.mask_input, "this form takes no mask_input"
             assert self.encoder is not None
@@ -136,7 +142,7 @@ class FusedDecoder(nn.Module):
         elif not self.folds_no_mask:
             image = image + self.no_mask
         num_prompts, num_outputs = point_coords.shape[0], self.output_tokens.shape[0]
-        if not self.form.shared_image:
+        if not self.form.shared_image and image_index is None:
             image = image.expand(num_prompts, -1, -1)
         if self.points is not None:
             sparse = self.points(point_coords, point_labels).to(dtype)
@@ -150,7 +156,7 @@ class FusedDecoder(nn.Module):
             tokens, image = self.transformer(image, self.image_pe, tokens, token_bias)
             tokens = tokens[:, :num_outputs]
         else:
-            tokens, image = self.transformer(image, tokens, token_bias, num_outputs)
+            tokens, image = self.transformer(image, tokens, token_bias, num_outputs, image_index)
         hyper, iou = self.heads(tokens)
         # The row of the IoU token: cut early is less arithmetic, cut late a kernel less.
         cut_late = self.form.batched_heads and self.form.attention == "projected"

@@ -123,15 +123,18 @@ class ProjectedImageSide(nn.Module):
             self.value = folded_linear(to_image.w_v, None, dtype)
         self.register_buffer("constant", constant.to(dtype))
 
-    def project(self, image: Tensor) -> tuple[Tensor, ...]:
+    def project(self, image: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, ...]:
         """From image [n or 1, P, C] to (image, keys, values, queries), all but the first [n or 1, heads, P, d].
 
-        The last attention's image side has no queries.
+        With `image_index` [n] there are any number of images, each projected once, whatever the number of its prompts. The
+        last attention's image side has no queries.
         """
         if self.positions is None:
             products = self.product(image) + self.constant
         else:
             products = torch.cat([self.product(image + self.positions) + self.constant, self.value(image)], dim=-1)
+        if image_index is not None:
+            image, products = image.index_select(0, image_index), products.index_select(0, image_index)
         heads = split_heads(products, products.shape[-1] // self.width * self.num_heads)
         keys, *queries, values = split_parts(heads, self.num_heads)
         return image, keys, values, *queries
@@ -189,8 +192,13 @@ class AbsorbedImageSide(nn.Module):
         bias = to_tokens.b_o if shift is None else to_tokens.b_o + shift.double()
         self.register_buffer("out_bias", (bias / to_tokens.num_heads).to(to_tokens.dtype))
 
-    def project(self, image: Tensor) -> tuple[Tensor, ...]:
-        """From image [n or 1, P, C] to (image with positions, channels first, for the scores; image)."""
+    def project(self, image: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, ...]:
+        """From image [n or 1, P, C] to (image with positions, channels first, for the scores; image).
+
+        With `image_index` [n] of any number of images, each prompt gets its own.
+        """
+        if image_index is not None:
+            image = image.index_select(0, image_index)
         transposed = image.transpose(1, 2)
         return (transposed if self.positions is None else transposed + self.positions), image
 

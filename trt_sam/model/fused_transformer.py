@@ -64,8 +64,12 @@ class FusedTransformer(nn.Module):
         weight, bias = torch.cat([weight for weight, _ in terms]), torch.cat([bias for _, bias in terms])
         self.terms = folded_linear(weight, bias, last.dtype)
 
-    def forward(self, image: Tensor, tokens: Tensor, token_bias: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, tokens: Tensor, token_bias: Tensor, num_outputs: int, image_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run image [n or 1, P, C] against tokens [n, T, C]; token_bias is float32 [n, 1, 1, T].
+
+        With `image_index` [n] there are any number of images, and each prompt has the one at its index.
 
         Returns the first `num_outputs` tokens [n, num_outputs, C] and the image [n, P, C].
         """
@@ -75,7 +79,8 @@ class FusedTransformer(nn.Module):
         own = layers[0].own_parts(tokens, terms[0])
         for index, (layer, image_side, norm) in enumerate(zip(layers, self.image_layers, self.image_norms, strict=True)):
             assert isinstance(image_side, ProjectedImageSide | AbsorbedImageSide)
-            projected = image_side.project(image)
+            projected = image_side.project(image, image_index)
+            image_index = None  # from here on every prompt has an image of its own
             tokens = layer.self_attention(tokens, own, token_bias)
             tokens = layer.after_image(tokens, image_side.attend_to_image(layer.queries(tokens + token_pe), projected))
             _, term, *later = terms[2 * index :]

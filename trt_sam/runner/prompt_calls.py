@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
+import numpy as np
 import numpy.typing as npt
 
 from trt_sam.errors import ContractError
@@ -20,6 +21,7 @@ from trt_sam.runner.prompts import Prompts
 from trt_sam.runner.submission import Submission
 from trt_sam.runtime.call.decoded import Asked, Bits, Masks, Numbers
 from trt_sam.runtime.call.given import rows_of_prompts
+from trt_sam.runtime.call.several import image_of_each
 from trt_sam.runtime.interface import as_given
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class PromptCalls:
         boxes: Numbers = None,
         mask_input: Numbers = None,
         *,
-        image: int | None = None,
+        image: int | Sequence[int] | None = None,
         masks: Masks | Literal["device"] = "best",
         bits: Bits = False,
         image_size: tuple[int, int] | None = None,
@@ -133,7 +135,7 @@ class PromptCalls:
             labels: as many, 1 foreground, 0 background, -2 absent.
             boxes: [num_prompts, 4] or [4], (x0, y0, x1, y1) in the 1024 frame.
             mask_input: float32 [num_prompts, 1, 256, 256], `low_res_masks` of an earlier call; needs a graph that takes it.
-            image: number of a held image; None is the current one.
+            image: number of a held image; None is the current one. A launch has one image: `decode_many` takes several.
             masks: "best" (one per prompt, by SAM's rule), "all", or "device": all, left on the GPU.
             bits: give masks as bool instead of logits; or "packed": eight pixels to a byte, from a graph with `mask_bits`.
                 Of such a graph only bits are copied, and `low_res_masks` is None; any other is thresholded on the host.
@@ -162,6 +164,8 @@ class PromptCalls:
     ) -> Decoded:
         """As `decode`, for any number of prompts: in calls of at most the profile's maximum, overlapping as far as slots allow.
 
+        `image` may name an image for each prompt, in any order: consecutive prompts on one image share a call.
+
         The result's arrays belong to the caller; `masks="device"` cannot be had here.
 
         Raises:
@@ -174,8 +178,9 @@ class PromptCalls:
         count, tokens, given = rows_of_prompts(points, labels, boxes, mask_input)
         most = self.most_prompts(tokens, with_mask=mask_input is not None, image_size=asked.get("image_size"))
         timeout = asked.pop("timeout", None)
-        asked.setdefault("image", self._images.image_id)
-        return decode_many(functools.partial(self.submit, masks=masks, **asked), given, count, most, timeout)
+        current = self._images.image_id  # the images of one call stay, also where another thread sets one meanwhile
+        images = [current if each is None else each for each in image_of_each(asked.pop("image", None), count)]
+        return decode_many(functools.partial(self.submit, masks=masks, **asked), given, images, most, timeout)
 
     def most_prompts(self, num_tokens: int, *, with_mask: bool = False, image_size: tuple[int, int] | None = None) -> int:
         """Largest number of prompts that one call takes, of `num_tokens` each: points, and two corners or one "not a point".
@@ -227,7 +232,7 @@ class PromptCalls:
         mask_input: Numbers,
         masks: str,
         *,
-        image: int | None = None,
+        image: int | Sequence[int] | None = None,
         bits: Bits = False,
         image_size: tuple[int, int] | None = None,
         timeout: float | None = None,
@@ -235,6 +240,8 @@ class PromptCalls:
         """A call's prompts, the number of its image, and how long it may wait for a slot."""
         calls = self._core.calls
         prompts = calls.prompts(points, labels, boxes, mask_input, masks, bits=bits, image_size=image_size)
+        if image is not None and not isinstance(image, int | np.integer):
+            raise ContractError(f"image is {image!r}: a launch has one image; decode_many takes one for each prompt")
         return prompts, self._images.image_id if image is None else image, timeout
 
     def _submit(self, prompts: Prompts, image: int, timeout: float | None) -> Submission[Any]:

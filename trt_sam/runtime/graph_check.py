@@ -27,7 +27,7 @@ def checked_options(
             )
         raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
     version = metadata.get("trt_sam.version", "unknown")
-    expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution)
+    expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution, images=options.images)
     dtype = "float32" if options.precision == "fp32" else "float16"
     expected += output_specs(
         full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype

@@ -173,7 +173,7 @@ class PromptRunner(Runner, Protocol):
         masks: Masks = "best",
         **asked: Unpack[Asked],
     ) -> Decoded:
-        """As `decode`, for any number of prompts; the arrays belong to the caller."""
+        """As `decode`, for any number of prompts; the arrays belong to the caller. `image` may name one for each prompt."""
 
     def submit(
         self,

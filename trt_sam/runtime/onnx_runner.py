@@ -22,6 +22,7 @@ from trt_sam.runtime.call.decode import check_asked, decode, tokens_of
 from trt_sam.runtime.call.decoded import Asked, Bits, Decoded, Masks, Numbers
 from trt_sam.runtime.call.given import given_prompts, height_and_width
 from trt_sam.runtime.call.pending import Pending, image_of
+from trt_sam.runtime.call.several import filled_feed, image_of_each, spans
 from trt_sam.runtime.graph_check import checked_options
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs, passes
 from trt_sam.runtime.onnx_images import OnnxImages
@@ -131,15 +132,16 @@ class OnnxRunner(OnnxImages):
     ) -> Decoded:
         """Decode prompts on an image; arguments as `DecoderRunner.submit`, whose results they are.
 
-        Any number of prompts may come. `timeout` and `copy` are for the GPU: nothing is waited for here, and results always
-        belong to the caller.
+        Any number of prompts may come, also on several images: `image` then names one for each prompt, in any order. A graph of
+        N images (`trt-sam export --images N`) takes up to N of them in one pass, any other one.
+        `timeout` and `copy` are for the GPU: nothing is waited for here, and results always belong to the caller.
 
         Raises:
             ContractError: prompts that do not fit, no image, or one that is not held any more.
             InferenceError: execution failed (the runner stays open), or the runner is closed.
         """
-        run, feed, most = self._prepared(points, labels, boxes, mask_input, masks, **asked)
-        return decode(run, feed, most, masks, asked.get("bits", False))
+        run, feed, rows = self._prepared(points, labels, boxes, mask_input, masks, **asked)
+        return decode(run, feed, rows, masks, asked.get("bits", False))
 
     decode_many = decode
     """As `DecoderRunner.decode_many`: one call takes them all."""
@@ -155,8 +157,8 @@ class OnnxRunner(OnnxImages):
         **asked: Unpack[Asked],
     ) -> Pending:
         """As `decode`, on a thread of the runner's, which makes one call after the other; returns at once."""
-        run, feed, most = self._prepared(points, labels, boxes, mask_input, masks, **asked)
-        return Pending(self._on_worker(decode, run, feed, most, masks, asked.get("bits", False)))
+        run, feed, rows = self._prepared(points, labels, boxes, mask_input, masks, **asked)
+        return Pending(self._on_worker(decode, run, feed, rows, masks, asked.get("bits", False)))
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
@@ -177,28 +179,46 @@ class OnnxRunner(OnnxImages):
         mask_input: Numbers,
         masks: Masks,
         *,
-        image: int | None = None,
+        image: int | Sequence[int] | None = None,
         bits: Bits = False,
         image_size: tuple[int, int] | None = None,
         timeout: float | None = None,
-    ) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], dict[str, Array], int]:
-        """A call that can be made now or later, whatever becomes of the arguments: what runs, its feed, prompts at a time."""
+    ) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], dict[str, Array], list[slice]]:
+        """A call that can be made now or later, whatever becomes of the arguments: what runs, its feed, its passes."""
         self._require_open()
         given = given_prompts(points, labels, boxes, mask_input)
         size = None if image_size is None else height_and_width(image_size)
         with_mask = mask_input is not None
         check_asked(self._inputs, self._outputs, masks=masks, bits=bits, with_mask=with_mask, image_size=size)
-        held = self._image if image is None else self._held.get(image)
-        if held is None:
+        numbers = image_of_each(image, given.count)
+        used = list(dict.fromkeys(numbers))
+        held = [self._image if number is None else self._held.get(number) for number in used]
+        if held[0] is None:
             raise ContractError("there is no image; call set_image before")
         feed = tokens_of(given, self._inputs, size)
-        return partial(self._outputs_of, image=held), feed, self.most_prompts(given.num_points, image_size=size)
+        if len(used) > 1:
+            feed["image_index"] = np.array([used.index(number) for number in numbers], np.int32)
+        most = self.most_prompts(given.num_points, image_size=size)
+        return partial(self._on_images, held), feed, list(spans(numbers, most, self.options.images))
+
+    def _on_images(self, held: Sequence[Any], feed: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of a pass on no more images than the graph takes; its `image_index` counts in `held`, without it is 0."""
+        feed = dict(feed)
+        used, index = np.unique(feed.pop("image_index", np.zeros(1, np.int32)), return_inverse=True)
+        if len(used) == 1:
+            return self._outputs_of(feed, held[used[0]])
+        feed["image_embeddings"] = np.concatenate([image_of(held[number]).numpy() for number in used])
+        feed["image_index"] = index.astype(np.int32)
+        return self._outputs_of(feed, None)
 
     def _outputs_of(self, feed: Mapping[str, Array], image: Any) -> dict[str, Array]:
         """Every output in the graph's dtype; `image` counts where the feed has none."""
         self._require_open()
         if "image_embeddings" not in feed:
             image = image_of(image)
+        if self.options.images > 1 and (image is not None or "image_embeddings" in feed):
+            given = feed if "image_embeddings" in feed else {**feed, "image_embeddings": image.numpy()}
+            feed = filled_feed(given, self.options.images)
         arrays = checked_inputs(feed, self._inputs, self._limits, has_image=image is not None)
         sizes = {
             str(dim): seen

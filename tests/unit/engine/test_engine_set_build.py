@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine_sets import FILES, MASK, PLAIN, RECIPE, RTX, names, tiny_build, tiny_set, tiny_sources, write_tiny_graph
 from trt_sam.engine.builder import BuildResult
-from trt_sam.engine.engine_set import GraphSource, build_set
+from trt_sam.engine.engine_set import GraphSource, build_set, check_one_image
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import BuildError, RecipeError
 from trt_sam.recipe import EngineRecipe, GraphOptions, load_recipe
@@ -129,3 +129,9 @@ def test_a_recipe_says_it(tmp_path: Path) -> None:
     assert load_recipe(str(tmp_path / "r.toml")).decode_mask
     with pytest.raises(RecipeError, match="decode_mask is 1, must be true or false"):
         EngineRecipe(decode_mask=1)  # type: ignore[arg-type]
+
+
+def test_a_graph_of_several_images_is_refused() -> None:
+    with pytest.raises(BuildError, match="takes 3 images a call, an engine's runner one: export it without --images"):
+        check_one_image(GraphOptions(images=3))
+    check_one_image(GraphOptions())

@@ -88,6 +88,7 @@ def test_what_metas_interface_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
     for change, message in (
         ({"precision": "fp16"}, "float32 throughout, precision is fp16"),
         ({"mask_bits": True}, "no mask_bits"),
+        ({"images": 2}, "takes one image; leave --images out"),
         ({"mask_input": False}, "has mask_input and orig_im_size"),
     ):
         with pytest.raises(InputError, match=message):

@@ -103,6 +103,26 @@ def test_images_by_number(both: tuple[PromptRunner, PromptRunner, GraphOptions])
     np.testing.assert_array_equal(*scores)
 
 
+def test_prompts_on_several_images(both: tuple[PromptRunner, PromptRunner, GraphOptions]) -> None:
+    """Graphs of one image: consecutive prompts on one share a call."""
+    points, labels = clicks(5, 7, 2)
+    on = [2, 2, 2, 1, 3, 3, 2]
+    results = []
+    for runner in both[:2]:
+        assert [runner.add_image(toy_embedding(seed)) for seed in (4, 5, 6)] == [1, 2, 3]
+        found = runner.decode_many(points, labels, image=on)
+        for row, image in enumerate(on):
+            alone = runner.decode(points[row], labels[row], image=image, copy=True)
+            np.testing.assert_array_equal(found.masks[row], alone.masks[0])
+        results.append(found.masks)
+        with pytest.raises(ContractError, match="image names 2 images for 7 prompts"):
+            runner.decode_many(points, labels, image=[1, 2])
+    np.testing.assert_array_equal(*results)
+    for call in (both[1].decode, both[1].submit):
+        with pytest.raises(ContractError, match="a launch has one image; decode_many takes one for each prompt"):
+            call(points[:2], labels[:2], image=[1, 2])
+
+
 @pytest.mark.parametrize(("asked", "message"), SAME_ERRORS, ids=[message for _, message in SAME_ERRORS])
 def test_the_same_errors(both: tuple[PromptRunner, PromptRunner, GraphOptions], asked: dict[str, Any], message: str) -> None:
     for runner in both[:2]:

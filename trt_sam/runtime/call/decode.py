@@ -81,22 +81,22 @@ def tokens_of(given: Given, inputs: Sequence[TensorSpec], image_size: tuple[int,
     return feed
 
 
-def decode(run: Callable[[Feed], Mapping[str, Array]], feed: Feed, most: int, masks: Masks, bits: Bits) -> Decoded:
-    """Run a feed of `tokens_of`, at most `most` prompts at a time, and take of the outputs what was asked.
+def decode(
+    run: Callable[[Feed], Mapping[str, Array]], feed: Feed, passes: Sequence[slice], masks: Masks, bits: Bits
+) -> Decoded:
+    """Run a feed of `tokens_of` in passes, and take of the outputs what was asked.
 
     Beside the results, memory does not grow with the number of prompts.
 
     Args:
         run: every output of a feed by name, in the graph's dtypes, in memory that belongs to its caller.
         feed: of one or more prompts.
-        most: prompts of one call of `run`.
+        passes: the prompts of each call of `run`, in order.
         masks: which.
         bits: whether as pixels, packed or not.
     """
-    count = len(feed["point_coords"])
     parts = []
-    for start in range(0, count, most):
-        rows = slice(start, start + most)
+    for rows in passes:
         part = {name: array if name == "orig_im_size" else array[rows] for name, array in feed.items()}
         parts.append(_asked(run(part), part["point_labels"], masks, bits))
     return Decoded.joined(parts)

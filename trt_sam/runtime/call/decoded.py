@@ -30,7 +30,7 @@ THRESHOLD = 0.0
 class Asked(TypedDict, total=False):
     """What else a call may say; explained at `DecoderRunner.submit`."""
 
-    image: int | None
+    image: int | Sequence[int] | None
     bits: Bits
     image_size: tuple[int, int] | None
     timeout: float | None
