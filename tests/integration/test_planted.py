@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,16 @@ class Subject:
         self.example = first_prompts(self.first_call, PROMPTS)
         self.model = onnx.load(self.path)
 
-    def judged(self, model: onnx.ModelProto, path: Path, *, limits_of: str = "", layers: bool = True) -> Candidate:
+    def judged(
+        self, model: onnx.ModelProto, path: Path, *, limits_of: str = "", expected: str | None = None, layers: bool = True
+    ) -> Candidate:
         """By the defaults of the graph's arithmetic, or of `limits_of`, but for the number of prompts."""
         limits = dict.fromkeys(LIMITS, LIMITS[limits_of]) if limits_of else LIMITS
         onnx.save(model, path)
         reference, candidate = open_side(str(self.path)), open_side(str(path))
         with reference.runner, candidate.runner:
             asked = fitting([(self.example, None)], [reference, candidate])
-            comparison = compare_with(reference, [candidate], Questions(asked, "two prompts"), limits)
+            comparison = compare_with(reference, [candidate], Questions(asked, "two prompts"), limits, expected=expected)
             return (with_layers(comparison, reference, [candidate]) if layers else comparison).candidates[0]
 
     def blamed_on(self, judged: Candidate, product: str) -> bool:
@@ -110,6 +113,16 @@ def test_on_the_real_decoder(real: Subject, name: str, tmp_path: Path) -> None:
     find(real, name, tmp_path)
 
 
+def coarser_than_asked(subject: Subject, int8: onnx.ModelProto, path: Path) -> None:
+    """The verdict is a failure by the arithmetic alone, for the graph keeps the limits of INT8."""
+    judged = subject.judged(int8, path, limits_of="quantized", expected="fp16", layers=False)
+    assert judged.arithmetic == "quantized"
+    assert judged.verdict.status == FAIL
+    assert [check.sentence for check in judged.verdict.missed] == [
+        "coarseness of the arithmetic (0: fp32) 3, must be at most 2; fp16 was asked for, the candidate is quantized"
+    ]
+
+
 def test_the_graph_itself_passes_and_nobody_is_blamed(standin: Subject, tmp_path: Path) -> None:
     judged = standin.judged(standin.model, tmp_path / "same.onnx")
     assert judged.verdict.passed
@@ -130,7 +143,8 @@ def test_a_scale_ten_times_too_large_on_the_stand_in(standin: Subject, tmp_path:
     none, one = np.zeros_like(seen.mean), np.ones_like(seen.mean)
     amax, moments = {activation: MARGIN * seen.largest(none, one)}, {activation: seen.moments(none, one)}
     quantized = insert_qdq(model, products, amax, "int8", moments=moments)
-    # It is a float32 graph outside its product, and says so.
+    # It says that it is float32, and it is so outside its product.
+    coarser_than_asked(standin, quantized, tmp_path / "coarser.onnx")
     right = standin.judged(quantized, tmp_path / "right.onnx", limits_of="quantized")
     assert right.verdict.passed
     scale_ten_times_too_large(quantized, activation)
@@ -161,6 +175,17 @@ def test_the_int8_graph_passes_and_its_shifted_tensors_are_no_errors(
     assert right.blame is None
     assert any(row.rescaled for row in right.layers)
     assert min(row.sqnr_db for row in right.layers) > 10.0
+
+
+@pytest.mark.slow
+def test_int8_where_fp16_was_asked_on_the_real_decoder(shipped_int8: tuple[Subject, onnx.ModelProto], tmp_path: Path) -> None:
+    subject, model = shipped_int8
+    coarser_than_asked(subject, model, tmp_path / "int8.onnx")
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    (says,) = (entry for entry in wrong.metadata_props if entry.key == "trt_sam.options")
+    says.value = json.dumps({**json.loads(says.value), "precision": "fp16"})
+    coarser_than_asked(subject, wrong, tmp_path / "says_fp16.onnx")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def torch_side(checkpoint: Checkpoint) -> Side:
 
 def _open_graph(path: Path) -> Side:
     runner = OnnxRunner(path, emulate_quantization=True)
-    if runner.options.precision in QUANTIZED_PRECISIONS:
+    if _quantized(path, runner):
         executed = "ONNX Runtime on the CPU, quantization emulated"
         used = calibration_images(runner.metadata)
         return Side(str(path), executed, "quantized", runner, runner.checkpoint_sha256, calibration_images=used, graphs=(path,))
@@ -99,6 +100,14 @@ def _open_graph(path: Path) -> Side:
         return Side(str(path), "ONNX Runtime on the CPU", "fp32", runner, runner.checkpoint_sha256, graphs=(path,))
     emulation = EmulationRunner(path, runner)
     return Side(str(path), "FP16 emulation on the CPU", "fp16", emulation, runner.checkpoint_sha256, graphs=(path,))
+
+
+def _quantized(path: Path, runner: OnnxRunner) -> bool:
+    if runner.options.precision in QUANTIZED_PRECISIONS or importlib.util.find_spec("onnx") is None:
+        return runner.options.precision in QUANTIZED_PRECISIONS
+    from trt_sam.graph.metadata import read_graph
+
+    return read_graph(path).quantized
 
 
 def _open_engine(path: Path, device: int) -> Side:

@@ -88,12 +88,10 @@ class GoldenVerifier:
 
     def check(self, checkpoint_sha256: str) -> None:
         """Raise InputError where the golden data that were asked for are of another checkpoint."""
-        golden = self.golden
-        if golden is not None and checkpoint_sha256 and golden.checkpoint_sha256 not in ("", checkpoint_sha256):
-            raise InputError(
-                f"the golden data {golden.path} are of {golden.checkpoint} ({golden.checkpoint_sha256[:12]}), and this "
-                f"is built of the weights {checkpoint_sha256[:12]}; write those of its checkpoint with trt-sam golden"
-            )
+        if self.golden is not None:
+            from trt_sam.gate.by_golden import check_checkpoint
+
+            check_checkpoint(self.golden, f"what is built for {self.output}", checkpoint_sha256)
 
     def verify(self, staged: Manifest) -> Manifest:
         """Judge every decoder of the set.
@@ -192,7 +190,7 @@ class GoldenVerifier:
         opened = open_side(str(staged.folder / graph.engine_name), device=self.device)
         side = replace(opened, source=str(self.output / graph.engine_name))
         try:
-            check_checkpoint(golden, [side])
+            check_checkpoint(golden, side.source, side.checkpoint_sha256)
             found = golden_questions(golden, golden.prompts)
             asked = refuse_calibration_images(fitting(found.examples, [side]), [side])
             comparison = compare_with(

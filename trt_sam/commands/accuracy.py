@@ -152,10 +152,10 @@ def _arithmetics(names: Sequence[str], given: Sequence[tuple[str, Path]]) -> dic
     """By variant, whose limits count for it."""
     from trt_sam.graph.metadata import read_graph
 
-    options = {name: read_graph(path).options for name, path in given}
-    precisions = {name: each.precision for name, each in options.items() if each is not None}
-    precisions |= {name: name for name in names if name in FLOAT}
-    return {name: p if (p := precisions.get(name, "")) in FLOAT else "quantized" for name in (*names, *options)}
+    graphs = {name: read_graph(path) for name, path in given}
+    floating = {name: each.options.precision for name, each in graphs.items() if each.options and not each.quantized}
+    floating |= {name: name for name in names if name in FLOAT}
+    return {name: floating.get(name, "quantized") for name in (*names, *graphs)}
 
 
 def _given_graphs(texts: Sequence[str]) -> list[tuple[str, Path]]:

@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         reference, candidates = (None, sides) if golden is not None else (sides[0], sides[1:])
         _check_outputs(outputs_limited(args), candidates)
         if golden is not None:
-            check_checkpoint(golden, candidates)
+            for side in candidates:
+                check_checkpoint(golden, side.source, side.checkpoint_sha256)
         if args.layers:
             from trt_sam.gate.blame import check_layers
 

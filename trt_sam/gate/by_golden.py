@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from trt_sam.accuracy.sides import Side
 from trt_sam.errors import InputError
 from trt_sam.gate.golden import Golden
 
 __all__ = ["about_golden", "check_checkpoint"]
 
 
-def check_checkpoint(golden: Golden, candidates: Sequence[Side]) -> None:
-    """Raise InputError where a candidate holds another checkpoint's weights than the golden data (where these know theirs)."""
-    for side in candidates:
-        if golden.checkpoint_sha256 and side.checkpoint_sha256 not in ("", golden.checkpoint_sha256):
-            raise InputError(
-                f"{side.source} holds the weights {side.checkpoint_sha256[:12]}, the golden data {golden.path} are of "
-                f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
-            )
+def check_checkpoint(golden: Golden, source: str, checkpoint_sha256: str) -> None:
+    """Raise InputError where `source` holds another checkpoint's weights than the golden data; a hash may be "", unknown."""
+    if golden.checkpoint_sha256 and checkpoint_sha256 not in ("", golden.checkpoint_sha256):
+        raise InputError(
+            f"{source} holds the weights {checkpoint_sha256[:12]}, the golden data {golden.path} are of "
+            f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
+        )
 
 
 def about_golden(golden: Golden) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import TensorSpec, encoder_input_specs, encoder_output_specs, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
-from trt_sam.recipe import GraphOptions
+from trt_sam.recipe import QUANTIZED_PRECISIONS, GraphOptions
 
 __all__ = [
     "INTERFACE_KEY",
@@ -52,6 +52,12 @@ class GraphInfo:
     checkpoint_sha256: str
     constant_bytes: Mapping[str, int] = field(default_factory=dict)
     """How many bytes its constants have in each type, most first."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it says so or has Q/DQ pairs: another tool may have put them into a graph that still says it is float16."""
+        says = self.options is not None and self.options.precision in QUANTIZED_PRECISIONS
+        return says or any(name in self.nodes for name in ("QuantizeLinear", "DequantizeLinear"))
 
     @property
     def calibration(self) -> str | None:
