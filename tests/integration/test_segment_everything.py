@@ -100,6 +100,15 @@ def test_names_beside_the_photo(start: list[str]) -> None:
         (["--output", "."], "is there and not an empty folder"),
         (["--output", "m.json", "--points-per-side", "0"], "points_per_side is 0, must be a whole number of at least 1"),
         (["--output", "m.json", "--least-iou", "nan"], "pred_iou_thresh is nan"),
+        (["--output", "m.json", "--points-per-batch", "0"], "points_per_batch is 0, must be a whole number of at least 1"),
+        (["--output", "m.json", "--stability-score-offset", "inf"], "stability_score_offset is inf"),
+        (["--output", "m.json", "--box-nms-thresh", "nan"], "box_nms_thresh is nan"),
+        (["--output", "m.json", "--crop-nms-thresh", "nan"], "crop_nms_thresh is nan"),
+        (["--output", "m.json", "--crop-n-layers", "-1"], "crop_n_layers is -1"),
+        (["--output", "m.json", "--crop-n-layers", "1"], "there is no image encoder; give --checkpoint or --set"),
+        (["--output", "m.json", "--crop-overlap-ratio", "1"], "crop_overlap_ratio is 1.0, must be at least 0 and below 1"),
+        (["--output", "m.json", "--crop-n-points-downscale-factor", "0"], "downscale_factor is 0, must be at least 1"),
+        (["--output", "m.json", "--min-mask-region-area", "-3"], "min_mask_region_area is -3"),
     ],
 )
 def test_refused_in_one_line(

@@ -75,6 +75,29 @@ def masks_of(line: dict[str, Any]) -> list[Any]:
     return [runs_of(annotation["segmentation"], size).mask() for annotation in line["annotations"]]
 
 
+def test_crops_are_embedded_and_not_kept(inputs: Path, tmp_path: Path) -> None:
+    photo = str(inputs / "photos" / "a.png")
+    start = ["segment", photo, "--checkpoint", "standin", "--onnx", str(inputs / "toy.onnx"), *EVERYTHING]
+    crops = ["--crop-n-layers", "1", "--crop-nms-thresh", "1", "--crop-overlap-ratio", "0", "--box-nms-thresh", "1"]
+    files = {name: tmp_path / f"{name}.json" for name in ("before", "crops", "after")}
+    for name, path in files.items():
+        assert main([*start, *(crops if name == "crops" else []), "--output", str(path)]) == 0
+    assert json.loads(files["crops"].read_text())
+    assert files["before"].read_text() == files["after"].read_text(), "the embedding of a crop stands for no photo"
+
+
+def test_impossible_settings_before_any_photo(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "masks.jsonl"
+    assert main(command(inputs, output, "--everything", "--crop-n-layers", "9", "--crop-n-points-downscale-factor", "2")) == 2
+    assert "layer 9 has no clicks" in capsys.readouterr().err
+    assert main(command(inputs, output, "--everything", "--points-per-side", "0")) == 2
+    assert "points_per_side is 0" in capsys.readouterr().err
+    prompts = ["--prompts", str(inputs / "prompts.json")]
+    assert main(command(inputs, output, *prompts, "--crop-n-layers", "1")) == 2
+    assert "--crop-n-layers goes with --everything" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_broken_file_among_many(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "masks.jsonl"
     assert main(command(inputs, output, *EVERYTHING)) == 1

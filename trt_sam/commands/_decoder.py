@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
     from trt_sam.runtime.onnx_runner import OnnxRunner
 
+Embed = Callable[[Path | None, npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+"""The embedding float32 [1, 256, 64, 64] of a photo, by its file and its pixels; of a part of one, which has no file."""
+
 __all__ = ["OpenedDecoder", "OpenedForPhotos", "keep_for_the_next", "open_decoder", "open_for_photos"]
 
 _log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ class OpenedDecoder:
     """Words for what executes."""
     from_cache: tuple[str, ...]
     """Of "embedding" and "graph"."""
+    embed: Embed = field(repr=False)
+    """Embeds parts of the photo; raises InputError where there is no image encoder."""
     keep_graph: Callable[[], None] = field(repr=False)
     """Puts the decoder's graph into the cache, if it is to be there and is not; raises TrtSamError where that fails."""
 
@@ -56,14 +61,15 @@ def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iter
     if args.set is not None:
         with _open_set(args.set) as of_set:
             executed = f"ONNX Runtime ({of_set.options.precision} graph, CPU)"
-            yield OpenedDecoder(of_set, of_set.embed(image) if embedding is None else embedding, executed, (), lambda: None)
+            whole = of_set.embed(image) if embedding is None else embedding
+            yield OpenedDecoder(of_set, whole, executed, (), lambda _, part: of_set.embed(part), lambda: None)
         return
     source = _Source(args)
     runner, executed = source.runner()
     try:
         if embedding is None:
             embedding = source.embed(args.image, image)
-        yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.keep_graph)
+        yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.embed, source.keep_graph)
     finally:
         runner.close()
 
@@ -73,8 +79,7 @@ class OpenedForPhotos:
     """What many photos need."""
 
     runner: Runner = field(repr=False)
-    embed: Callable[[Path, npt.NDArray[np.uint8]], npt.NDArray[np.float32]] = field(repr=False)
-    """The embedding float32 [1, 256, 64, 64] of a photo, by its file and its pixels."""
+    embed: Embed = field(repr=False)
 
 
 @contextlib.contextmanager
@@ -140,7 +145,9 @@ class _Source:
         self._in_torch = True
         return TorchRunner(self._load().decoder), "PyTorch (float32, CPU)"
 
-    def embed(self, photo: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def embed(self, photo: Path | None, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if photo is None:
+            return self._load().image_encoder().embed(image)
         kept = None if self._cache is None else self._cache.embedding(photo)
         height, width, _ = image.shape
         if kept is not None and kept.original_size == (height, width):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -29,24 +30,37 @@ from trt_sam.progress import Progress, Stages
 if TYPE_CHECKING:
     from trt_sam.cluster import Everything
 
-__all__ = ["add_everything_arguments", "check_flags_of_everything", "everything_of", "progress_bar", "run_everything"]
+__all__ = [
+    "add_everything_arguments",
+    "check_flags_of_everything",
+    "everything_of",
+    "progress_bar",
+    "run_everything",
+    "settings_of",
+]
+
+_SETTINGS: tuple[tuple[tuple[str, ...], type, str, str], ...] = (
+    (("--points-per-side",), int, "N", "N x N clicks (default: 32)"),
+    (("--points-per-batch",), int, "N", "most clicks of one call of the decoder (default: 64)"),
+    (("--least-iou", "--pred-iou-thresh"), float, "X", "the decoder's own estimate of a mask (default: 0.88)"),
+    (("--least-stability", "--stability-score-thresh"), float, "X", "how steady a mask's edge is (default: 0.95)"),
+    (("--stability-score-offset",), float, "X", "logits by which the edge is moved to see that (default: 1)"),
+    (("--box-nms-thresh",), float, "X", "of boxes with a larger IoU the better mask stays (default: 0.7)"),
+    (("--crop-n-layers",), int, "N", "also search N layers of crops, 4^n in layer n, for small objects (default: 0)"),
+    (("--crop-nms-thresh",), float, "X", "as --box-nms-thresh, between crops (default: 0.7)"),
+    (("--crop-overlap-ratio",), float, "X", "of neighbouring crops, of the short side (default: 0.341)"),
+    (("--crop-n-points-downscale-factor",), int, "N", "clicks a side are divided by N in each layer (default: 1)"),
+    (("--min-mask-region-area",), int, "N", "holes and islands of fewer pixels go; needs SciPy (default: 0)"),
+)
+"""Flags, the first of which names the setting in `cluster.Everything`; type, placeholder and help."""
 
 
 def add_everything_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `--everything`, what it takes, and `--format`."""
     parser.add_argument("--everything", action="store_true", help="all masks of the image, instead of a prompt")
-    parser.add_argument(
-        "--points-per-side",
-        type=int,
-        metavar="N",
-        help="with --everything: N x N clicks (default: 32)",
-    )
-    parser.add_argument(
-        "--least-iou", type=float, metavar="X", help="with --everything: the decoder's own estimate of a mask (default: 0.88)"
-    )
-    parser.add_argument(
-        "--least-stability", type=float, metavar="X", help="with --everything: how steady a mask's edge is (default: 0.95)"
-    )
+    group = parser.add_argument_group("with --everything", "the settings of Meta's generator, by its names too")
+    for names, kind, metavar, text in _SETTINGS:
+        group.add_argument(*names, type=kind, metavar=metavar, help=text)
     parser.add_argument(
         "--format", choices=FORMATS, help="of --output, where its suffix (.json, .png, .npz, or none) does not say it"
     )
@@ -54,21 +68,26 @@ def add_everything_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_flags_of_everything(args: argparse.Namespace) -> None:
     """Raise InputError where a flag goes with `--everything` and that is not given."""
-    for flag in ("--points-per-side", "--least-iou", "--least-stability"):
-        if getattr(args, flag[2:].replace("-", "_")) is not None:
-            raise InputError(f"{flag} goes with --everything; add that, or leave it out")
+    for name in given_settings(args):
+        raise InputError(f"--{name.replace('_', '-')} goes with --everything; add that, or leave it out")
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, int | float]:
+    """The settings that flags gave, by their names in `cluster.Everything`."""
+    names = [flags[0][2:].replace("-", "_") for flags, *_ in _SETTINGS]
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def run_everything(args: argparse.Namespace) -> int:
     """Find and write all masks; 0 when every file was written, also where there is no mask."""
     started = time.perf_counter()
     output, overlay, chosen = _outputs(args)
+    task = everything_of(args)
     image = read_image(args.image)
     photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
     with open_decoder(args, image) as decoder:
-        generator = everything_of(args).generator(decoder.runner)
         with progress_bar() as progress:
-            records = generator.generate_from_embedding(decoder.embedding, photo.size, progress)
+            records = task.records(decoder.runner, image, decoder.embedding, decoder.embed, progress)
         report = {
             "image": str(args.image),
             "original_size": list(photo.size),
@@ -95,15 +114,20 @@ def run_everything(args: argparse.Namespace) -> int:
 
 
 def everything_of(args: argparse.Namespace) -> Everything:
-    """What the flags of `--everything` ask for."""
+    """What the flags of `--everything` ask for; raises InputError for an impossible setting, or crops without an encoder."""
     from trt_sam.cluster import Everything
 
-    given = {
-        "points_per_side": args.points_per_side,
-        "least_iou": args.least_iou,
-        "least_stability": args.least_stability,
-    }
-    return Everything(**{name: value for name, value in given.items() if value is not None})
+    task = dataclasses.replace(Everything(), **given_settings(args))  # type: ignore[arg-type]
+    if task.crop_n_layers and args.checkpoint is None and args.set is None:
+        raise InputError("--crop-n-layers embeds crops, and there is no image encoder; give --checkpoint or --set")
+    return task
+
+
+def settings_of(args: argparse.Namespace) -> list[Any]:
+    """The settings as lines of JSON keep them: a later run must agree in them."""
+    given = given_settings(args)
+    known = [given.pop(name, None) for name in ("points_per_side", "least_iou", "least_stability")]
+    return [*known, given] if given else known  # as before there were others: those files go on
 
 
 @contextlib.contextmanager

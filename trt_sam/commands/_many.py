@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._decoder import open_for_photos
-from trt_sam.commands._everything import everything_of, progress_bar
+from trt_sam.commands._everything import check_flags_of_everything, everything_of, progress_bar, settings_of
 from trt_sam.commands._outputs import check_output_file
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
@@ -58,7 +58,7 @@ def run_many(args: argparse.Namespace) -> int:
         "onnx": None if args.onnx is None else str(args.onnx),
         "set": None if args.set is None else str(args.set),
         "prompts": None if args.prompts is None else str(args.prompts),
-        "everything": [args.points_per_side, args.least_iou, args.least_stability] if args.everything else None,
+        "everything": settings_of(args) if args.everything else None,
     }
     started, failed, masks = time.perf_counter(), 0, 0
     with LinesFile(args.output) as lines:
@@ -93,6 +93,8 @@ def check_flags_of_many(args: argparse.Namespace) -> None:
     if args.everything == (args.prompts is not None):
         what = f"{args.image} is a folder, so " if args.image.is_dir() else ""
         raise InputError(f"{what}several photos or prompts: give either --everything or --prompts F.json")
+    if not args.everything:
+        check_flags_of_everything(args)
     for flag, given in (
         ("--point", args.point),
         ("--box", args.box),

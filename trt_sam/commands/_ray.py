@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import existing_file
+from trt_sam.commands._everything import settings_of
 from trt_sam.commands._many import check_flags_of_many, task_of
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
@@ -90,5 +91,5 @@ def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "set": {graph.role: graph.onnx.sha256 for graph in open_manifest(folder, verify=False).graphs},
         "prompts": None if prompts is None else hashlib.sha256(prompts).hexdigest(),
-        "everything": [args.points_per_side, args.least_iou, args.least_stability] if args.everything else None,
+        "everything": settings_of(args) if args.everything else None,
     }

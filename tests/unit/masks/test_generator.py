@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy import ndimage
 
 from tests.fixtures.real import mobile_sam_package
 from tests.fixtures.scene_of_discs import DiscPredictor, DiscRunner, embed
+from trt_sam.cluster import Everything
 from trt_sam.contract import output_specs
 from trt_sam.errors import InputError
 from trt_sam.masks import AutomaticMaskGenerator
@@ -132,6 +134,28 @@ def test_an_embedding_instead_of_an_image() -> None:
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.pop("segmentation"), other.pop("segmentation"))
         assert one == other
+
+
+def test_settings_of_the_command_are_the_generators() -> None:
+    image = image_of(SIZES[0])
+    settings: dict[str, Any] = {
+        **SETTINGS["crops"],
+        "stability_score_offset": 0.5,
+        "crop_nms_thresh": 0.6,
+        "points_per_batch": 7,
+    }
+    wanted = ours(SIZES[0], **settings, output_mode="coco_rle")
+    task = Everything(least_iou=settings.pop("pred_iou_thresh"), **settings)
+    parts: list[Path | None] = []
+
+    def embed_part(path: Path | None, part: Array) -> Array:
+        parts.append(path)
+        return embed(part)
+
+    runner: Any = DiscRunner()
+    assert task.records(runner, image, embed(image), embed_part) == wanted
+    assert parts == [None] * (4 + 16), "the photo's own embedding was there"
+    assert len({tuple(record["crop_box"]) for record in wanted}) > 1
 
 
 def test_progress_rises_to_the_end() -> None:
