@@ -144,22 +144,27 @@ def test_the_next_call_waits_for_torch_to_read_the_last_masks(runner: Any) -> No
 
 
 @needs_torch_cuda
-def test_calls_go_on_while_an_image_waits_for_its_producer(runner: Any) -> None:
-    runner.warm_up()
+def test_an_image_whose_producer_still_works_holds_up_neither_the_host_nor_other_calls(runner: Any) -> None:
     given, image = clicks(1, 1, 1), runner.image_id
-    wanted = runner.decode(*given, copy=True).masks
-    # Page-locked, and allocated before: anything else would have this thread wait for the sleep.
+    runner.warm_up()  # also the memory of images: allocating would have this thread wait for the sleep
+    wanted = {seed: _masks_of(runner, seed, given) for seed in (0, 1)}
     host, late = torch.from_numpy(embedding(1)).pin_memory(), torch.empty(1, 256, 64, 64, device="cuda")
+    torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(4 * SLOW_CYCLES)
         late.copy_(host, non_blocking=True)
-        coming = threading.Thread(target=runner.add_image, args=(late,))
-        coming.start()
-    time.sleep(0.05)
+        coming = runner.submit_image(late)
+        late.zero_()  # after the runner's copy, by its promise
+    assert not coming.done()
     found = runner.decode(*given, image=image, copy=True).masks
-    assert coming.is_alive()
-    coming.join()
-    np.testing.assert_array_equal(found, wanted)
+    assert not coming.done()
+    np.testing.assert_array_equal(found, wanted[0])
+    np.testing.assert_array_equal(runner.decode(*given, image=coming.number, copy=True).masks, wanted[1])
+    assert coming.done()
+
+
+def _masks_of(runner: Any, seed: int, given: tuple[Any, Any]) -> Any:
+    return runner.decode(*given, image=runner.add_image(embedding(seed)), copy=True).masks
 
 
 @needs_torch_cuda

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,27 @@ def test_an_embedding_on_the_device_never_passes_the_host(host_cuda: HostCuda, k
         wanted = expected(PLAIN, tokens(toy_embedding(6), *given))
         np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
         del foreign
+
+
+def test_what_is_lent_is_kept_until_it_is_copied_and_nobody_waits_on_the_host(host_cuda: HostCuda) -> None:
+    given, waits = clicks(1, 2, 2), ("cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize")
+    with opened(host_cuda) as (runner, _):
+        runner.warm_up([(2, 3)])
+        foreign = ByInterface(runner._core.device, 6)
+        theirs, lent, before = foreign.stream, weakref.ref(foreign), [host_cuda.count(name) for name in waits]
+        runner.set_image(foreign)
+        assert [host_cuda.count(name) for name in waits] == before
+        del foreign
+        gc.collect()
+        assert lent() is not None, "its copy has not run"
+        found = runner.decode(*given, masks="all")
+        wanted = expected(PLAIN, tokens(toy_embedding(6), *given))
+        np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
+        runner.decode(*given)
+        gc.collect()
+        assert lent() is None
+        with runner._core.device.active():
+            theirs.synchronize()
 
 
 def test_what_cannot_be_taken_is_refused_in_words(host_cuda: HostCuda) -> None:

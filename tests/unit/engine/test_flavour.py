@@ -10,9 +10,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from trt_sam import _lazy
+from trt_sam.engine.callbacks import make_logger
 from trt_sam.engine.flavour import Flavour, available_flavours, choose_flavour, load_flavour
+from trt_sam.engine.tuning import apply_tuning
 from trt_sam.errors import BuildError, InputError, ManifestError, MissingDependencyError
 from trt_sam.machine.driver import gpu_compute_capability
+from trt_sam.recipe import TuningOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 BINDINGS = Path(sys.prefix) / "trt-bindings"
@@ -47,6 +50,19 @@ def test_rtx_says_what_it_can_do() -> None:
     assert {"8.6", "8.9", "12.0"} <= set(rtx.compute_capabilities)
     assert rtx.compute_capability("12.0") == rtx.trt.ComputeCapability.SM120
     assert rtx in available_flavours()
+
+
+def test_rtx_takes_the_knobs_of_a_recipe_but_for_timing() -> None:
+    rtx = load_flavour("rtx")
+    config = rtx.trt.Builder(make_logger(rtx.trt)).create_builder_config()
+    assert config.get_flag(rtx.trt.BuilderFlag.TF32)
+    apply_tuning(config, TuningOptions(5, "full", 256, tf32=False), rtx)
+    assert config.builder_optimization_level == 5
+    assert config.tiling_optimization_level == rtx.trt.TilingOptimizationLevel.FULL
+    assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 256 << 20
+    assert not config.get_flag(rtx.trt.BuilderFlag.TF32)
+    with pytest.raises(BuildError, match="times no kernels; take timing_iterations out of the recipe"):
+        apply_tuning(config, TuningOptions(timing_iterations=8), rtx)
 
 
 @pytest.mark.parametrize("value", ["9.0", "8.60", "86", "", "CURRENT"])
