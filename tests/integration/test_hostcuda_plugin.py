@@ -1,88 +1,22 @@
-"""The tests marked `hostcuda` run in a process of their own, and behave as all others do."""
+"""The tests marked `hostcuda` run in a process of their own, and are told as all others are."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
-from tests.fixtures.hostcuda import LIBRARY
+from tests.fixtures.marked_project import Project, needs_driver
 
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY} is not built (scripts/install_gpu_fixtures.sh does)")
-
-ROOT = Path(__file__).parents[2]
-CONFTEST = """
-import os, pathlib, pytest
-pytest_plugins = ["tests.fixtures.hostcuda.plugin"]
-here = pathlib.Path(__file__).parent
-
-def note(text):
-    with (here / "notes").open("a") as file:
-        file.write(f"{text} {os.getpid()}\\n")
-
-@pytest.fixture(scope="session")
-def of_session():
-    note("session up")
-    yield
-    note("session down")
-"""
-HEAD = "import os, signal, time, warnings, pytest\nfrom conftest import note\nMARK = pytest.mark.hostcuda\n"
-
-
-class Folder:
-    """A project of its own with the plugin in its conftest."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "conftest.py").write_text(CONFTEST)
-        (path / "pytest.ini").write_text("[pytest]\ntimeout = 60\n")
-
-    def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", "--junitxml=junit.xml", *args]
-
-    def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "TRT_SAM_HOSTCUDA"))}
-        return {**kept, "PYTHONPATH": os.fspath(ROOT)}
-
-    def write(self, name: str, text: str) -> None:
-        (self.path / f"test_{name}.py").write_text(HEAD + text)
-
-    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
-        (self.path / "notes").unlink(missing_ok=True)
-        done = subprocess.run(
-            self.command(*args), cwd=self.path, env=self.environment(), capture_output=True, text=True, check=False, timeout=240
-        )
-        assert "INTERNALERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
-        return done
-
-    def notes(self) -> list[str]:
-        """What the tests noted, without the process that they ran in."""
-        return [line.rsplit(" ", 1)[0] for line in (self.path / "notes").read_text().splitlines()]
-
-    def processes(self, text: str) -> set[int]:
-        return {int(line.split()[-1]) for line in (self.path / "notes").read_text().splitlines() if line.startswith(text)}
-
-    def outcomes(self) -> dict[str, str]:
-        """By test: passed, failure, error or skipped, as the session counts them."""
-        cases = ElementTree.parse(self.path / "junit.xml").iter("testcase")
-        return {
-            case.attrib["name"]: "+".join(child.tag for child in case if child.tag != "properties") or "passed"
-            for case in cases
-        }
+pytestmark = needs_driver
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def folder(tmp_path: Path) -> Project:
+    return Project(tmp_path)
 
 
-def test_a_marked_test_runs_in_another_process_that_all_share(folder: Folder) -> None:
+def test_a_marked_test_runs_in_another_process_that_all_share(folder: Project) -> None:
     folder.write(
         "one",
         "@MARK\ndef test_a(host_cuda): note('marked')\ndef test_b(): note('plain')\n@MARK\ndef test_c(): note('marked')\n",
@@ -95,7 +29,7 @@ def test_a_marked_test_runs_in_another_process_that_all_share(folder: Folder) ->
     assert folder.processes("plain").isdisjoint(folder.processes("marked"))
 
 
-def test_fixtures_live_as_long_as_their_scope_says(folder: Folder) -> None:
+def test_fixtures_live_as_long_as_their_scope_says(folder: Project) -> None:
     text = """
 @pytest.fixture(scope="module")
 def of_module():
@@ -119,94 +53,12 @@ def test_b(of_session, of_module): note("b")
     assert folder.notes() == ["session up", *module, *module, "last", "session down"]
 
 
-def test_a_killed_process_fails_its_test_and_no_other(folder: Folder) -> None:
-    folder.write(
-        "one",
-        """
-@MARK
-def test_before(): note("ran")
-@MARK
-def test_kills():
-    print("what it said last", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-@MARK
-def test_ends(): os._exit(7)
-@MARK
-def test_after(host_cuda): note("ran")
-""",
-    )
-    done = folder.run()
-    assert done.returncode == 1
-    assert folder.outcomes() == {
-        "test_before": "passed",
-        "test_kills": "failure",
-        "test_ends": "failure",
-        "test_after": "passed",
-    }
-    assert "the process of the test was killed by SIGKILL" in done.stdout
-    assert "the process of the test ended with status 7" in done.stdout
-    assert len(folder.processes("ran")) == 2
-
-
-def test_each_test_has_its_own_limit(folder: Folder) -> None:
-    folder.write(
-        "one",
-        """
-@pytest.fixture
-def torn_down():
-    yield
-    note("torn down")
-@MARK
-def test_slow_one(): time.sleep(1.6)
-@MARK
-def test_slow_two(): time.sleep(1.6)
-@MARK
-def test_hangs(torn_down): time.sleep(60)
-@MARK
-@pytest.mark.timeout(60)
-def test_has_time(): time.sleep(3.5)
-""",
-    )
-    done = folder.run("-o", "timeout=3")
-    assert folder.outcomes() == {
-        "test_slow_one": "passed",
-        "test_slow_two": "passed",
-        "test_hangs": "failure",
-        "test_has_time": "passed",
-    }
-    assert "time.sleep(60)" in done.stdout, "the failure shows where it hung"
-    assert folder.notes() == ["torn down"]
-
-
-def test_a_hang_that_no_signal_ends_is_killed_and_shown(folder: Folder) -> None:
-    folder.write(
-        "one",
-        """
-@MARK
-def test_holds_the_process():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    time.sleep(600)
-@MARK
-def test_after(): pass
-""",
-    )
-    done = folder.run("-o", "timeout=1", "-p", "short_grace")
-    assert folder.outcomes() == {"test_holds_the_process": "failure", "test_after": "passed"}
-    assert "Timeout (>1.0s)" in done.stdout
-    assert "in test_holds_the_process" in done.stdout, "where it was, by faulthandler"
-
-
-@pytest.fixture(autouse=True)
-def _short_grace(tmp_path: Path) -> None:
-    (tmp_path / "short_grace.py").write_text("from tests.fixtures.hostcuda import process\nprocess.GRACE = 1.0\n")
-
-
 FAILS = (
     "@MARK\ndef test_passes(): note('ran')\n@MARK\ndef test_fails(of_session): assert 0\n@MARK\ndef test_last(): note('ran')\n"
 )
 
 
-def test_stopping_at_a_failure_and_repeating_it(folder: Folder) -> None:
+def test_stopping_at_a_failure_and_repeating_it(folder: Project) -> None:
     folder.write("one", FAILS)
     done = folder.run("-x")
     assert "1 failed, 1 passed" in done.stdout
@@ -218,7 +70,7 @@ def test_stopping_at_a_failure_and_repeating_it(folder: Folder) -> None:
     assert folder.notes() == ["ran"]
 
 
-def test_outcomes_are_told_as_elsewhere(folder: Folder) -> None:
+def test_outcomes_are_told_as_elsewhere(folder: Project) -> None:
     folder.write(
         "one",
         """
@@ -263,7 +115,7 @@ def test_leaks(host_cuda):
 
 
 @pytest.mark.parametrize("dist", ["loadfile", "load"])
-def test_each_worker_runs_its_share_and_no_more(folder: Folder, dist: str) -> None:
+def test_each_worker_runs_its_share_and_no_more(folder: Project, dist: str) -> None:
     module = "@pytest.fixture(scope='module')\ndef of_module():\n    yield\n    note('module down')\n"
     for name in "abcd":
         tests = (
@@ -283,46 +135,9 @@ def test_each_worker_runs_its_share_and_no_more(folder: Folder, dist: str) -> No
         assert notes.count("module down") == 4
 
 
-def test_a_module_that_cannot_be_imported_over_the_driver_fails_with_the_reason(folder: Folder) -> None:
+def test_a_module_that_cannot_be_imported_over_the_driver_fails_with_the_reason(folder: Project) -> None:
     folder.write("one", "if 'TRT_SAM_HOSTCUDA' in os.environ: raise OSError('not here')\n@MARK\ndef test_a(): pass\n")
     folder.write("two", "@MARK\ndef test_b(): pass\n")
     done = folder.run()
     assert folder.outcomes() == {"test_a": "error", "test_b": "passed"}
     assert "not here" in done.stdout
-
-
-def test_ctrl_c_ends_both_processes_and_tears_down(folder: Folder) -> None:
-    folder.write(
-        "one",
-        """
-@pytest.fixture
-def torn_down():
-    yield
-    note("torn down")
-@MARK
-def test_waits(torn_down):
-    note("waits")
-    time.sleep(60)
-@MARK
-def test_never(): note("never")
-""",
-    )
-    session = subprocess.Popen(folder.command(), cwd=folder.path, env=folder.environment(), stdout=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not (folder.path / "notes").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    session.send_signal(signal.SIGINT)
-    output, _ = session.communicate(timeout=60)
-    assert session.returncode == pytest.ExitCode.INTERRUPTED
-    assert "KeyboardInterrupt" in output
-    assert folder.notes() == ["waits", "torn down"]
-    (child,) = folder.processes("waits")
-    assert not Path(f"/proc/{child}").exists()
-
-
-def test_a_test_may_end_the_session(folder: Folder) -> None:
-    folder.write("one", "@MARK\ndef test_a(): pytest.exit('enough', returncode=9)\n@MARK\ndef test_b(): note('never')\n")
-    done = folder.run()
-    assert done.returncode == 9
-    assert "enough" in done.stdout
-    assert not (folder.path / "notes").exists()

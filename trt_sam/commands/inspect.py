@@ -22,7 +22,7 @@ from trt_sam.contract import TensorSpec
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import load_flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
-from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
+from trt_sam.engine.manifest import MANIFEST_NAME, ONNX_RUNTIME, open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError
 from trt_sam.graph.arithmetic import Arithmetic, count_graph
 from trt_sam.graph.metadata import read_graph
@@ -165,21 +165,20 @@ def _lines(report: dict[str, Any]) -> list[str]:
 def _set_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for graph in report["graphs"]:
-        kind = "graph" if graph["engine"] is None else "engine"
-        file = graph["onnx" if graph["engine"] is None else "engine"]
-        lines.append(f"role {graph['role']}, {kind} {file['size'] / 1e6:.1f} MB")
+        engine, kind = graph["engine"], "engine" if graph["engine"] else "graph"
+        lines.append(f"role {graph['role']}, {kind} {(engine or graph['onnx'])['size'] / 1e6:.1f} MB")
         lines += _tensor_lines(graph)
         lines.append("options: " + _pairs(graph["options"]))
         limits = {name: f"{low} to {high}" for name, (low, high) in graph["limits"].items()}
         lines.append("limits: " + (_pairs(limits) or "none"))
-        if graph["engine"] is not None:
+        if engine:
             lines += _kernel_lines(graph["kernels"])
         if graph["layers"]:
             lines.append(f"every layer with its types and kernel: {graph['layers']['name']}")
     if told := verified_line(report["verified"], report["not_verified"]):
         lines.append(told)
     made = f"built by {_builder(report)}"
-    if all(graph["engine"] is None for graph in report["graphs"]):
+    if report["tensorrt"]["flavour"] == ONNX_RUNTIME:
         made = f"for {report['tensorrt']['flavour']}, made beside its version {report['tensorrt']['version']}"
     lines.append(f"{made}; every file is as the manifest says")
     return [*lines, "created: " + _pairs(report["created"])]

@@ -15,9 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import os
 import threading
-from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,74 +23,24 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_sam._lazy import require
+from trt_sam.cuda.accounts import count, cuda_is_used, forked
 from trt_sam.cuda.bindings import bindings, checked
 from trt_sam.errors import InferenceError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "Device",
-    "DeviceBuffer",
-    "Owned",
-    "capture_lock",
-    "count",
-    "forked",
-    "guard",
-    "keep_forever",
-    "outstanding",
-    "raise_ours",
-]
+__all__ = ["Device", "DeviceBuffer", "Owned", "capture_lock", "guard", "raise_ours"]
 
 Bytes = npt.NDArray[np.uint8]
 
-_outstanding: Counter[str] = Counter()
-_lock = threading.RLock()
-"""Reentrant: a buffer may be collected, and counted, while this thread is counting."""
 capture_lock = threading.RLock()
 """Held while a stream is captured, and while the whole context is waited for: CUDA forbids the second during the first, and
 spoils the capture. Other libraries do not know of it."""
-_forked = threading.Event()
-"""Set where this process was forked from one that used CUDA, which does not survive that."""
 _contexts: list[Any] = []
 """The primary contexts that this process has retained."""
-_left: list[object] = []
-"""What a forked process has of its parent's: freeing it would ask a driver that is not there."""
 _entered = threading.local()
 """`device`: number of the GPU whose context this thread has entered."""
-
-
-def outstanding() -> dict[str, int]:
-    """What has been made and not yet freed in this process: "device_bytes", "host_bytes", "streams", "events", "graphs"."""
-    if _forked.is_set():
-        return {}  # and the lock may have been held by a thread that is not here
-    with _lock:
-        now = _outstanding.copy()
-    return {kind: number for kind, number in now.items() if number}
-
-
-def count(kind: str, number: int) -> None:
-    """Add to what is outstanding, or take off it."""
-    with _lock:
-        _outstanding[kind] += number
-
-
-def forked() -> bool:
-    """Whether this process was forked from one that used CUDA: what it has of its parent's cannot be freed."""
-    return _forked.is_set()
-
-
-def keep_forever(item: object) -> None:
-    """Keep what a forked process must not free."""
-    _left.append(item)
-
-
-def _after_fork() -> None:
-    if _driver.cache_info().currsize:
-        _forked.set()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
@@ -108,6 +56,7 @@ def _driver() -> Any:
         driver.init()
     except driver.Error as error:
         raise InferenceError(f"no GPU can be used: {error}") from error
+    cuda_is_used()
     return driver
 
 
@@ -127,7 +76,7 @@ def _primary_context(index: int) -> Any:
 def _release_contexts() -> None:
     # PyCUDA's destructor would ask for what CUDA does with other contexts only, and complain on stderr. After us come those who
     # were imported before: torch and TensorRT, which retain the context themselves.
-    if not _forked.is_set():
+    if not forked():
         for context in _contexts:
             with contextlib.suppress(_driver().Error):
                 context.detach()
@@ -202,7 +151,7 @@ class Device:
     """
 
     def __init__(self, index: int = 0) -> None:
-        if _forked.is_set():
+        if forked():
             raise InferenceError(
                 "CUDA was used before this process was forked, and cannot be used in it; start worker processes by spawn"
             )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam.cuda.device import Device, count, forked, guard, keep_forever
+from trt_sam.cuda.accounts import count, forked, keep_forever
+from trt_sam.cuda.device import Device, guard
 from trt_sam.errors import InferenceError
 
 __all__ = ["page_locked"]

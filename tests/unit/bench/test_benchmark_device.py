@@ -15,7 +15,8 @@ from tests.fixtures.ort_engine import FakeTrt, OrtEngine, runs_of
 from tests.fixtures.toy_decoder import specs, toy_decoder, toy_embedding, toy_feed
 from trt_sam.bench.feed import IMAGE_SIZE, make_feed
 from trt_sam.bench.sides import EngineSide, open_engine
-from trt_sam.cuda.device import Device, outstanding
+from trt_sam.cuda.accounts import outstanding
+from trt_sam.cuda.device import Device
 from trt_sam.engine import manifest
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.machine.driver import pci_bus_id

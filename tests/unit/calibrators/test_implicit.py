@@ -18,7 +18,7 @@ from calibrators.cache import CalibrationCache, parse_cache
 from calibrators.implicit import ImplicitCalibration, fit_feed, make_calibrator
 from tests.fixtures.calibrator_calls import CalibratorCalls, tensorrt_10
 from tests.fixtures.hostcuda import OUT_OF_MEMORY, HostCuda
-from trt_sam.cuda import device as cuda
+from trt_sam.cuda import accounts
 from trt_sam.engine.flavour import Flavour
 from trt_sam.errors import BuildError, CalibrationError, ContractError, InferenceError, InputError
 
@@ -200,7 +200,7 @@ def test_what_was_allocated_is_freed_where_an_allocation_fails(trt: ModuleType, 
     with pytest.raises(InferenceError, match="out of memory"):
         make_calibrator(trt, [feed(1, 1, 1)], shapes=PLAIN)
     gc.collect()
-    assert not cuda.outstanding()
+    assert not accounts.outstanding()
 
 
 @pytest.mark.hostcuda
@@ -212,7 +212,7 @@ def test_a_failing_copy_is_kept_and_buffers_are_freed(trt: ModuleType, host_cuda
     calibrator.close()
     calibrator.close()
     gc.collect()
-    assert not cuda.outstanding()
+    assert not accounts.outstanding()
 
 
 @pytest.mark.hostcuda
@@ -221,12 +221,12 @@ def test_nothing_is_left_after_many_calibrators(trt: ModuleType, host_cuda: Host
     for _ in range(20):
         calibrator = make_calibrator(trt, [feed(1, 1, 1)], shapes=PLAIN)
         drain(CalibratorCalls(calibrator, "entropy"), list(PLAIN))
-        assert cuda.outstanding()["device_bytes"] == 4 * (256 * 64 * 64 + 4 * 2 + 4)
+        assert accounts.outstanding()["device_bytes"] == 4 * (256 * 64 * 64 + 4 * 2 + 4)
         calibrator.close()
         seen.append(weakref.ref(calibrator))
         del calibrator
         gc.collect()
-        assert not cuda.outstanding()
+        assert not accounts.outstanding()
     assert not any(each() for each in seen)
 
 

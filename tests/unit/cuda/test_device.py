@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures.hostcuda import ILLEGAL_ADDRESS, OUT_OF_MEMORY, UNKNOWN, HostCuda
+from trt_sam.cuda import accounts
 from trt_sam.cuda import device as cuda
 from trt_sam.cuda.graphs import capture, device_of, order
 from trt_sam.cuda.page_locked import page_locked
@@ -52,8 +53,8 @@ def test_bytes_come_back_as_they_went(host_cuda: HostCuda) -> None:
     with cuda.Device() as device:
         np.testing.assert_array_equal(round_trip(device), np.arange(1024) % 251)
         assert host_cuda.count("pageable_copies") == 0
-        assert cuda.outstanding()["device_bytes"] == 2048
-    assert not cuda.outstanding()
+        assert accounts.outstanding()["device_bytes"] == 2048
+    assert not accounts.outstanding()
 
 
 def test_new_memory_is_poisoned_and_nothing_is_there_before_a_wait(host_cuda: HostCuda) -> None:
@@ -291,8 +292,8 @@ def test_counting_what_is_outstanding_survives_a_collection_meanwhile(host_cuda:
     done = threading.Event()
 
     def count() -> None:
-        with cuda._lock:
-            cuda.count("host_bytes", 0)
+        with accounts._lock:
+            accounts.count("host_bytes", 0)
         done.set()
 
     threading.Thread(target=count, daemon=True).start()

@@ -19,6 +19,7 @@ from tests.engine_sets import write_tiny_graph
 from tests.fixtures.calibrator_calls import tensorrt_10
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.tensorrt_10 import CACHE, TIMINGS, FakeTensorrt10
+from trt_sam.cuda import accounts
 from trt_sam.cuda import device as cuda
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.callbacks import make_logger
@@ -106,7 +107,7 @@ def test_a_build_calibrates_and_hands_out_the_cache(trt: FakeTensorrt10, host_cu
     assert {name for name, value in pinned.items() if value} == {"Mul", "Sin"}
     assert all(layer.precision == trt.DataType.FLOAT for layer in trt.layers if layer.name in {"Mul", "Sin"})
     gc.collect()
-    assert not cuda.outstanding()
+    assert not accounts.outstanding()
 
 
 @pytest.mark.hostcuda
@@ -172,7 +173,7 @@ def test_what_a_feed_raises_comes_out_of_the_build(trt: FakeTensorrt10, host_cud
             write_graph(tmp_path / "g.onnx"), IMPLICIT, flavour=flavour_of(trt), make_calibrator=ImplicitCalibration(failing())
         )
     gc.collect()
-    assert not cuda.outstanding()
+    assert not accounts.outstanding()
 
 
 @pytest.mark.hostcuda

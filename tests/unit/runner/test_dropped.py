@@ -13,7 +13,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import clicks, make
-from trt_sam.cuda.device import outstanding
+from trt_sam.cuda.accounts import outstanding
 from trt_sam.errors import InferenceError
 from trt_sam.runner.decoder_runner import DecoderRunner
 

@@ -12,6 +12,7 @@ import pytest
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, make, opened, tokens
+from trt_sam.cuda import accounts
 from trt_sam.cuda import device as cuda
 from trt_sam.errors import TrtSamError
 
@@ -70,13 +71,13 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(host_cuda: HostCuda) ->
             host_cuda.reset()
             nonlocal kept
             kept = None  # type: ignore[assignment]
-            return lines, runner.closed, host_cuda.called, cuda.outstanding()
+            return lines, runner.closed, host_cuda.called, accounts.outstanding()
 
         with (
             runner._core.lock,
             runner._images.uploading,
             runner._dispatch.warming,
-            cuda._lock,
+            accounts._lock,
         ):  # as another thread may hold them
             lines, closed, called, outstanding = in_fork(work)  # type: ignore[misc]
         assert all("start worker processes by spawn" in line for line in lines), lines
