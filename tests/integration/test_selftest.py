@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from trt_sam.engine.flavour import available_flavours
 from trt_sam.errors import BuildError
 from trt_sam.machine.driver import Driver
 from trt_sam.machine.report import MachineReport
+from trt_sam.recipe import EngineRecipe
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,32 @@ def test_an_impossible_device_is_one_line(device: str, message: str, capsys: pyt
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("needs_gpu", "builds_on"), [(True, 1), (False, 0)], ids=["tensorrt", "rtx"])
+def test_it_builds_and_runs_on_the_gpu_that_is_asked(
+    needs_gpu: bool, builds_on: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, object]] = []
+
+    def build(sources: object, recipe: object, output: Path, *, flavour: object, device: int) -> Any:
+        seen.append(("built", device))
+        output.mkdir()
+        return SimpleNamespace(builds=(SimpleNamespace(kernels=(), engine=b"", seconds=0.0),))
+
+    def open_side(source: str, *, device: int) -> Any:
+        seen.append(("opened", device))
+        raise BuildError("enough is seen")
+
+    monkeypatch.setattr(trt_sam.selftest, "build_set", build)
+    monkeypatch.setattr(trt_sam.selftest, "open_side", open_side)
+    monkeypatch.setattr(trt_sam.selftest, "gpu_compute_capability", lambda device: f"8.{device}")
+    fits = SimpleNamespace(check_fits=lambda flavour, capability: seen.append(("fits", capability)))
+    monkeypatch.setattr(trt_sam.selftest, "open_manifest", lambda folder: fits)
+    flavour: Any = SimpleNamespace(title="TensorRT", name="tensorrt", needs_gpu_to_build=needs_gpu)
+    golden: Any = None
+    graph = tmp_path / "fp16.onnx"
+    graph.touch()
+    trial = trt_sam.selftest._Trial(tmp_path, 1, lambda step: None)
+    trial._try_flavour(golden, graph, EngineRecipe(), flavour)
+    assert seen == [("built", builds_on), ("fits", "8.1"), ("opened", 1)]
