@@ -145,7 +145,7 @@ def test_it_builds_and_runs_on_the_gpu_that_is_asked(
     flavour: Any = SimpleNamespace(title="TensorRT", name="tensorrt", needs_gpu_to_build=needs_gpu)
     golden: Any = None
     graph = tmp_path / "fp16.onnx"
-    graph.touch()
+    graph.write_bytes(b"a graph")
     trial = trt_sam.selftest._Trial(tmp_path, 1, lambda step: None)
     trial._try_flavour(golden, graph, EngineRecipe(), flavour)
     assert seen == [("built", builds_on), ("fits", "8.1"), ("opened", 1)]
