@@ -97,7 +97,8 @@ def encoder_source(args: argparse.Namespace, recipe: EngineRecipe, stages: Stage
 
         stages.begin("export", f"exporting the image encoder in {precision} and running it beside PyTorch")
         checkpoint = load_checkpoint(source)
-        export_encoder(checkpoint.image_encoder(), path, precision=precision, checkpoint_sha256=checkpoint.sha256)
+        sha256, target = checkpoint.sha256, recipe.graph.target
+        export_encoder(checkpoint.image_encoder(), path, precision=precision, target=target, checkpoint_sha256=sha256)
 
     return GraphSource(write)
 

@@ -48,5 +48,11 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         role: partial(export_decoder, checkpoint.decoder, options=options, checkpoint_sha256=checkpoint.sha256)
         for role, options in graphs.items()
     }
-    writers["encode"] = partial(export_encoder, encoder, precision=recipe.graph.precision, checkpoint_sha256=checkpoint.sha256)
+    writers["encode"] = partial(
+        export_encoder,
+        encoder,
+        precision=recipe.graph.precision,
+        target="cpu",
+        checkpoint_sha256=checkpoint.sha256,
+    )
     return write_graph_set(writers, recipe, output)

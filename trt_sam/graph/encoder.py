@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from dataclasses import dataclass
@@ -20,14 +19,18 @@ from trt_sam.contract import FRAME_SIZE, encoder_input_specs, encoder_output_spe
 from trt_sam.errors import ExportError
 from trt_sam.graph.export import OPSET, name_nodes, quiet_export
 from trt_sam.graph.float16 import Float16Emulation
-from trt_sam.model.encoders import TinyViT
+from trt_sam.model.encoders import TinyViT, Vit
 from trt_sam.model.encoders.tiny_vit_graph import graph_form, to_half
+from trt_sam.model.encoders.vit_graph import VitGraph
 from trt_sam.model.image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
 from trt_sam.recipe import EXPORT_PRECISIONS
 
 __all__ = ["ENCODER_TOLERANCE", "EncoderGraph", "EncoderReport", "compare_with_pytorch", "export_encoder", "sample_pictures"]
 
 Array = np.ndarray[Any, Any]
+
+_LARGEST = 2_000_000_000
+"""Bytes of weights in one file: a protobuf ends at 2^31."""
 
 ENCODER_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-1}
 """Largest |difference| of an embedding allowed on the sample pictures, relative to the largest |value|."""
@@ -51,18 +54,20 @@ def export_encoder(
     path: str | os.PathLike[str],
     *,
     precision: str = "fp32",
+    target: str = "gpu",
     checkpoint_sha256: str = "",
     samples: list[tuple[Array, Array]] | None = None,
 ) -> EncoderReport:
     """Write an image encoder as an ONNX graph with the contract's tensors (`contract.encoder_input_specs`).
 
     Normalising and padding to the mean colour are in the graph. A float16 graph keeps in float32: normalising, LayerNorm's
-    statistics, attention's scores and softmax. The file appears only when the graph agrees with PyTorch.
+    statistics and the softmax. The file appears only when the graph agrees with PyTorch.
 
     Args:
         encoder: of a checkpoint.
         path: the file.
         precision: "fp32" or "fp16".
+        target: "gpu" or "cpu", as `GraphOptions.target`; MobileSAM's encoder has one form for both.
         checkpoint_sha256: of the decoder that belongs to it.
         samples: (image, image_size) pairs to compare on, as `imaging.frame.to_frame` gives them; None for `sample_pictures`.
 
@@ -72,20 +77,33 @@ def export_encoder(
     """
     if precision not in EXPORT_PRECISIONS:
         raise ExportError(f"an encoder's precision is {precision!r}, must be {' or '.join(EXPORT_PRECISIONS)}")
-    if not isinstance(encoder.model, TinyViT):
-        raise ExportError(f"the image encoder {encoder.kind} cannot be exported yet, only mobile_sam")
     pictures = sample_pictures() if samples is None else samples
-    form = graph_form(encoder.model)
-    graph = EncoderGraph(to_half(form) if precision == "fp16" else form).eval()
     with atomic_path(path) as temporary:
-        model = _trace(graph, pictures[0])
+        model = _trace(EncoderGraph(_form(encoder, precision, target)).eval(), pictures[0])
         name_nodes(model)
         _declare(model, precision, checkpoint_sha256, encoder.sha256)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
-        reference = EncoderGraph(copy.deepcopy(encoder.model)).eval()
-        error, largest = compare_with_pytorch(reference, model, precision, pictures)
+        assert isinstance(encoder.model, nn.Module)
+        error, largest = compare_with_pytorch(EncoderGraph(encoder.model), model, precision, pictures)
     return EncoderReport(str(path), precision, error, largest)
+
+
+def _form(encoder: ImageEncoder, precision: str, target: str) -> nn.Module:
+    """The encoder in graph form, with weights of its own; raises ExportError where it has none, or is too large."""
+    model, half = encoder.model, precision == "fp16"
+    if not isinstance(model, TinyViT | Vit):
+        raise ExportError(f"the image encoder {encoder.kind} has no graph form, only MobileSAM's and SAM's ViTs have")
+    size = sum(parameter.numel() for parameter in model.parameters()) * (2 if half else 4)
+    if size > _LARGEST:
+        raise ExportError(
+            f"the {precision} graph of the image encoder {encoder.kind} would have {size / 1e9:.1f} GB of weights, and an ONNX "
+            "file holds 2 GB; export it in fp16"
+        )
+    if isinstance(model, Vit):
+        return VitGraph(model, half=half, fused=target == "gpu")
+    form = graph_form(model)
+    return to_half(form) if half else form
 
 
 class EncoderGraph(nn.Module):

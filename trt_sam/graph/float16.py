@@ -22,6 +22,8 @@ from trt_sam.errors import GraphError
 __all__ = ["Float16Emulation", "emulate_float16"]
 
 Array = npt.NDArray[Any]
+_LARGE = 2**20
+"""Bytes from which a weight stays float16 and is widened at run time: ViT-H in float32 is over a protobuf's 2 GB."""
 _MAGNITUDE = "largest magnitude of "
 
 
@@ -65,15 +67,22 @@ def emulate_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     half = _float16_names(emulated)
     if not half:
         raise GraphError("the graph has no float16 tensor; export it with --precision fp16")
+    widening = []
     for initializer in graph.initializer:
-        if initializer.data_type == TensorProto.FLOAT16:
+        if initializer.data_type != TensorProto.FLOAT16:
+            continue
+        if initializer.ByteSize() < _LARGE:
             initializer.CopyFrom(_widen(initializer))
+            continue
+        widening.append(helper.make_node("Cast", [f"{initializer.name} as stored"], [initializer.name], to=TensorProto.FLOAT))
+        initializer.name = f"{initializer.name} as stored"
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
     nodes = list(graph.node)
     del graph.node[:]
+    graph.node.extend(widening)
     for node in nodes:
         _widen_attributes(node)
         produced = [name for name in node.output if name in half]
