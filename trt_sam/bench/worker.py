@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -97,6 +98,10 @@ class _Worker:
         while time.perf_counter() - began < seconds:
             self.side.call()
         return {}
+
+    def do_memory(self) -> dict[str, Any]:
+        """The largest resident memory of this process so far."""
+        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
     def _use(self, prompts: int) -> None:
         if prompts != self.prompts:
