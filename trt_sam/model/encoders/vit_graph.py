@@ -51,6 +51,7 @@ class VitGraph(nn.Module):
         # Block by block, so that not all weights are there twice in float64.
         self.blocks = nn.ModuleList(GraphBlock(block, dtype, fused) for block in model.blocks if isinstance(block, Block))
         narrow, norm, *rest = copy.deepcopy(model.neck).to(dtype)
+        assert isinstance(narrow, nn.Conv2d)
         assert isinstance(norm, LayerNorm2d)
         # The first convolution is a product, and the first LayerNorm goes over the channels where they lie.
         self.narrow = folded_linear(narrow.weight.detach().flatten(1), None, dtype)
