@@ -97,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
     times = {"load": 1, "images": 5, "export": 3, "calibrate": 2 * len(quantized), "measure": 4 * len(names) + 4 * len(given)}
     with Stages(times) as stages, contextlib.ExitStack() as stack:
         stages.begin("load", f"loading {args.checkpoint}")
-        require_all(("torch", "onnx", "onnxscript", "onnxruntime", "PIL"), "to measure accuracy")
+        require_all(("torch", "onnx", "onnxscript", "onnxruntime", "PIL", "matplotlib"), "to measure accuracy")
         from trt_sam.accuracy.examples import make_examples
         from trt_sam.accuracy.measurement import measure
-        from trt_sam.accuracy.page import accuracy_page
         from trt_sam.accuracy.report import make_report, markdown
         from trt_sam.feeds.realistic import shares
         from trt_sam.gate.of_accuracy import judge_variants, verdict_lines
+        from trt_sam.gate.report.accuracy_page import accuracy_page
         from trt_sam.model.checkpoint import load_checkpoint
         from trt_sam.runtime.torch_runner import TorchRunner
 
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     data = {**report.to_dict(), "verdicts": strict({name: dataclasses.asdict(each) for name, each in verdicts.items()})}
     write_json(str(args.output / "report.json"), data)
     write_atomically(args.output / "report.md", markdown(report))
-    write_atomically(args.output / "report.html", accuracy_page(report, measurement.worst))
+    write_atomically(args.output / "report.html", accuracy_page(report, measurement.worst, verdicts))
     if args.json:
         write_json(args.json, data)
     if args.json != "-":

@@ -1,16 +1,18 @@
-"""The report of an accuracy measurement: page, JSON, Markdown and the strip of a worst mask."""
+"""The report of an accuracy measurement: page, JSON, Markdown and the pictures of a worst mask."""
 
 from __future__ import annotations
 
 import html.parser
 import json
+import re
 
 import pytest
 
 from tests.fixtures.told import SIDE, Told, example, flipped, four, three_prompts
 from trt_sam.accuracy.measurement import Measurement, Variant, measure
-from trt_sam.accuracy.page import accuracy_page, worst_strip
 from trt_sam.accuracy.report import make_report, markdown
+from trt_sam.gate.report.accuracy_page import accuracy_page
+from trt_sam.gate.report.pictures import panels
 
 
 class Tags(html.parser.HTMLParser):
@@ -45,6 +47,7 @@ def measured() -> Measurement:
 @pytest.fixture
 def page(measured: Measurement) -> str:
     pytest.importorskip("PIL")
+    pytest.importorskip("matplotlib")
     report = make_report(measured, title="A <b>title</b>", conditions={"a & b": "<script>"}, descriptions={"other": "x < y"})
     return accuracy_page(report, measured.worst)
 
@@ -52,9 +55,10 @@ def page(measured: Measurement) -> str:
 def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
     tags = Tags()
     tags.feed(page)
-    assert (tags.open, tags.fetched, tags.pictures) == ([], [], 4)
+    assert (tags.open, tags.fetched, tags.pictures) == ([], [], 4 * 3)
     assert "<script" not in page
-    assert "url(" not in page
+    page = re.sub('"data:image/jpeg;base64,[^"]*"', "", page)
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
     assert "x &lt; y" in page
     assert page.count("<svg") == 3
     assert "nan" not in page.lower().replace("nano", "")
@@ -87,11 +91,11 @@ def test_the_method_explains_no_column_that_is_not_there() -> None:
     assert "truth" not in text.lower()
 
 
-def test_the_strip_shows_what_was_lost(measured: Measurement) -> None:
+def test_the_panels_show_what_was_lost(measured: Measurement) -> None:
     pytest.importorskip("PIL")
-    strip = worst_strip(measured.worst["other"][0])
-    assert strip.shape == (SIDE, 4 * SIDE + 3 * 8, 3)
-    difference = strip[:, -SIDE:]
-    red = (difference == (215, 65, 60)).all(axis=-1)
-    assert int(red.sum()) == 20 * SIDE
-    assert red[80:100].all()
+    *_, difference = panels(measured.worst["other"][0])
+    # Of the frame the picture's part, three quarters as high as wide; twice as large.
+    assert difference.shape == (2 * SIDE * 3 // 4, 2 * SIDE, 3)
+    red = difference[..., 0].astype(int) - difference[..., 2] > 60
+    assert int(red.sum()) == 2 * 20 * 2 * SIDE
+    assert red[160:200].all()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 
-__all__ = ["COLOURS", "costs", "distances", "layer_sqnr"]
+__all__ = ["COLOURS", "costs", "curves", "distances", "flips", "layer_sqnr", "ranges"]
 
 Array = npt.NDArray[Any]
 
@@ -22,6 +22,8 @@ COLOURS = ("#2f7fd6", "#d9662c", "#1f9e77", "#b05cc6", "#c9a227", "#5b6b7b")
 _INK = "#010203"
 """Stands for the page's own colour in what matplotlib writes."""
 _FRONT = 1e-4
+_DASHES: tuple[Any, ...] = ("-", (0, (7, 3)), (0, (2, 3)))
+"""For more variants than colours."""
 
 
 def distances(ious: Mapping[str, Array], limits: Sequence[float], colours: Mapping[str, str]) -> str:
@@ -32,14 +34,59 @@ def distances(ious: Mapping[str, Array], limits: Sequence[float], colours: Mappi
             axes.step(far, 1.0 - np.arange(len(far)) / len(far), where="pre", color=colours[name], label=name, linewidth=1.8)
         for limit in limits:
             axes.axvline(max(1.0 - limit, _FRONT), color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_xscale("log")
-        axes.set_xlim(_FRONT, 1.0)
+        _by_distance(axes)
         axes.set_ylim(0.0, 1.02)
         axes.set_xlabel("1 - mask IoU (dashed: limit of the 5th percentile)")
         axes.set_ylabel("share of prompts farther away")
         axes.axhline(0.05, color=_INK, linewidth=0.5)
         _legend(figure)
         return _svg(figure, "Share of prompts by distance of their mask from the reference")
+
+
+def curves(ious: Mapping[str, Sequence[float]], percentiles: Sequence[float], colours: Mapping[str, str]) -> str:
+    """The same of mask IoUs at given percentiles of their distance. SVG."""
+    with _figure(2.8 + 0.16 * -(-len(ious) // 2)) as (figure, axes):
+        far = 1.0 - np.asarray(percentiles, np.float64) / 100.0
+        for number, (name, values) in enumerate(ious.items()):
+            distance = np.clip(1.0 - np.asarray(values, np.float64), _FRONT, 1.0)
+            dash = _DASHES[number // len(COLOURS) % len(_DASHES)]
+            axes.plot(distance, far, color=colours[name], label=name, linewidth=1.6, linestyle=dash)
+        _by_distance(axes)
+        axes.set_ylim(0.0, 1.02)
+        axes.set_xlabel("1 - mask IoU")
+        axes.set_ylabel("share of prompts farther away")
+        _legend(figure, columns=2)
+        return _svg(figure, "Share of prompts by distance of their mask from FP32")
+
+
+def ranges(ious: Mapping[str, tuple[float, float, float]], colours: Mapping[str, str]) -> str:
+    """A row for each (mean, 5th percentile, least) mask IoU: a dot, a bar as far as there, a tick. SVG."""
+    with _figure(0.8 + 0.26 * len(ious)) as (figure, axes):
+        for row, (name, values) in enumerate(ious.items()):
+            mean, p5, least = (max(1.0 - value, _FRONT) for value in values)
+            axes.plot([mean, p5], [row, row], color=colours[name], linewidth=5, alpha=0.45, solid_capstyle="butt")
+            axes.plot([max(mean, p5), least], [row, row], color=colours[name], linewidth=1, linestyle=(0, (2, 3)))
+            axes.plot([mean], [row], "o", color=colours[name], markersize=6)
+            axes.plot([least], [row], "|", color=colours[name], markersize=10, markeredgewidth=2)
+        _rows(axes, list(ious))
+        _by_distance(axes)
+        axes.set_xlabel("1 - mask IoU; dot: mean, bar: to the 5th percentile, tick: least")
+        return _svg(figure, "Mask IoU of each variant")
+
+
+def flips(shares: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> str:
+    """A row for each (share of prompts that flip, share that flip clearly), the latter in full colour. SVG."""
+    with _figure(0.8 + 0.26 * len(shares)) as (figure, axes):
+        for row, (name, (every, clear)) in enumerate(shares.items()):
+            axes.barh([row, row], [every, clear], height=0.55, color=[(colours[name], 0.35), colours[name]])
+            words = f" {100 * every:.1f} % ({100 * clear:.1f} %)"
+            axes.text(every, row, words, va="center", fontsize=8)
+        _rows(axes, list(shares))
+        axes.set_xlim(0.0, 1.45 * max(0.01, *(every for every, _ in shares.values())))
+        axes.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(4))
+        axes.xaxis.set_major_formatter(_matplotlib("ticker").PercentFormatter(1.0))
+        axes.set_xlabel("of all prompts; full colour, and in brackets: clear flips")
+        return _svg(figure, "Flips of each variant")
 
 
 def layer_sqnr(rows: Mapping[str, Sequence[float]], marked: Mapping[str, int], colours: Mapping[str, str]) -> str:
@@ -67,9 +114,20 @@ def costs(by_group: Mapping[str, float]) -> str:
         return _svg(figure, "Mask IoU that each group of products costs")
 
 
+def _by_distance(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(_FRONT, 1.0)
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
+    """One name a row, from above."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Any, Any]]:
-    require("matplotlib", "to draw charts")
+    _matplotlib("figure")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -90,8 +148,12 @@ def _figure(height: float) -> Iterator[tuple[Any, Any]]:
         yield figure, figure.subplots()
 
 
-def _legend(figure: Any) -> None:
-    legend = figure.legend(frameon=False, fontsize=8, loc="outside upper left")
+def _matplotlib(module: str) -> Any:
+    return require(f"matplotlib.{module}", "to draw charts")
+
+
+def _legend(figure: Any, *, columns: int = 1) -> None:
+    legend = figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=columns)
     for text in legend.get_texts():
         text.set_color(_INK)
 

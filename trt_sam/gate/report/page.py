@@ -11,9 +11,9 @@ from trt_sam.gate.report._html import document, text
 from trt_sam.gate.report.charts import COLOURS, distances, layer_sqnr
 from trt_sam.gate.report.pictures import AGREED, GAINED, LOST, data_uri, panels
 from trt_sam.gate.report.text import HEAD, figures_row
-from trt_sam.gate.verdict import FAIL, PASS, Check
+from trt_sam.gate.verdict import FAIL, PASS, Check, Verdict
 
-__all__ = ["comparison_page"]
+__all__ = ["comparison_page", "difference_key", "verdict_card", "worst_figure"]
 
 
 def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> s
         f"<h2>How many masks are how far away</h2>{distances(ious, p5, colours)}",
         *_layers(comparison, colours),
         "<h2>The worst masks</h2>",
-        _key(),
+        difference_key("the reference", "the candidate"),
         *(_worst(candidate) for candidate in ranked),
         "<h2>Every limit</h2>",
         *(_limits(candidate) for candidate in ranked),
@@ -44,20 +44,24 @@ def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> s
     return document(title, "".join(parts))
 
 
-def _verdict(candidate: Candidate) -> str:
-    verdict = candidate.verdict
+def verdict_card(name: str, verdict: Verdict, *, about: str = "", more: str = "") -> str:
+    """A verdict and what stands in the way of passing; `about` is plain text and `more` HTML."""
     missed = "".join(f"<li>{_open(check)}{text(check.sentence)}</li>" for check in verdict.missed)
-    blame = f"<p>{text(candidate.blame.sentence)}</p>" if candidate.blame is not None else ""
-    notes = "".join(f'<p class="small soft">{text(note)}</p>' for note in candidate.notes)
     by_name = {check.name: check for check in verdict.checks}
     kept = by_name.get("min_mean_iou", by_name["min_sqnr_db"])
     summary = f"<ul>{missed}</ul>" if missed else f'<p class="small">{text(kept.sentence)}; all limits kept.</p>'
+    facts = "; ".join(part for part in (about, f"intervals by resampling {verdict.intervals_by}") if part)
     return (
-        f'<div class="card {_kind(verdict.status)}"><span class="word">{text(verdict.status)}</span> '
-        f"<b>{text(candidate.name)}</b>"
-        f'<div class="small soft">{text(candidate.executed_by)}; limits for {text(candidate.limits_of)}; '
-        f"intervals by resampling {verdict.intervals_by}</div>{summary}{blame}{notes}</div>"
+        f'<div class="card {_kind(verdict.status)}"><span class="word">{text(verdict.status)}</span> <b>{text(name)}</b>'
+        f'<div class="small soft">{text(facts)}</div>{summary}{more}</div>'
     )
+
+
+def _verdict(candidate: Candidate) -> str:
+    blame = f"<p>{text(candidate.blame.sentence)}</p>" if candidate.blame is not None else ""
+    notes = "".join(f'<p class="small soft">{text(note)}</p>' for note in candidate.notes)
+    about = f"{candidate.executed_by}; limits for {candidate.limits_of}"
+    return verdict_card(candidate.name, candidate.verdict, about=about, more=blame + notes)
 
 
 def _open(check: Check) -> str:
@@ -116,19 +120,21 @@ def _layers(comparison: Comparison, colours: Mapping[str, str]) -> list[str]:
     return ["<h2>Layer by layer</h2>", layer_sqnr(rows, marked, colours), f'<p class="soft small">{text(" ".join(notes))}</p>']
 
 
-def _key() -> str:
-    chips = (("both", AGREED), ("only the reference", LOST), ("only the candidate", GAINED))
-    shown = ", ".join(f'<span class="chip" style="background:rgb{colour}"></span>{name}' for name, colour in chips)
-    return f"<p class=\"small soft\">The reference's mask, the candidate's, and their difference: {shown}.</p>"
+def difference_key(reference: str, other: str) -> str:
+    """What is seen of a worst mask, with the colours of the difference; the names are plain text."""
+    chips = (("both", AGREED), (f"only {reference}", LOST), (f"only {other}", GAINED))
+    shown = ", ".join(f'<span class="chip" style="background:rgb{colour}"></span>{text(name)}' for name, colour in chips)
+    return f'<p class="small soft">The mask of {text(reference)}, of {text(other)}, and their difference: {shown}.</p>'
 
 
 def _worst(candidate: Candidate) -> str:
     few = 2 if candidate.verdict.passed else len(candidate.figures.worst)
-    figures = "".join(_figure(shown) for shown in candidate.figures.worst[:few])
+    figures = "".join(worst_figure(shown) for shown in candidate.figures.worst[:few])
     return f"<h3>{text(candidate.name)}</h3>{figures}"
 
 
-def _figure(shown: WorstMask) -> str:
+def worst_figure(shown: WorstMask) -> str:
+    """The photograph with both masks, their difference, and what is to be known of the prompt."""
     points = ", ".join(
         f"({x:.0f}, {y:.0f}) label {label:.0f}" for (x, y), label in zip(shown.coords, shown.labels, strict=True)
     )
@@ -136,7 +142,7 @@ def _figure(shown: WorstMask) -> str:
         f"IoU {shown.iou:.4f}, {shown.kind} on {shown.image.name}: {points} in the 1024 frame; "
         f"{int(shown.reference.sum())} and {int(shown.other.sum())} pixels of 65,536"
     )
-    names = ("the reference's mask", "the candidate's mask", "their difference")
+    names = ("the reference's mask", "the other mask", "their difference")
     images = "".join(
         f'<img alt="{text(f"{name}; {caption}")}" src="{data_uri(picture)}">'
         for name, picture in zip(names, panels(shown), strict=True)
