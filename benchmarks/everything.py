@@ -1,9 +1,11 @@
 """Everything in a photograph: our generator beside MobileSAM's own, in processes of their own, by turns.
 
-python benchmarks/everything.py --graph decoder.onnx [--photo rocket.jpg] [--points-per-side 16] [--rounds 1] --output FILE.json
+python benchmarks/everything.py --graph decoder.onnx --encoder encoder.onnx [--photo rocket.jpg] [--points-per-side 16]
+    [--rounds 1] [--output FILE.json]
 
-The graph is `trt-sam export --checkpoint mobile_sam`. Processor time says what the work costs, also on a machine that others
-use; wall time says how long it took there. Peak memory is of the whole process, PyTorch and encoder included.
+The graphs are of `trt-sam export --checkpoint mobile_sam` (cpu form) and of the set that `--encoder` writes: ours is ONNX
+Runtime alone, without torch. Processor time says what the work costs, also on a machine that others use; wall time says how
+long it took there. Peak memory is of the whole process, image encoder included. Beside FILE.json there is FILE.md.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ SIDES = ("ours", "mobile_sam")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", required=True)
+    parser.add_argument("--encoder", required=True)
     parser.add_argument("--photo", default="rocket.jpg", help="of scikit-image")
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
@@ -50,20 +53,55 @@ def main() -> None:
         name: statistics.median(r[name] for r in theirs) / statistics.median(r[name] for r in ours)
         for name in ("cpu_seconds", "wall_seconds", "decoder_wall_seconds", "peak_mb")
     }
-    report = {"arguments": vars(args), "mobile_sam_over_ours": ratios, "rounds": rounds}
+    from trt_sam.machine.load import clocks, describe_machine
+
+    asked = {name: getattr(args, name) for name in ("photo", "points_per_side", "threads", "rounds")}
+    machine = {**describe_machine(), "load_after": clocks()["load_average"]}
+    report = {"arguments": asked, "mobile_sam_over_ours": ratios, "rounds": rounds, "machine": machine}
     text = json.dumps(report, indent=2)
     print(text)
     if args.output:
         Path(args.output).write_text(text + "\n")
+        Path(args.output).with_suffix(".md").write_text(page(report))
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report to read."""
+    asked, machine, ratios = report["arguments"], report["machine"], report["mobile_sam_over_ours"]
+    units = {
+        "cpu_seconds": "processor s",
+        "wall_seconds": "wall s",
+        "decoder_wall_seconds": "decoder, wall s",
+        "peak_mb": "peak MB",
+    }
+    lines = [
+        f"# Everything in {asked['photo']}: ours beside MobileSAM's own generator",
+        "",
+        f"{asked['points_per_side']}^2 clicks, {asked['threads']} threads, the sides by turns, each in a process of its own, ours in "
+        "ONNX Runtime alone, MobileSAM's in PyTorch; the machine was shared, so read the ratios, and of these the one of processor time first.",
+        "",
+        "| round | side | masks | " + " | ".join(units.values()) + " | load |",
+        "|---|---|---|" + "---|" * (len(units) + 1),
+    ]
+    for number, r in enumerate(report["rounds"]):
+        cells = " | ".join(f"{r[name]:.1f}" for name in units)
+        lines.append(f"| {number // 2 + 1} | {r['side']} | {r['masks']} | {cells} | {r['load']:.1f} |")
+    told = ", ".join(f"{text} {ratios[name]:.2f}" for name, text in units.items())
+    lines += ["", f"MobileSAM over ours, of medians: {told}.", ""]
+    lines += [f"- {name}: {value}" for name, value in machine.items() if name != "versions"]
+    lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    return "\n".join(lines) + "\n"
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
+    import importlib.util
 
-    torch.set_num_threads(args.threads)
-    from tests.fixtures.real import photo
+    from trt_sam.imaging.photos import read_image
 
-    image = photo(args.photo)
+    found = importlib.util.find_spec("skimage")
+    assert found is not None
+    assert found.origin is not None
+    image = read_image(Path(found.origin).parent / "data" / args.photo)
     spent: list[float] = []
     generate = (ours if args.side == "ours" else mobile_sam)(args, spent)
     load, wall, cpu = os.getloadavg()[0], time.perf_counter(), time.process_time()
@@ -79,19 +117,21 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(args: argparse.Namespace, spent: list[float]) -> Callable[[Any], list[Any]]:
-    from tests.real_weights import checkpoint_file
     from trt_sam import AutomaticMaskGenerator, OnnxRunner
-    from trt_sam.model.checkpoint import load_checkpoint
+    from trt_sam.runtime.onnx_encoder import OnnxEncoder
 
-    encoder = load_checkpoint(checkpoint_file("mobile_sam")).image_encoder()
+    encoder = OnnxEncoder(Path(args.encoder), threads=args.threads)
     runner = OnnxRunner(args.graph, threads=args.threads)
     runner.run = timed(runner.run, spent)  # type: ignore[method-assign]
     return AutomaticMaskGenerator(runner, args.points_per_side, output_mode="coco_rle", image_encoder=encoder).generate
 
 
 def mobile_sam(args: argparse.Namespace, spent: list[float]) -> Callable[[Any], list[Any]]:
+    import torch
+
     from tests.fixtures.real import mobile_sam_generator
 
+    torch.set_num_threads(args.threads)
     generator = mobile_sam_generator(points_per_side=args.points_per_side, output_mode="coco_rle")
     model = generator.predictor.model
     for part in (model.prompt_encoder, model.mask_decoder):

@@ -67,7 +67,7 @@ def load_coco(path: str | os.PathLike[str]) -> list[tuple[Photo, list[dict[str, 
     path = existing_file(path, "annotations")
     try:
         data = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not whole JSON ({error}); get it again") from None
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise InputError(f"{path} has no list of annotations; it must be a file of COCO's instances or of SA-1B")
@@ -77,7 +77,9 @@ def load_coco(path: str | os.PathLike[str]) -> list[tuple[Photo, list[dict[str, 
             Photo(str(i["file_name"]), (int(i["height"]), int(i["width"])), i["id"] if "id" in i else i["image_id"])
             for i in images
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} has an image without {error}; each needs file_name, height, width and its id") from None
     found: dict[Any, list[dict[str, Any]]] = {photo.image_id: [] for photo in photos}
     by_id = {photo.image_id: photo for photo in photos}

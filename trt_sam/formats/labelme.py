@@ -63,9 +63,11 @@ def load_labelme(path: str | os.PathLike[str]) -> tuple[Photo, list[dict[str, An
         data = json.loads(path.read_bytes())
         photo = Photo(str(data["imagePath"]), (int(data["imageHeight"]), int(data["imageWidth"])))
         shapes = [(s["label"], s.get("group_id"), s["points"]) for s in data["shapes"] if s["shape_type"] == "polygon"]
-    except (ValueError, KeyError, TypeError) as error:
+        groups: dict[Any, list[Any]] = {("group", group): [] for _, group, _ in shapes if group is not None}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is not a whole file of labelme ({type(error).__name__}: {error}); save it again") from None
-    groups: dict[Any, list[Any]] = {}
     for number, (label, group, points) in enumerate(shapes):
         groups.setdefault(("shape", number) if group is None else ("group", group), []).append((label, points))
     records = []

@@ -17,6 +17,9 @@ __all__ = ["Photo", "Record", "box_of_pixels", "plain_records", "runs_of"]
 Record = Mapping[str, Any]
 """`segmentation`, and what else is known of the mask: `area`, `bbox`, `predicted_iou`, `stability_score`, and so on."""
 
+_MOST_PIXELS = 10**6
+"""Of a side: what a damaged file says beyond it takes more memory than there is."""
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -25,7 +28,14 @@ class Photo:
     file_name: str
     size: tuple[int, int]
     """(height, width)."""
-    image_id: int = 1
+    image_id: int | str = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_id, bool) or not isinstance(self.image_id, int | str):
+            raise InputError(f"the id of image {self.file_name} is {self.image_id!r}, must be a number or a string")
+        if not all(1 <= side <= _MOST_PIXELS for side in self.size):
+            height, width = self.size
+            raise InputError(f"image {self.file_name} is {width}x{height}, both must be 1 to {_MOST_PIXELS}")
 
 
 def runs_of(segmentation: Any, size: tuple[int, int]) -> Runs:

@@ -75,7 +75,9 @@ class Runs:
                 lengths = np.asarray(counts).astype(np.int64, casting="safe") if len(counts) else np.zeros(0, np.int64)
             except (TypeError, ValueError):
                 raise InputError("the counts of a COCO RLE must be whole numbers, or compressed text") from None
-        if (lengths < 0).any() or lengths.sum() != height * width:
+        if (lengths < 0).any():
+            raise InputError(f"the counts of a COCO RLE hold {lengths.min()}, must be 0 or more")
+        if lengths.sum() != height * width:
             raise InputError(
                 f"the counts of a COCO RLE add up to {lengths.sum()}, must be those of {height}x{width} = {height * width}"
             )

@@ -77,7 +77,7 @@ def test_polygons_fill_to_the_same_pixels() -> None:
         ({"size": [3, 3], "counts": "o"}, "cut off in the middle of a number"),
         ({"size": [3, 3], "counts": "oooooooooo0"}, "more than 32 bits"),
         ({"size": [3, 3], "counts": [1, 2]}, "add up to 3, must be those of 3x3 = 9"),
-        ({"size": [3, 3], "counts": [20, -11]}, "add up to 9"),
+        ({"size": [3, 3], "counts": [20, -11]}, "hold -11, must be 0 or more"),
         ({"size": [3, 3], "counts": [1.5, 7.5]}, "must be whole numbers"),
         ({"size": [3, 3], "counts": None}, "must be whole numbers"),
         ({"size": [3], "counts": [9]}, "must be {size: .height, width., counts}"),

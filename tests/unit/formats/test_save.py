@@ -216,7 +216,11 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text[:-40], "is not whole JSON"),
+        (lambda text: "[" * 100_000, "is not whole JSON"),
         (lambda text: "[]", "has no list of annotations"),
+        (lambda text: text.replace('"id": 1', '"id": []', 1), r"the id of image .* is \[\], must be a number or a string"),
+        (lambda text: text.replace('"height": 90', '"height": 1' + 30 * "0", 1), "both must be 1 to 1000000"),
+        (lambda text: text.replace('"height": 90', '"height": Infinity', 1), "has an image without"),
         (lambda text: text.replace('"height"', '"h"'), "has an image without 'height'"),
         (lambda text: text.replace('"image_id": 1', '"image_id": 5', 1), "annotation 0 has no such image"),
         (lambda text: text.replace('"segmentation"', '"mask"', 1), "annotation 0 has no such image, or no 'segmentation'"),
@@ -243,8 +247,13 @@ def test_polygons_of_two_points_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps(whole))
     with pytest.raises(InputError, match="at least three points"):
         load_labelme(tmp_path / "l.json")
-    (tmp_path / "l.json").write_text("{}")
-    with pytest.raises(InputError, match="is not a whole file of labelme"):
+    odd = {**whole, "shapes": [{**whole["shapes"][0], "group_id": []}]}
+    for text in ("{}", "[" * 100_000, json.dumps(odd), json.dumps({**whole, "shapes": [3]})):
+        (tmp_path / "l.json").write_text(text)
+        with pytest.raises(InputError, match="is not a whole file of labelme"):
+            load_labelme(tmp_path / "l.json")
+    (tmp_path / "l.json").write_text(json.dumps({**whole, "imageHeight": 10**30}))
+    with pytest.raises(InputError, match="both must be 1 to 1000000"):
         load_labelme(tmp_path / "l.json")
     save_masks(tmp_path / "m.npz", PHOTO, records())
     (tmp_path / "m.npz").write_bytes((tmp_path / "m.npz").read_bytes()[:-30])
