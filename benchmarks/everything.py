@@ -78,8 +78,8 @@ def page(report: dict[str, Any]) -> str:
         f"# Everything in {asked['photo']}: ours beside MobileSAM's own generator",
         "",
         f"{asked['points_per_side']}^2 clicks, {asked['threads']} threads, the sides by turns, each in a process of its own: "
-        "ours in ONNX Runtime alone, MobileSAM's in PyTorch. The machine was shared, so read the ratios, and of these the one of "
-        "processor time first.",
+        "ours in ONNX Runtime alone, MobileSAM's in PyTorch. The machine was shared, so read the ratios, and of these the one "
+        "of processor time first.",
         "",
         "| round | side | masks | " + " | ".join(units.values()) + " | load |",
         "|---|---|---|" + "---|" * (len(units) + 1),
