@@ -30,6 +30,11 @@ print(*glob.glob(os.path.join(os.path.dirname(found.origin), "_driver*.so")) if 
 }
 
 if fits; then exit 0; fi
+"$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || {
+    say "no Python.h for $python; install its headers, Ubuntu: apt-get install python3-dev"
+    exit 1
+}
 command -v "$cxx" >/dev/null || { say "no C++ compiler ($cxx); install one, Ubuntu: apt-get install g++"; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

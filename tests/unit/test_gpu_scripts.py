@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,15 @@ def test_without_a_gpu_the_scripts_leave_the_reason_to_what_they_run(called: Cal
         script.main([])
     assert [env for _, env in called] == [{}, {}]
     assert [command[1] for command, _ in called] == ["-m", "benchmarks/gpu.py"]
+
+
+def test_where_pythons_headers_are_missing_the_line_says_what_to_install(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")  # neither PyCUDA nor Python.h
+    python.chmod(0o755)
+    command = ["bash", "scripts/install_pycuda.sh", str(python)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"install_pycuda: no Python.h for {python}; install its headers, Ubuntu: apt-get install python3-dev\n"
+    )

@@ -121,6 +121,23 @@ def test_a_failed_wait_gives_the_memory_back(host_cuda: HostCuda) -> None:
         np.testing.assert_array_equal(found.low_res_masks, wanted["low_res_masks"])
 
 
+def test_two_images_of_the_host_are_under_way_at_once_and_a_third_waits_for_the_first(host_cuda: HostCuda) -> None:
+    given = clicks(1, 1, 1)
+    with opened(host_cuda) as (runner, _):
+        runner.warm_up([(1, 2)])
+        start = len(host_cuda.log)
+
+        def uploads() -> int:
+            return sum(line.startswith("run HtoD") for line in host_cuda.log[start:])
+
+        numbers = [runner.submit_image(toy_embedding(seed)).number for seed in (1, 2)]
+        assert uploads() == 0, "nobody has waited for either"
+        numbers.append(runner.submit_image(toy_embedding(3)).number)
+        assert uploads() == 1, "the first memory is filled again once it has been read"
+        for seed, number in enumerate(numbers, start=1):
+            check_decoded(runner.decode(*given, image=number), tokens(toy_embedding(seed), *given))
+
+
 def test_images_stay_on_the_gpu_and_the_least_recently_used_goes(host_cuda: HostCuda) -> None:
     given = clicks(1, 2, 2)
     with opened(host_cuda, image_bytes=3 * 4 * 2**20) as (runner, _):
