@@ -113,7 +113,7 @@ def raise_ours(error: Exception, doing: str) -> None:
 class _Active:
     """The body of `Device.active`; a class for the same reason as `guard`."""
 
-    __slots__ = ("_before", "_device", "_pushed")
+    __slots__ = ("_before", "_device")
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -121,17 +121,13 @@ class _Active:
     def __enter__(self) -> None:
         # Pushed once per thread: PyCUDA's own stack is wrong for good when a nested push fails.
         self._before = getattr(_entered, "device", None)
-        self._pushed = self._before != self._device.index
-        if self._pushed:
-            try:
-                self._device._context.push()
-            except Exception as error:
-                raise_ours(error, "switching to the GPU's context")
-            _entered.device = self._device.index
+        try:
+            self._device._context.push()
+        except Exception as error:
+            raise_ours(error, "switching to the GPU's context")
+        _entered.device = self._device.index
 
     def __exit__(self, *_: object) -> None:
-        if not self._pushed:
-            return
         _entered.device = self._before
         driver = self._device.driver
         try:
@@ -140,6 +136,21 @@ class _Active:
             with contextlib.suppress(driver.Error):
                 driver.Context.pop()  # else the context would stay current on this thread for ever
             raise_ours(error, "switching from the GPU's context")
+
+
+class _Nested:
+    """The body of `Device.active` where the thread has entered the context already."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+_NESTED = _Nested()
 
 
 class Device:
@@ -161,9 +172,9 @@ class Device:
         self._context = _primary_context(index)
         self._owned: dict[int, Owned] = {}
 
-    def active(self) -> _Active:
-        """Make the context current on this thread; may be nested, and used by several threads at once."""
-        return _Active(self)
+    def active(self) -> _Active | _Nested:
+        """Make the context current on this thread, in a `with` of its own; may be nested, and used by several threads at once."""
+        return _NESTED if getattr(_entered, "device", None) == self.index else _Active(self)
 
     def synchronize(self) -> None:
         """Wait for all work of the context, that of other libraries included; for a capture of ours before."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from operator import length_hint
 from queue import SimpleQueue
@@ -40,7 +39,7 @@ class Lease:
     def give_back(self) -> None:
         """Put it back, if that has not been done."""
         if length_hint(self._back):
-            deque(map(self._free.put, self._back), maxlen=0)
+            any(map(self._free.put, self._back))  # nothing but a loop in C: `put` gives None
 
     def __del__(self) -> None:
         if hasattr(self, "_back"):
