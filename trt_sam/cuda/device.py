@@ -173,7 +173,7 @@ class Device:
         self._owned: dict[int, Owned] = {}
 
     def active(self) -> _Active | _Nested:
-        """Make the context current on this thread, in a `with` of its own; may be nested, and used by several threads at once."""
+        """Make the context current on this thread, in a `with` of its own; may be nested, and several threads may."""
         return _NESTED if getattr(_entered, "device", None) == self.index else _Active(self)
 
     def synchronize(self) -> None:
