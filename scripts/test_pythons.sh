@@ -26,7 +26,7 @@ for version; do
     if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
         "$found" -m venv "$venv"
         "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx]' \
-            httpx httpx2 hypothesis pytest pytest-timeout ruff
+            httpx httpx2 hypothesis mypy pytest pytest-timeout ruff
         bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
         touch "$venv/.installed"
     fi

@@ -6,7 +6,8 @@ import contextlib
 import dis
 import gc
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -17,13 +18,17 @@ import trt_sam
 from tests.fixtures.hostcuda import HostCuda
 from tests.fixtures.toy_decoder import toy_embedding
 from tests.fixtures.toy_runner import PLAIN, clicks, expected, opened, tokens
+from trt_sam._lazy import require
+from trt_sam.cuda import device
 from trt_sam.runner.decoder_runner import DecoderRunner
 
 pytestmark = pytest.mark.hostcuda
 
 _FOLDER = trt_sam.__path__[0]
-_LOOKED_AFTER = {"CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}
+_LOOKED_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}
 """Instructions after which CPython runs signal handlers (`CHECK_EVAL_BREAKER` in ceval.c)."""
+_TOOL = 4
+"""Of `sys.monitoring`, a number that no other tool has."""
 
 
 def in_destructor(frame: FrameType | None) -> bool:
@@ -36,42 +41,75 @@ def in_destructor(frame: FrameType | None) -> bool:
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt at the `at`-th place in our files; `seen` places there were."""
+    """Raises KeyboardInterrupt at the `at`-th place in our files, on this thread; `seen` places there were."""
 
     def __init__(self, at: int) -> None:
         self.at, self.seen = at, 0
         self.where = ""
-        self._last: dict[FrameType, str] = {}
+        self._last: dict[int, str] = {}
+        """The instruction that each frame (its id) had before."""
         self._names: dict[Any, dict[int, str]] = {}
+        self._thread = 0
 
     def __enter__(self) -> Interrupt:
-        sys.settrace(self._trace)
+        self._thread = threading.get_ident()
+        if sys.version_info >= (3, 12):  # 3.13.0 traces no instruction of a function that was traced before
+            watch = sys.monitoring
+            watch.use_tool_id(_TOOL, "interrupts")
+            watch.register_callback(_TOOL, watch.events.INSTRUCTION, self._instruction)
+            watch.set_events(_TOOL, watch.events.INSTRUCTION)
+        else:
+            sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        if sys.version_info >= (3, 12):
+            sys.monitoring.set_events(_TOOL, 0)
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, None)
+            sys.monitoring.free_tool_id(_TOOL)
+        else:
+            sys.settrace(None)
+
+    def _instruction(self, code: Any, offset: int) -> Any:
+        if not code.co_filename.startswith(_FOLDER):
+            return sys.monitoring.DISABLE
+        frame = sys._getframe(1)
+        if threading.get_ident() == self._thread and not in_destructor(frame):
+            self._opcode(frame, offset)
+        return None
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.startswith(_FOLDER) or in_destructor(frame):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
-            self._opcode(frame)
+            self._opcode(frame, frame.f_lasti)
         elif event == "return":
-            self._last.pop(frame, None)
+            self._last.pop(id(frame), None)
         return self._trace
 
-    def _opcode(self, frame: FrameType) -> None:
+    def _opcode(self, frame: FrameType, offset: int) -> None:
         code = frame.f_code
         if code not in self._names:
             self._names[code] = {each.offset: each.opname for each in dis.get_instructions(code)}
-        if self._last.get(frame, "RESUME") in _LOOKED_AFTER:
+        name = self._names[code].get(offset, "")
+        # Before RESUME a frame is not under way; what was known by its id is of one that has gone.
+        if name != "RESUME" and self._last.get(id(frame), "RESUME") in _LOOKED_AFTER:
             self.seen += 1
             if self.seen == self.at:
                 self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_name}"
                 self._last.clear()
                 raise KeyboardInterrupt
-        self._last[frame] = self._names[code].get(frame.f_lasti, "")
+        self._last[id(frame)] = name
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_context(host_cuda: HostCuda) -> Iterator[None]:
+    """An interrupt may leave its thread in the GPU's context, which works as well; tests that come later shall not be in it."""
+    yield
+    while host_cuda.count("context_depth"):
+        require("pycuda.driver", "for the test").Context.pop()
+    device._entered.device = None
 
 
 USES: dict[str, Callable[[DecoderRunner], object]] = {
