@@ -197,6 +197,7 @@ def page(report: dict[str, Any]) -> str:
             )
     for profile in report["profiles"]:
         lines += ["", f"## Where ONNX Runtime's time goes, {profile['prompts']} prompts, one thread", ""]
+        lines += ["By the wall clock, waiting for others included: shares of a shared machine say little.", ""]
         lines += [f"- {k['kind']}: {k['count']} nodes, {k['ms']:.2f} ms, {k['share']:.1%}" for k in profile["by_kind"][:9]]
     lines += ["", "## Machine", "", *(f"- {name}: {value}" for name, value in machine.items() if name != "versions")]
     lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
