@@ -25,7 +25,7 @@ for version; do
     venv=.venv-$version
     if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
         "$found" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx]' \
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx,parquet]' \
             httpx httpx2 hypothesis mypy pytest pytest-timeout ruff
         bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
         touch "$venv/.installed"
