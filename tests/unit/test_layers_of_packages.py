@@ -30,12 +30,12 @@ LAYERS = (
     ("trt_sam.recipe", "trt_sam.progress"),
     ("trt_sam.contract",),
     ("trt_sam._cache",),
-    ("trt_sam._files", "trt_sam._json", "trt_sam._lazy", "trt_sam._toml", "trt_sam._version"),
+    ("trt_sam._child", "trt_sam._files", "trt_sam._json", "trt_sam._lazy", "trt_sam._toml", "trt_sam._version"),
     ("trt_sam.errors",),
 )
 """Top first. Those of one layer do not know each other; the two public addresses of moved modules are below nobody."""
 ADDRESSES = ("trt_sam.embeddings", "trt_sam.runner_pool")
-FOR_ALL = ("_cache", "_files", "_json", "_lazy", "_toml", "_version")
+FOR_ALL = ("_cache", "_child", "_files", "_json", "_lazy", "_toml", "_version")
 MOST_MODULES = 16
 
 Imports = Mapping[str, set[str]]

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from trt_sam._child import python_running
 from trt_sam.errors import InferenceError
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ class Worker:
         env = os.environ | {"OMP_NUM_THREADS": str(threads), **caches}
         env["PYTHONPATH"] = os.pathsep.join(p for p in (_PACKAGE_PARENT, env.get("PYTHONPATH", "")) if p)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
-        # -P: a folder named like a package, in the current directory, must not be taken for it.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trt_sam.bench.worker"],
+            python_running("from trt_sam.bench.worker import main\nsys.exit(main())"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

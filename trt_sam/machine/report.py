@@ -10,11 +10,11 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trt_sam._child import python_running
 from trt_sam._lazy import install_command
 from trt_sam._version import __version__
 from trt_sam.machine.driver import Driver, examine_driver, rtx_runs_on
@@ -122,10 +122,8 @@ def _examine_package(module: str) -> Package:
         f"found = {{'version': str(getattr(m, '__version__', '')), **{ask}}}\n"
         f"print({_MARK!r} + json.dumps(found))\n"
     )
-    # -P: a folder named like a package, in the current directory, must not be taken for it.
-    command = [sys.executable, "-P", "-c", script]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(python_running(script), capture_output=True, timeout=_TIMEOUT_S, check=False)
     except (subprocess.TimeoutExpired, OSError) as error:
         return Package(
             module, "broken", "", f"the import took over {_TIMEOUT_S} s or could not be started ({type(error).__name__})", again
