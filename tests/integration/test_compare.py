@@ -305,3 +305,11 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
     assert error.count("error: ") == 1
+
+
+@pytest.mark.parametrize("flag", ["--photos", "--embeddings"])
+def test_an_empty_folder_is_told_before_a_checkpoint_is_loaded(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "standin", "standin", flag, str(tmp_path)]) == 2
+    assert "opening" not in capsys.readouterr().err

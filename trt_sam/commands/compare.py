@@ -167,9 +167,21 @@ def _check_flags(args: argparse.Namespace) -> None:
     sources += ["photos"] if args.photos is not None and args.embeddings is None else []
     if len(sources) > 1:
         raise InputError(f"--{sources[0].replace('_', '-')} and --{sources[1].replace('_', '-')} exclude each other; give one")
+    _check_folders(args)
     check_output_file(args.json)
     if args.report is not None:
         check_reports("--report", args.report, REPORTS, force=args.force)
+
+
+def _check_folders(args: argparse.Namespace) -> None:
+    """Raise InputError for folders that hold nothing to judge on, before a checkpoint is loaded."""
+    from trt_sam.imaging.embeddings import embedding_files
+    from trt_sam.imaging.photos import list_images
+
+    if args.embeddings is not None:
+        embedding_files(args.embeddings)
+    if args.photos is not None:
+        list_images([args.photos])
 
 
 def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:

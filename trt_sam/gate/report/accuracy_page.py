@@ -51,7 +51,10 @@ def accuracy_page(
         f"<h2>By size of mask (mask IoU: mean / 5th percentile)</h2>{_group_table(report, 'by_size', shades)}",
         "<h2>The worst masks</h2>",
         difference_key("FP32", "the variant"),
-        *(_worst(name, masks, unfolded=number == 0) for number, (name, masks) in enumerate(worst.items())),
+        *(
+            _worst(name, masks[: _few(name, verdicts)], unfolded=number == 0)
+            for number, (name, masks) in enumerate(worst.items())
+        ),
         f"<h2>Method</h2><ul>{''.join(f'<li>{text(sentence)}</li>' for sentence in report.method)}</ul>",
     ]
     return document(report.title, "".join(parts))
@@ -77,6 +80,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], shades: Mapping[s
 def _descriptions(report: AccuracyReport) -> str:
     lines = [f"<li><b>{text(v.name)}</b>: {text(v.description)}</li>" for v in report.variants if v.description]
     return f'<ul class="soft small">{"".join(lines)}</ul>' if lines else ""
+
+
+def _few(name: str, verdicts: Mapping[str, Verdict] | None) -> int | None:
+    """How many of the worst masks are shown, as on the page of `compare`: a picture has 15 kB, and what passes needs few."""
+    return 2 if verdicts and verdicts[name].passed else None
 
 
 def _worst(name: str, masks: Sequence[WorstMask], *, unfolded: bool) -> str:

@@ -79,12 +79,12 @@ def flips(shares: Mapping[str, tuple[float, float]], colours: Mapping[str, str])
     with _figure(0.8 + 0.26 * len(shares)) as (figure, axes):
         for row, (name, (every, clear)) in enumerate(shares.items()):
             axes.barh([row, row], [every, clear], height=0.55, color=[(colours[name], 0.35), colours[name]])
-            words = f" {100 * every:.1f} % ({100 * clear:.1f} %)"
-            axes.text(every, row, words, va="center", fontsize=8)
+            words = f"{100 * every:.1f} % ({100 * clear:.1f} %)"
+            axes.annotate(words, (every, row), (5, 0), textcoords="offset points", va="center", fontsize=8)
         _rows(axes, list(shares))
         axes.set_xlim(0.0, 1.45 * max(0.01, *(every for every, _ in shares.values())))
         axes.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(4))
-        axes.xaxis.set_major_formatter(_matplotlib("ticker").PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(_matplotlib("ticker").PercentFormatter(1.0, symbol=" %"))
         axes.set_xlabel("of all prompts; full colour, and in brackets: clear flips")
         return _svg(figure, "Flips of each variant")
 

@@ -17,7 +17,7 @@ export function listen(view, tool, meant) {
     canvas.setPointerCapture(event.pointerId);
     down.set(event.pointerId, at(event));
     meant.leave();
-    if (down.size === 2) {
+    if (down.size >= 2) {
       pinch = spread();
       started = null;
       meant.dragBox(null);
@@ -33,11 +33,10 @@ export function listen(view, tool, meant) {
     if (!view.picture) return;
     const here = at(event);
     if (down.has(event.pointerId)) down.set(event.pointerId, here);
-    if (down.size === 2) {
+    if (down.size >= 2) {
+      // From where the fingers came down: what is cut off at the picture's edges on the way does not add up.
       const now = spread();
-      view.move(now.x - pinch.x, now.y - pinch.y);
-      view.zoom(now.length / pinch.length, now);
-      pinch = now;
+      view.stretch(pinch.was, now.length / pinch.length, pinch, now);
     } else if (started) {
       started.moved ||= Math.hypot(here.x - started.from.x, here.y - started.from.y) > STILL;
       if (started.moved && started.moves) view.move(here.x - started.last.x, here.y - started.last.y);
@@ -50,6 +49,7 @@ export function listen(view, tool, meant) {
   const up = (event) => {
     const was = started;
     down.delete(event.pointerId);
+    if (down.size >= 2) pinch = spread();
     if (down.size) return;
     started = pinch = null;
     if (!was || event.type === "pointercancel") return meant.dragBox(null);
@@ -77,8 +77,9 @@ export function listen(view, tool, meant) {
     return found[2] - found[0] >= 1 && found[3] - found[1] >= 1 ? found : null;
   }
 
+  // Of the first two fingers, and how the picture lies under them.
   function spread() {
-    const [a, b] = [...down.values()];
-    return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, length: Math.max(20, Math.hypot(a.x - b.x, a.y - b.y)) };
+    const [a, b] = [...down.values()], { x, y, scale } = view;
+    return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, length: Math.max(20, Math.hypot(a.x - b.x, a.y - b.y)), was: { x, y, scale } };
   }
 }

@@ -44,10 +44,14 @@ export class View {
   }
 
   zoom(factor, at = { x: this.size.width / 2, y: this.size.height / 2 }) {
-    const scale = Math.min(Math.max(this.scale * factor, this.least), Math.max(MOST, this.least));
+    this.stretch(this, factor, at, at);
+  }
+
+  // As it was in `was` ({x, y, scale}), drawn out by `factor`, with what lay at `from` then at `to`.
+  stretch(was, factor, from, to) {
+    const scale = Math.min(Math.max(was.scale * factor, this.least), Math.max(MOST, this.least));
     if (scale <= this.least) return this.fit();
-    this.x = at.x - (at.x - this.x) * scale / this.scale;
-    this.y = at.y - (at.y - this.y) * scale / this.scale;
+    [this.x, this.y] = [to.x - (from.x - was.x) * scale / was.scale, to.y - (from.y - was.y) * scale / was.scale];
     this.scale = scale;
     this.keepInSight();
   }
