@@ -16,6 +16,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1080px; margin: 0 auto;
   padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 .card { background: var(--card); border-left: .4rem solid var(--line); border-radius: .3rem; padding: .7rem 1rem;
   margin: .7rem 0; }
 .card.pass { border-color: var(--pass); } .card.fail { border-color: var(--fail); } .card.open { border-color: var(--open); }
@@ -32,7 +33,7 @@ svg { display: block; width: 100%; height: auto; max-width: 620px; }
 svg text { font-family: system-ui, sans-serif; }
 .chip { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
-figure { margin: 1.2rem 0; } .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
+figure { margin: 1.2rem 0; } figcaption { margin-top: .3rem; } .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
 .panels img { width: 100%; display: block; border-radius: .2rem; }
 @media (min-width: 901px) { th, td { overflow-wrap: normal; } td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
   td.names { overflow-wrap: anywhere; } td.names, th:last-child.names { text-align: left; } }
