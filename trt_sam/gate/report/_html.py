@@ -33,7 +33,8 @@ svg { display: block; width: 100%; height: auto; max-width: 620px; }
 svg text { font-family: system-ui, sans-serif; }
 .chip { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; vertical-align: -.05em; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
-figure { margin: 1.2rem 0; } figcaption { margin-top: .3rem; } .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
+figure { margin: 1.2rem 0; } figcaption { margin-top: .3rem; }
+.panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
 .panels img { width: 100%; display: block; border-radius: .2rem; }
 @media (min-width: 901px) { th, td { overflow-wrap: normal; } td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
   td.names { overflow-wrap: anywhere; } td.names, th:last-child.names { text-align: left; } }
