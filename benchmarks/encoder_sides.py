@@ -5,13 +5,14 @@ A call takes a photo from host memory and gives an embedding, or masks, in host 
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from trt_sam.bench.worker import peak_mb
 
 Array = npt.NDArray[Any]
 
@@ -39,20 +40,19 @@ class Side:
 
 
 def open_ours(path: str, threads: int) -> Side:
-    """Our graph, as `OnnxRunner` runs it: from the photo's bytes in the frame."""
+    """Our graph as a user runs it: photo to embedding."""
     import onnxruntime
 
     from tests.fixtures.real import photo
-    from trt_sam.imaging.frame import to_frame
     from trt_sam.runtime.onnx_encoder import OnnxEncoder
 
-    frame, imported = to_frame(photo(PHOTO)), _peak_mb()
+    picture, imported = photo(PHOTO), peak_mb()
     encoder = OnnxEncoder(path, threads=threads)
-    return Side(lambda: encoder.embed_frame(*frame), _about(f"ONNX Runtime {onnxruntime.__version__}", imported))
+    return Side(lambda: encoder.embed(picture), _about(f"ONNX Runtime {onnxruntime.__version__}", imported))
 
 
-def open_plain(path: str, threads: int) -> Side:
-    """The plain export of an encoder in a session like ours: from normalised pixels."""
+def open_plain(path: str, threads: int, *, prepared: bool) -> Side:
+    """The plain export of an encoder in a session like ours, behind numpy's normalising; `prepared`: without that."""
     import onnxruntime
 
     from tests.fixtures.real import photo
@@ -60,30 +60,55 @@ def open_plain(path: str, threads: int) -> Side:
     from trt_sam.runtime.session import disabled_optimizers, session_options
 
     providers = ["CPUExecutionProvider"]
-    pixels, imported = preprocess(photo(PHOTO)), _peak_mb()
+    picture = photo(PHOTO)
+    pixels, imported = preprocess(picture), peak_mb()
     session = onnxruntime.InferenceSession(
         path, session_options(threads), providers=providers, disabled_optimizers=disabled_optimizers(providers)
     )
-    return Side(lambda: session.run(None, {"pixels": pixels})[0], _about(f"ONNX Runtime {onnxruntime.__version__}", imported))
+
+    def call() -> Array:
+        embedding: Array = session.run(None, {"pixels": pixels if prepared else preprocess(picture)})[0]
+        return embedding
+
+    return Side(call, _about(f"ONNX Runtime {onnxruntime.__version__}", imported))
 
 
-def open_torch(kind: str, threads: int) -> Side:
-    """The peer's own encoder in PyTorch, eager: from normalised pixels."""
+def open_mobile_sam(threads: int) -> Side:
+    """MobileSAM's own `SamPredictor.set_image`."""
     import torch
+
+    from tests.fixtures.real import mobile_sam_oracle, photo
+
+    torch.set_num_threads(threads)
+    picture, imported = photo(PHOTO), peak_mb()
+    predictor = mobile_sam_oracle()
+
+    def call() -> Array:
+        predictor.set_image(picture)
+        embedding: Array = predictor.get_image_embedding().numpy()
+        return embedding
+
+    return Side(call, _about(f"PyTorch {torch.__version__}", imported))
+
+
+def open_transformers(threads: int) -> Side:
+    """The encoder of transformers, eager, behind numpy's normalising."""
+    import torch
+    import transformers
 
     from tests.fixtures.real import photo
     from trt_sam.model.image_encoder import preprocess
 
     torch.set_num_threads(threads)
-    pixels, imported = torch.from_numpy(preprocess(photo(PHOTO))), _peak_mb()
-    encoder = peer_encoder(kind)
+    picture, imported = photo(PHOTO), peak_mb()
+    encoder = peer_encoder("vit_b")
 
     def call() -> Array:
         with torch.inference_mode():
-            embedding: Array = encoder(pixels).numpy()
+            embedding: Array = encoder(torch.from_numpy(preprocess(picture))).numpy()
         return embedding
 
-    return Side(call, _about(f"PyTorch {torch.__version__}", imported))
+    return Side(call, _about(f"transformers {transformers.__version__}, PyTorch {torch.__version__}", imported))
 
 
 def open_our_photo_to_mask(path: str, threads: int) -> Side:
@@ -93,7 +118,7 @@ def open_our_photo_to_mask(path: str, threads: int) -> Side:
     from tests.fixtures.real import photo
     from trt_sam import OnnxRunner, Predictor
 
-    picture, imported = photo(PHOTO), _peak_mb()
+    picture, imported = photo(PHOTO), peak_mb()
     predictor = Predictor(OnnxRunner(path, threads=threads))
     return Side(lambda: _masks_of(predictor, picture), _about(f"ONNX Runtime {onnxruntime.__version__}", imported))
 
@@ -105,7 +130,7 @@ def open_their_photo_to_mask(threads: int) -> Side:
     from tests.fixtures.real import mobile_sam_oracle, photo
 
     torch.set_num_threads(threads)
-    picture, imported = photo(PHOTO), _peak_mb()
+    picture, imported = photo(PHOTO), peak_mb()
     predictor = mobile_sam_oracle()
 
     def call() -> Array:
@@ -184,7 +209,3 @@ def _masks_of(predictor: Any, picture: Array) -> Array:
 
 def _about(runtime: str, imported_mb: float) -> dict[str, str]:
     return {"runtime": runtime, "imported_mb": f"{imported_mb:.0f}"}
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

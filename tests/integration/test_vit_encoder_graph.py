@@ -48,7 +48,9 @@ def rtx() -> Flavour:
 
 
 def kernels_of(path: Path, rtx: Flavour) -> KernelSummary:
-    (kernels,) = build_engine(path, EngineRecipe(compute_capabilities=("8.9",)), flavour=rtx).kernels
+    result = build_engine(path, EngineRecipe(compute_capabilities=("8.9",)), flavour=rtx)
+    assert result.warnings == ()
+    (kernels,) = result.kernels
     print(kernels)
     return kernels
 

@@ -27,16 +27,16 @@ from trt_sam.model.fused_parts import folded_linear
 __all__ = ["graph_form", "to_half"]
 
 
-def graph_form(model: TinyViT) -> TinyViT:
+def graph_form(model: TinyViT, *, fused: bool = True) -> TinyViT:
     """A rewritten copy of a float32 or float64 TinyViT, folded for inference already or not; no tensor is shared with it.
 
-    Its input and output are those of `TinyViT`; `to_half` makes it float16.
+    Its input and output are those of `TinyViT`; `to_half` makes it float16. `fused` is the form for TensorRT, else for a CPU.
     """
     form = fold_for_inference(copy.deepcopy(model))
     for module in list(form.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, WindowAttention):
-                setattr(module, name, GraphAttention(child))
+                setattr(module, name, GraphAttention(child, fused))
     return form.requires_grad_(False)
 
 
@@ -54,7 +54,7 @@ class GraphAttention(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, attention: WindowAttention) -> None:
+    def __init__(self, attention: WindowAttention, fused: bool) -> None:
         super().__init__()
         channels, self.heads, self.window = attention.proj.in_features, attention.heads, attention.window
         self.dtype = attention.proj.weight.dtype
@@ -68,7 +68,9 @@ class GraphAttention(nn.Module):
         weight[:channels] *= to_queries
         kept = torch.cat([bias[:channels] * to_queries, torch.zeros_like(bias[channels:])])
         out = attention.proj.weight.detach().double()
-        self.qkv = folded_linear(weight, kept, self.dtype)
+        # One product of all three is fewer kernels for TensorRT; on a CPU it costs a copy to take them apart.
+        parts = ((weight, kept),) if fused else zip(weight.chunk(3), kept.chunk(3), strict=True)
+        self.projections = nn.ModuleList(folded_linear(rows, bias, self.dtype) for rows, bias in parts)
         self.proj = folded_linear(out, attention.proj.bias.detach().double() + out @ bias[2 * channels :], self.dtype)
         attention.tabulate()
         assert attention.bias is not None
@@ -83,10 +85,13 @@ class GraphAttention(nn.Module):
         size, heads = self.window, self.heads
         rows, columns = -(-height // size), -(-width // size)
         below, beside = rows * size - height, columns * size - width
-        y = self.qkv(functional.layer_norm(x, (channels,), eps=self.epsilon))
-        y = functional.pad(y, (0, 0, 0, beside, 0, below))
-        y = y.reshape(rows, size, columns, size, 3, heads, channels // heads).permute(4, 0, 2, 5, 1, 3, 6)
-        q, k, v = y.reshape(3, rows * columns, heads, size * size, channels // heads).unbind(0)
+        normed = functional.layer_norm(x, (channels,), eps=self.epsilon)
+        parts = []
+        for projection in self.projections:
+            y = functional.pad(projection(normed), (0, 0, 0, beside, 0, below))
+            y = y.reshape(rows, size, columns, size, -1, heads, channels // heads).permute(4, 0, 2, 5, 1, 3, 6)
+            parts.append(y.reshape(-1, rows * columns, heads, size * size, channels // heads))
+        q, k, v = parts[0].unbind(0) if len(parts) == 1 else (part.squeeze(0) for part in parts)
         scores = (q @ k.transpose(-1, -2)).to(self.bias.dtype) + self.bias
         y = torch.softmax(scores, dim=-1).to(v.dtype) @ v
         y = y.reshape(rows, columns, heads, size, size, channels // heads).permute(0, 3, 1, 4, 2, 5)

@@ -120,11 +120,13 @@ class GraphAttention(nn.Module):
         self.relative = attention.rel_pos_h is not None
         if attention.rel_pos_h is None or attention.rel_pos_w is None:
             return
+        self.filling = -(self.width + 2 * self.size) % _ALIGNED if fused else 0
         self.register_buffer("by_rows", _table(attention, attention.rel_pos_h).to(dtype))
-        self.register_buffer("by_columns", _table(attention, attention.rel_pos_w).to(dtype))
+        # The zeros that fill up the queries come out of this product.
+        by_columns = functional.pad(_table(attention, attention.rel_pos_w), (0, self.filling))
+        self.register_buffer("by_columns", by_columns.to(dtype))
         one_hot = torch.eye(self.size, dtype=dtype)
         rows, columns = one_hot[:, None].expand(-1, self.size, -1), one_hot[None].expand(self.size, -1, -1)
-        self.filling = -(self.width + 2 * self.size) % _ALIGNED if fused else 0
         places = torch.cat([rows, columns], dim=-1).flatten(0, 1)
         self.register_buffer("places", functional.pad(places, (0, self.filling)))
 
@@ -158,10 +160,8 @@ class GraphAttention(nn.Module):
         parts = [
             q,
             of_rows.reshape(size, count, heads, size, size).permute(1, 2, 0, 3, 4),
-            of_columns.reshape(size, count, heads, size, size).permute(1, 2, 3, 0, 4),
+            of_columns.reshape(size, count, heads, size, -1).permute(1, 2, 3, 0, 4),
         ]
-        if self.filling:
-            parts.append(q.new_zeros(()).expand(*q.shape[:4], self.filling))
         return torch.cat(parts, dim=-1), torch.cat([k, self.places.expand(count, heads, -1, -1)], dim=-1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
