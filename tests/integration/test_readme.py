@@ -40,15 +40,16 @@ def test_the_lines_of_docs_python_run(tmp_path: Path, mobile_sam: Path) -> None:
     shutil.copy(ROOT / "samples" / "astronaut.jpg", tmp_path / "photo.jpg")
     for words in (
         ["export", "--checkpoint", "mobile_sam", "--output", "decoder.onnx"],
-        ["export", "--checkpoint", "mobile_sam", "--encoder", "--output", "engine"],
+        ["export", "--checkpoint", "mobile_sam", "--encoder", "--output", "mobile_sam_set"],
         ["embed", "photo.jpg", "--checkpoint", "mobile_sam", "--output", "embeddings"],
     ):
         subprocess.run([sys.executable, "-m", "trt_sam", *words], cwd=tmp_path, check=True)
+    shutil.copytree(tmp_path / "mobile_sam_set", tmp_path / "engine")
     code = "".join(text for kind, text in BLOCK.findall((ROOT / "docs" / "python.md").read_text()) if kind == "python")
     code = code.replace("AutomaticMaskGenerator(runner", "AutomaticMaskGenerator(runner, 4")
     code = code.replace(
         "# image:",
-        "import torch\nfrom trt_sam import Predictor\n"
+        "import torch\nfrom trt_sam import Predictor, load_checkpoint\n"
         "predictor = Predictor(OnnxRunner('decoder.onnx'), load_checkpoint('mobile_sam').image_encoder())\n"
         "image, detections = photo, torch.tensor([[20.0, 16, 360, 511]])\n# image:",
     )

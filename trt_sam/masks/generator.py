@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,8 @@ class AutomaticMaskGenerator:
             point_grids: clicks [k, 2] of each layer, (x, y) from 0 to 1, in place of `points_per_side`.
             min_mask_region_area: holes and islands of fewer pixels go; 0 leaves all. Needs SciPy.
             output_mode: what `segmentation` is: "binary_mask" bool [height, width], "uncompressed_rle" or "coco_rle".
-            image_encoder: what embeds photos and crops, such as `Checkpoint.image_encoder()`; without one there is only
-                `generate_from_embedding`.
+            image_encoder: what embeds photos and crops, such as `Checkpoint.image_encoder()`. None: `model`, where it was
+                opened on a set with an image encoder; else there is only `generate_from_embedding`.
 
         Raises:
             InputError: an impossible setting, or a graph that gives only its best mask.
@@ -121,7 +121,9 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self._runner = model
-        self._encoder = image_encoder
+        # A runner of a set with an image encoder embeds by itself.
+        own = cast(SupportsEmbed, model) if getattr(model, "takes_photos", False) else None
+        self._encoder = own if image_encoder is None else image_encoder
         self._names = {spec.name for spec in model.inputs}
 
     def generate(self, image: npt.NDArray[np.uint8], progress: Progress | None = None) -> list[dict[str, Any]]:

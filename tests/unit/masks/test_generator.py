@@ -126,6 +126,13 @@ def test_a_chunk_is_what_runner_and_caller_allow() -> None:
         assert sum(runner.calls) == 25
 
 
+def test_a_runner_that_embeds_needs_no_encoder() -> None:
+    runner: Any = DiscRunner()
+    runner.takes_photos, runner.embed = True, embed
+    found = AutomaticMaskGenerator(runner, 6, pred_iou_thresh=0.8, output_mode="coco_rle").generate(image_of(SIZES[0]))
+    assert found == ours(SIZES[0], points_per_side=6, pred_iou_thresh=0.8, output_mode="coco_rle") != []
+
+
 def test_an_embedding_instead_of_an_image() -> None:
     image = image_of(SIZES[0])
     generator = AutomaticMaskGenerator(DiscRunner(), 6, pred_iou_thresh=0.8, image_encoder=Encoder())  # type: ignore[arg-type]
