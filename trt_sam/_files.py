@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import os
 import shutil
@@ -39,7 +40,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         _give_name(temporary, target, 0o666)
         temporary = None
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output path") from error
+        raise InputError(f"cannot write {target}: {error.strerror or error}; {_advice(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -61,10 +62,15 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         _give_name(temporary, target, 0o777)
         temporary = None
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another output path") from error
+        raise InputError(f"cannot write {target}: {error.strerror or error}; {_advice(error)}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _advice(error: OSError) -> str:
+    make_room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{make_room}choose another output path"
 
 
 def _make_parent(target: Path) -> None:

@@ -98,8 +98,14 @@ def test_the_checkpoint_is_a_reference_with_its_noise_floor(
 
 
 def test_too_few_prompts_fail(graph: Path, golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "--golden", str(golden), str(graph), "--prompts", "8"]) == 1
-    assert "TOO FEW PROMPTS TO TELL" in capsys.readouterr().out
+    """So many are judged as were asked for, and what can be done is said."""
+    command = ["compare", "--golden", str(golden), str(graph), "--prompts", "5"]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "\n5 prompts on golden data" in out
+    assert "TOO FEW PROMPTS TO TELL" in out
+    assert "\n  prompts 5, must be at least 256\n  judge it by more prompts (--prompts N;" in out
+    assert main([*command, "--min-prompts", "5"]) == 0
 
 
 def test_limits_come_from_flags_and_files(

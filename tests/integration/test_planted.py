@@ -118,9 +118,7 @@ def coarser_than_asked(subject: Subject, int8: onnx.ModelProto, path: Path) -> N
     judged = subject.judged(int8, path, limits_of="quantized", expected="fp16", layers=False)
     assert judged.arithmetic == "quantized"
     assert judged.verdict.status == FAIL
-    assert [check.sentence for check in judged.verdict.missed] == [
-        "coarseness of the arithmetic (0: fp32) 3, must be at most 2; fp16 was asked for, the candidate is quantized"
-    ]
+    assert [check.sentence for check in judged.verdict.missed] == ["fp16 was asked for, the candidate is quantized"]
 
 
 def test_the_graph_itself_passes_and_nobody_is_blamed(standin: Subject, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "b.png": [{"points": [[1, 1], [5, 5]], "labels": [1, 0]}],
         "d.jpg": [{"box": [10, 10, 600, 50]}],
+        "gone.jpg": [{"box": [10, 10, 60, 50]}],
     }
     (folder / "prompts.json").write_text(json.dumps({"images": prompts}))
     return folder
@@ -135,6 +136,8 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(command(inputs, output, "--prompts", str(inputs / "prompts.json"))) == 1
     said = capsys.readouterr()
     assert "d.jpg: --box 10,10,600,50 is outside the image of 90x90" in said.err
+    assert "for the prompts of 1 images: gone.jpg; check their names" in said.err
+    assert "prompts on 4 photos" in said.err
     lines = {line["image"]["file_name"]: line for line in read_lines(output)}
     assert set(lines) == {"a.png", "b.png"}
     assert [len(line["annotations"]) for line in lines.values()] == [3, 1]

@@ -131,10 +131,10 @@ def settings_of(args: argparse.Namespace) -> list[Any]:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Who is told how far the search is: it is said in a line, on a terminal by a bar."""
+def progress_bar(doing: str = "looking for everything in the picture") -> Iterator[Progress]:
+    """Who is told how far it is: what it is `doing` is said in a line, on a terminal by a bar."""
     with Stages({"everything": 1}) as stages:
-        yield stages.begin("everything", "looking for everything in the picture")
+        yield stages.begin("everything", doing)
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None, str]:

@@ -66,7 +66,7 @@ def run_many(args: argparse.Namespace) -> int:
         todo = [photo for photo in photos if photo.name not in done]
         with contextlib.ExitStack() as stack:
             decoder = stack.enter_context(open_for_photos(args)) if todo else None
-            bar = stack.enter_context(progress_bar())
+            bar = stack.enter_context(progress_bar(_doing(args, todo)))
             for number, path in enumerate(todo):
                 assert decoder is not None
                 try:
@@ -136,7 +136,18 @@ def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Pr
 
     prompts = read_prompts(args.prompts)
     found = {photo.name: prompts.find(str(photo), photo.name) for photo in photos}
+    lost = [name for name, asked in prompts.prompts.items() if asked and name not in found.values()]
+    if lost and args.image.is_dir():
+        few = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        _log.warning(
+            "%s: no photo in %s for the prompts of %d images: %s; check their names", args.prompts, args.image, len(lost), few
+        )
     return Prompts({name: prompts.prompts[key] for name, key in found.items() if key is not None}, str(args.prompts))
+
+
+def _doing(args: argparse.Namespace, todo: Sequence[Path]) -> str:
+    what = "looking for everything in" if args.everything else "prompts on"
+    return f"{what} {len(todo)} photo{'s' * (len(todo) != 1)}"
 
 
 def _part_of(bar: Progress | None, number: int, count: int, name: str) -> Progress | None:

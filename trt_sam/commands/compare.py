@@ -48,7 +48,7 @@ _ASKED = {"fp32": "fp32", "tf32": "tf32", "fp16": "fp16", "int8": "quantized", "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `compare`."""
     what = "mobile_sam, standin or another checkpoint, a .onnx graph, or an engine set's folder"
-    parser.add_argument("sides", metavar="REFERENCE CANDIDATE", nargs="+", help=f"{what}; with --golden candidates alone")
+    parser.add_argument("sides", metavar="[REFERENCE] CANDIDATE", nargs="+", help=f"{what}; with --golden candidates alone")
     add_cache_argument(parser)
     data = parser.add_argument_group("what it is judged on")
     data.add_argument(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trt_sam.accuracy.examples import Example
 from trt_sam.accuracy.sides import Side
@@ -178,7 +179,8 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
             rows = kept[start : start + most]
             if len(rows) < least:
                 continue
-            yield _rows(example, answer, rows, fewest, most_points)
+            part, told = rows_of(example, answer, rows)
+            yield _of_width(part, fewest, most_points), told
 
 
 def _fixed(side: Side) -> dict[str, tuple[int, int]]:
@@ -187,12 +189,24 @@ def _fixed(side: Side) -> dict[str, tuple[int, int]]:
     return {name: (dim, dim) for name, dim in zip(("num_prompts", "num_points"), dims[:2], strict=True) if isinstance(dim, int)}
 
 
-def _rows(example: Example, answer: Answer | None, rows: Any, fewest: int, most: int) -> Asked:
-    feed = dict(example.feed)
-    count = len(example.kinds)
+def rows_of(example: Example, answer: Answer | None, rows: npt.NDArray[np.intp]) -> Asked:
+    """Some of an example's prompts, and what was answered to them."""
+    feed, count = dict(example.feed), len(example.kinds)
+    if np.array_equal(rows, np.arange(count)):
+        return example, answer
     for name in ("point_coords", "point_labels", "mask_input", "has_mask_input"):
-        if name in feed and (len(rows) < count or not np.array_equal(rows, np.arange(count))):
+        if name in feed:
             feed[name] = feed[name][rows]
+    kinds = tuple(example.kinds[row] for row in rows)
+    if answer is not None:
+        answer = Answer(answer.scores[rows], answer.inside[rows], answer.logits[rows], answer.step)
+    truth = None if example.truth is None else example.truth[rows]
+    return dataclasses.replace(example, feed=feed, kinds=kinds, truth=truth), answer
+
+
+def _of_width(example: Example, fewest: int, most: int) -> Example:
+    """The same with so many points that the graph takes them."""
+    feed = dict(example.feed)
     labels = feed["point_labels"]
     width = max(fewest, min(labels.shape[1], most))
     if width != labels.shape[1]:
@@ -201,11 +215,7 @@ def _rows(example: Example, answer: Answer | None, rows: Any, fewest: int, most:
         feed["point_labels"] = np.pad(labels, [(0, 0), (0, grown)], constant_values=LABEL_ABSENT)[:, :width].copy()
         feed["point_coords"] = np.pad(feed["point_coords"], [(0, 0), (0, grown), (0, 0)])[:, :width].copy()
     feed["orig_im_size"] = np.array(example.image.original_size, np.int64)
-    kinds = tuple(example.kinds[row] for row in rows)
-    if answer is not None and len(rows) < count:
-        answer = Answer(answer.scores[rows], answer.inside[rows], answer.logits[rows], answer.step)
-    truth = None if example.truth is None else example.truth[rows]
-    return dataclasses.replace(example, feed=feed, kinds=kinds, truth=truth), answer
+    return dataclasses.replace(example, feed=feed)
 
 
 def _judged(
@@ -240,7 +250,7 @@ def _precision(side: Side, expected: str) -> Check:
     found, asked = ARITHMETICS.index(side.arithmetic), ARITHMETICS.index(expected)
     detail = f"{expected} was asked for, the candidate is {side.arithmetic}"
     status = PASS if found <= asked else FAIL
-    return Check("precision", "coarseness of the arithmetic (0: fp32)", found, asked, False, status, detail=detail)
+    return Check("precision", "coarseness of the arithmetic (0: fp32)", found, asked, False, status, said=detail)
 
 
 def _levels(side: Side, figures: Figures, limits: Limits) -> tuple[list[Check], list[str]]:

@@ -14,7 +14,7 @@ from trt_sam.accuracy.examples import PromptedImage, embedding_picture, make_exa
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, random_images
 from trt_sam.feeds.realistic import Decode
-from trt_sam.gate.comparison import Asked, Questions
+from trt_sam.gate.comparison import Asked, Questions, rows_of
 from trt_sam.gate.golden import Golden
 from trt_sam.imaging.embeddings import embedding_files, load_embedding
 from trt_sam.imaging.photos import list_images
@@ -37,8 +37,9 @@ def golden_questions(golden: Golden, prompts: int, *, answered: bool = True) -> 
         for example, answer in zip(golden.examples, golden.answers, strict=True):
             if left <= 0:
                 return
-            left -= len(example.kinds)
-            yield example, answer if answered else None
+            part, told = rows_of(example, answer, np.arange(min(left, len(example.kinds))))
+            left -= len(part.kinds)
+            yield part, told if answered else None
 
     names = ", ".join(image.name for image in golden.images)
     return Questions(asked(), f"golden data of {golden.checkpoint} on {names} ({Path(golden.path).name})")

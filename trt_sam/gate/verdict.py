@@ -46,15 +46,18 @@ class Check:
     high: float | None = None
     """Ends of the 95 % interval; None where there is none."""
     detail: str = ""
+    said: str = ""
+    """The whole sentence, where figure and limit are no numbers that mean something to people."""
 
     @property
     def sentence(self) -> str:
         """For people: the figure, its interval, the limit."""
+        if self.said:
+            return self.said
         sign = "at least" if self.higher_is_better else "at most"
         ends = "" if self.low is None or self.high is None else f" (95 %: {self.low:.4g} to {self.high:.4g})"
-        return f"{self.title} {self.value:.4g}{ends}, must be {sign} {self.limit:g}" + (
-            f"; {self.detail}" if self.detail else ""
-        )
+        value = f"{self.value}" if isinstance(self.value, int) else f"{self.value:.4g}"
+        return f"{self.title} {value}{ends}, must be {sign} {self.limit:g}" + (f"; {self.detail}" if self.detail else "")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,16 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.status == PASS
+
+    @property
+    def advice(self) -> str:
+        """What to do where there were too few prompts to tell; else empty."""
+        if self.status != TOO_FEW:
+            return ""
+        return (
+            "judge it by more prompts (--prompts N; golden data are made with golden --prompts N), or ask for fewer "
+            "(--min-prompts N)"
+        )
 
     @property
     def missed(self) -> tuple[Check, ...]:

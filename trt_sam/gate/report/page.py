@@ -58,10 +58,11 @@ def verdict_card(name: str, verdict: Verdict, *, about: str = "", more: str = ""
 
 
 def _verdict(candidate: Candidate) -> str:
+    advice = f"<p>{text(candidate.verdict.advice)}</p>" if candidate.verdict.advice else ""
     blame = f"<p>{text(candidate.blame.sentence)}</p>" if candidate.blame is not None else ""
     notes = "".join(f'<p class="small soft">{text(note)}</p>' for note in candidate.notes)
     about = f"{candidate.executed_by}; limits for {candidate.limits_of}"
-    return verdict_card(candidate.name, candidate.verdict, about=about, more=blame + notes)
+    return verdict_card(candidate.name, candidate.verdict, about=about, more=advice + blame + notes)
 
 
 def _open(check: Check) -> str:

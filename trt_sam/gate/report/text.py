@@ -13,9 +13,9 @@ from trt_sam._json import strict
 from trt_sam.accuracy.metrics import decibels
 from trt_sam.gate.comparison import Candidate, Comparison
 from trt_sam.gate.tally import Figures
-from trt_sam.gate.verdict import PASS, Check
+from trt_sam.gate.verdict import PASS, Check, Verdict
 
-__all__ = ["figures_row", "junit", "lines", "markdown", "to_dict"]
+__all__ = ["figures_row", "junit", "lines", "markdown", "missed_lines", "to_dict"]
 
 HEAD = ("", "mean IoU", "5 %", "least", "all: mean", "all: 5 %", "clear flips", "flips", "SQNR dB")
 
@@ -57,10 +57,17 @@ def lines(comparison: Comparison) -> list[str]:
     for candidate in comparison.candidates:
         verdict = candidate.verdict
         shown.append(f"{verdict.status.upper()}  {candidate.name} ({candidate.executed_by}; limits for {candidate.limits_of})")
-        shown += [f"  {check.status}: {check.sentence}" for check in verdict.missed]
+        shown += [f"  {line}" for line in missed_lines(verdict)]
         shown += [f"  {candidate.blame.sentence}"] if candidate.blame is not None else []
         shown += [f"  note: {note}" for note in candidate.notes]
     return shown
+
+
+def missed_lines(verdict: Verdict) -> list[str]:
+    """What stands in the way of passing, by lines: each with its status where not all have that of the verdict."""
+    mixed = any(check.status != verdict.status for check in verdict.missed)
+    found = [f"{check.status}: {check.sentence}" if mixed else check.sentence for check in verdict.missed]
+    return [*found, verdict.advice] if verdict.advice else found
 
 
 def markdown(comparison: Comparison) -> str:
@@ -70,7 +77,7 @@ def markdown(comparison: Comparison) -> str:
         text.append(
             f"- **{candidate.verdict.status}**: `{candidate.name}` ({candidate.executed_by}, limits for {candidate.limits_of})"
         )
-        text += [f"  - {check.status}: {check.sentence}" for check in candidate.verdict.missed]
+        text += [f"  - {line}" for line in missed_lines(candidate.verdict)]
         text += [f"  - {candidate.blame.sentence}"] if candidate.blame is not None else []
     rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1))]
     rows += [(f"floor: {floor.name}", *figures_row(floor.figures)) for floor in comparison.floors]
