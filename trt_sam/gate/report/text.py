@@ -13,7 +13,7 @@ from trt_sam._json import strict
 from trt_sam.accuracy.metrics import decibels
 from trt_sam.gate.comparison import Candidate, Comparison
 from trt_sam.gate.tally import Figures
-from trt_sam.gate.verdict import PASS, Check, Verdict
+from trt_sam.gate.verdict import PASS, TOO_FEW, Check, Verdict
 
 __all__ = ["figures_row", "junit", "lines", "markdown", "missed_lines", "to_dict"]
 
@@ -64,9 +64,8 @@ def lines(comparison: Comparison) -> list[str]:
 
 
 def missed_lines(verdict: Verdict) -> list[str]:
-    """What stands in the way of passing, by lines: each with its status where not all have that of the verdict."""
-    mixed = any(check.status != verdict.status for check in verdict.missed)
-    found = [f"{check.status}: {check.sentence}" if mixed else check.sentence for check in verdict.missed]
+    """What stands in the way of passing, by lines with their status, which is not said again where nothing failed."""
+    found = [check.sentence if verdict.status == TOO_FEW else f"{check.status}: {check.sentence}" for check in verdict.missed]
     return [*found, verdict.advice] if verdict.advice else found
 
 
