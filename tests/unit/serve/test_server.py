@@ -61,6 +61,17 @@ def test_clients_that_behave_badly_leave_it_as_it_was() -> None:
         assert httpx.post(f"http://127.0.0.1:{port}/images", content=picture()).status_code == 201
 
 
+def test_answers_are_not_held_back() -> None:
+    """Head and body of an answer are two packets: the second must not wait for the client to confirm the first, 40 ms."""
+    with listening() as (service, port), socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert service.server is not None
+        (protocol,) = service.server.server_state.connections
+        accepted = protocol.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 def test_a_full_queue_says_when_to_come_again_and_who_left_makes_room() -> None:
     runner = DiscRunner()
     with listening(runner, waiting_clicks=2) as (service, port):
