@@ -106,13 +106,20 @@ def export_decoder(
     return ExportReport(str(path), options, parity)
 
 
-class DecoderGraph(nn.Module):
-    """The module that is traced: a form of the decoder and, if asked for, the choice of the best mask."""
+class _Traced(nn.Module):
+    """A form of the decoder and, if asked for, the choice of the best mask."""
 
     def __init__(self, decoder: nn.Module, *, best_mask: bool) -> None:
         super().__init__()
         self.decoder = decoder
         self.best_mask = best_mask
+
+    def _chosen(self, masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        return select_best(masks, iou, point_labels) if self.best_mask else (masks, iou)
+
+
+class DecoderGraph(_Traced):
+    """The module that is traced: a form of the decoder and, if asked for, the choice of the best mask."""
 
     def forward(
         self,
@@ -124,18 +131,11 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `SamDecoder.forward`; with `best_mask` only the selected mask, [num_prompts, 1, ...]."""
         masks, iou = self.decoder(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-        if self.best_mask:
-            masks, iou = select_best(masks, iou, point_labels)
-        return masks, iou
+        return self._chosen(masks, iou, point_labels)
 
 
-class SeveralImagesGraph(nn.Module):
+class SeveralImagesGraph(_Traced):
     """As `DecoderGraph`, of several images: `image_index` int32 [num_prompts] says to which of them a prompt belongs."""
-
-    def __init__(self, decoder: nn.Module, *, best_mask: bool) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.best_mask = best_mask
 
     def forward(
         self,
@@ -148,9 +148,7 @@ class SeveralImagesGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `DecoderGraph.forward`, with image_embeddings [images, 256, 64, 64]."""
         masks, iou = self.decoder(image_embeddings, point_coords, point_labels, mask_input, has_mask_input, image_index)
-        if self.best_mask:
-            masks, iou = select_best(masks, iou, point_labels)
-        return masks, iou
+        return self._chosen(masks, iou, point_labels)
 
 
 def select_best(masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
