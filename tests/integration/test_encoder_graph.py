@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.fixtures.pinned_rtx import pinned_rtx
 from tests.fixtures.real import (
     GOLDEN_PHOTOS,
     agreement,
@@ -24,7 +25,7 @@ from tests.fixtures.real import (
 from tests.real_weights import checkpoint_file
 from trt_sam.contract import EMBEDDING_SHAPE, encoder_input_specs
 from trt_sam.engine.builder import build_engine
-from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.engine.flavour import Flavour
 from trt_sam.errors import ExportError
 from trt_sam.graph.encoder import EncoderGraph, EncoderReport, compare_with_pytorch, export_encoder, sample_pictures
 from trt_sam.graph.float16 import Float16Emulation
@@ -40,7 +41,6 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 FAST_PHOTO = "rocket.jpg"
 PHOTOS = [pytest.param(name, marks=() if name == FAST_PHOTO else pytest.mark.slow) for name in GOLDEN_PHOTOS]
-PINNED = "1.7.1.116"
 LIVE_TOLERANCE = 1e-5
 
 Exported = tuple[Path, EncoderReport]
@@ -186,10 +186,7 @@ def test_bad_input_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rtx() -> Flavour:
-    flavour = load_flavour("rtx")
-    if flavour.version != PINNED:
-        pytest.skip(f"kernels were counted with TensorRT-RTX {PINNED}, this is {flavour.version}")
-    return flavour
+    return pinned_rtx()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import onnx
 import pytest
 import torch
 
+from tests.fixtures.pinned_rtx import pinned_rtx
 from trt_sam.engine.builder import BuildResult, build_engine
-from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
 from trt_sam.engine.layers import Layer
 from trt_sam.graph.arithmetic import count_graph
@@ -24,15 +25,10 @@ from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 
-PINNED = "1.7.1.116"
-
 
 @pytest.fixture(scope="module")
 def rtx() -> Flavour:
-    flavour = load_flavour("rtx")
-    if flavour.version != PINNED:
-        pytest.skip(f"kernels were counted with TensorRT-RTX {PINNED}, this is {flavour.version}")
-    return flavour
+    return pinned_rtx()
 
 
 @pytest.fixture(scope="module")

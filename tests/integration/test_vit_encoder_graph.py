@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fixtures.pinned_rtx import pinned_rtx
 from tests.fixtures.random_vit import VIT_B, VIT_H, VIT_L, random_vit
 from tests.fixtures.real import photo
 from trt_sam.cli import main
 from trt_sam.engine.builder import build_engine
-from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.layers import KernelSummary
 from trt_sam.errors import ExportError
 from trt_sam.graph.encoder import export_encoder, sample_pictures
@@ -27,7 +28,6 @@ from trt_sam.runtime.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-PINNED = "1.7.1.116"
 OF_A_BLOCK, OF_THE_REST = 12, 9
 """Kernels: LayerNorm, projection, arranging, two products and joining for relative positions, attention, arranging, output
 product, LayerNorm, and two products of the MLP; normalising, patches and neck.
@@ -41,10 +41,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def rtx() -> Flavour:
-    flavour = load_flavour("rtx")
-    if flavour.version != PINNED:
-        pytest.skip(f"kernels were counted with TensorRT-RTX {PINNED}, this is {flavour.version}")
-    return flavour
+    return pinned_rtx()
 
 
 def kernels_of(path: Path, rtx: Flavour) -> KernelSummary:
