@@ -79,7 +79,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+FULL = [pytest.param(name, marks=() if "with" in name else pytest.mark.slow) for name in GRAPHS]
+"""Each graph with every output and input builds in `make test`; the smaller ones of the same precision are slow."""
+
+
+@pytest.mark.parametrize("name", FULL)
 def test_every_graph_builds_dynamic_and_static_for_every_gpu(name: str, exports: Exports, rtx: Flavour) -> None:
     path, attentions = exports.path(name), 7 if GRAPHS[name].precision == "fp16" else 0
     dynamic = build_engine(path, EngineRecipe(compute_capabilities=GPUS), flavour=rtx)

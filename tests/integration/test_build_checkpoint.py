@@ -16,47 +16,36 @@ from trt_sam.recipe import GraphOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
 
-def test_build_from_a_checkpoint_and_inspect(
+def test_build_a_graph_that_refines_a_mask_beside_the_plain_one_and_inspect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-    arguments = ["--checkpoint", "standin", "--precision", "fp16", "--compute-capability", "8.9,12.0"]
-    assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
-    assert "built in" in capsys.readouterr().out
-    assert names(tmp_path / "set") == sorted([*FILES, "decoder.layers.json"])
-    manifest = open_manifest(tmp_path / "set")
-    assert manifest.compute_capabilities == ("8.9", "12.0")
-    assert manifest.graph("decode").options == GraphOptions(precision="fp16")
-    assert len(manifest.graph("decode").checkpoint_sha256) == 64
-    assert main(["inspect", str(tmp_path / "set" / "decoder.engine"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["kind"] == "engine"
-    assert report["graphs"][0]["kernels"][0]["fused_attentions"] == 7
-    assert main(["inspect", str(tmp_path / "set")]) == 0
-    assert "for compute capability 8.9, 12.0" in capsys.readouterr().out
-
-
-def test_one_set_with_a_graph_that_refines_a_mask(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-    arguments = ["--checkpoint", "standin", "--decode-mask", "--compute-capability", "8.9"]
+    arguments = ["--checkpoint", "standin", "--decode-mask", "--compute-capability", "8.9,12.0"]
     assert main(["build", *arguments, "--output", str(tmp_path / "set")]) == 0
     out = capsys.readouterr().out
+    assert "built in" in out
     assert "decode: profile 1: " in out
     assert "decode_mask: profile 1: " in out
     assert names(tmp_path / "set") == sorted(
         [*FILES, "decoder.layers.json", *(f"decoder_mask.{end}" for end in ("engine", "layers.json", "onnx"))]
     )
     manifest = open_manifest(tmp_path / "set")
+    assert manifest.compute_capabilities == ("8.9", "12.0")
     assert manifest.recipe.decode_mask
     plain, masked = manifest.graph("decode"), manifest.graph("decode_mask")
     assert (plain.options, masked.options) == (GraphOptions(), GraphOptions(mask_input=True))
     assert plain.checkpoint_sha256 == masked.checkpoint_sha256
+    assert len(plain.checkpoint_sha256) == 64
     for graph in (plain, masked):
         assert graph.kernels[0].fused_attentions == 7
         assert graph.engine.size > 5_000_000
     assert masked.engine.sha256 != plain.engine.sha256
+    assert main(["inspect", str(tmp_path / "set" / "decoder.engine"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kind"] == "engine"
+    assert report["graphs"][0]["kernels"][0]["fused_attentions"] == 7
+    assert main(["inspect", str(tmp_path / "set")]) == 0
+    assert "for compute capability 8.9, 12.0" in capsys.readouterr().out
     # Both are the one decoder: without a mask they give the same, and a mask changes something.
     rng = np.random.default_rng(0)
     feed = {

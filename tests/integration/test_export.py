@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import trt_sam.graph.export
+from tests.helpers import make_decoder
 from trt_sam.contract import input_specs
 from trt_sam.errors import ExportError, GraphError, InputError
 from trt_sam.graph.export import export_decoder, select_best
@@ -133,20 +134,17 @@ def test_best_mask_follows_the_rule_of_sam_without_counting_absent_points() -> N
 
 
 def test_a_graph_that_does_not_match_is_not_written(
-    tmp_path: Path, decoder: SamDecoder, monkeypatch: pytest.MonkeyPatch
+    graphs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = trt_sam.graph.export._decoder_form
-
-    def other_weights(reference: SamDecoder, options: GraphOptions) -> torch.nn.Module:
-        form = broken(reference, options)
-        with torch.no_grad():
-            for parameter in form.parameters():
-                parameter.mul_(1.01)
-        return form
-
-    monkeypatch.setattr(trt_sam.graph.export, "_decoder_form", other_weights)
+    model = onnx.load(graphs["mask"])
+    del model.metadata_props[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+            tensor.raw_data = (1.01 * onnx.numpy_helper.to_array(tensor)).tobytes()
+    monkeypatch.setattr(trt_sam.graph.export, "_trace", lambda graph, options: model)
+    options = GraphOptions(precision="fp32", target="cpu", mask_input=True)
     with pytest.raises(ExportError, match="does not match PyTorch"):
-        export_decoder(decoder, tmp_path / "wrong.onnx", GraphOptions(precision="fp32", target="cpu"))
+        export_decoder(make_decoder(), tmp_path / "wrong.onnx", options)
     assert list(tmp_path.iterdir()) == []
 
 

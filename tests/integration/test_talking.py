@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.engine_sets import write_tiny_graph
 from trt_sam.feeds.scenes import make_scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,12 +75,17 @@ def test_on_a_terminal_one_bar_with_its_times_stands_below_the_lines_and_goes(ph
 
 
 def test_verbose_says_what_the_library_notes_and_who(tmp_path: Path) -> None:
-    arguments = ["export", "--checkpoint", "standin", "--output", str(tmp_path / "f.onnx")]
+    write_tiny_graph(tmp_path / "decoder.onnx")
+    arguments = ["build", "--onnx", str(tmp_path / "decoder.onnx"), "--compute-capability", "8.9", "--backend", "rtx"]
     done = subprocess.run(
-        [sys.executable, "-m", "trt_sam", *arguments, "-v"], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "trt_sam", *arguments, "--output", str(tmp_path / "set"), "-v"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\[ *\d+\.\d s\] trt_sam\.graph\.export: ", done.stderr, re.M), done.stderr
+    assert re.search(r"^\[ *\d+\.\d s\] trt_sam\.engine\.builder: TensorRT", done.stderr, re.M), done.stderr
 
 
 def on_a_terminal(arguments: list[str]) -> tuple[str, int]:

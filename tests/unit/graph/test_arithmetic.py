@@ -142,6 +142,7 @@ def export(module: nn.Module, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow  # two exports
 def test_forms_of_the_decoder(tmp_path: Path) -> None:
     decoder = SamDecoder().eval().requires_grad_(False)
     meta = FormOptions("plain", *[False] * 5)

@@ -194,6 +194,7 @@ def test_wrong_options_say_what_to_do() -> None:
         FormOptions(attention="flash")
 
 
+@pytest.mark.slow  # test_export does it with one graph that has every input and output
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_exported_graph_keeps_its_dynamic_sizes(target: str, tmp_path: Path) -> None:
     decoder = make_decoder(11)
