@@ -143,13 +143,7 @@ class UncheckedGraph(OnnxRunner):
             shapes = {spec: [size_of(dim, sizes) for dim in spec.dims] for spec in self.outputs}
             self._results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in shapes.items()}
             self._sizes = sizes
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input("image_embeddings", self._image)
-        for name, array in feed.items():
-            binding.bind_cpu_input(name, array)
-        for name, array in self._results.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        self._opened_decoder().execute(feed, slice(None), self._image, self._results)
         return self._results
 
 

@@ -6,9 +6,11 @@ the CPU provider has ever been run by the authors; the embedding is placed on th
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +19,16 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam.contract import EMBEDDING_BYTES, FRAME_SIZE, NUM_MASKS, TensorSpec, size_of
-from trt_sam.errors import ContractError, InferenceError, ManifestError
+from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
 from trt_sam.runtime.call.decode import check_asked, decode, tokens_of
 from trt_sam.runtime.call.decoded import Asked, Bits, Decoded, Masks, Numbers
 from trt_sam.runtime.call.given import given_prompts, height_and_width
 from trt_sam.runtime.call.pending import Pending, image_of
 from trt_sam.runtime.call.several import filled_feed, image_of_each, spans
-from trt_sam.runtime.graph_check import checked_options
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs, passes
+from trt_sam.runtime.onnx_decoder import OnnxDecoder
 from trt_sam.runtime.onnx_images import OnnxImages
-from trt_sam.runtime.session import Providers, open_session, reason_in, specs_of
+from trt_sam.runtime.session import Providers, reason_in
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ _NO_LIMIT = (1, 2**31 - 1)
 _PROMPTS_PER_PASS_ON_A_GPU = 64
 _FULL_SIZE_BYTES = 256 << 20
 """What the masks of one pass may take in a full-resolution graph, in the frame and at the image's size together."""
-_CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
 class OnnxRunner(OnnxImages):
@@ -58,8 +59,8 @@ class OnnxRunner(OnnxImages):
         """Open a graph that `trt-sam export` wrote, or a set of them.
 
         Args:
-            path: the `.onnx` file; or the folder of a set, whose graphs run here whether it has engines or not: the decoder
-                (that takes masks, where there is one) and, for `set_image` with a photo, the image encoder.
+            path: the `.onnx` file; or the folder of a set, whose graphs run here whether it has engines or not: the decoder,
+                the one that takes masks for prompts that bring one, and, for `set_image` with a photo, the image encoder.
             threads: CPU threads of one call; None takes the cores that this process may use.
             providers: ONNX Runtime's execution providers, best first, each a name or a name with its options; None is the CPU.
             emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
@@ -67,37 +68,38 @@ class OnnxRunner(OnnxImages):
             image_bytes: bound of the memory for images that are held (4 MiB each); the least recently used goes first.
 
         Raises:
-            GraphError: the file is no ONNX graph, or not a SAM decoder of this package.
+            GraphError: the file is no ONNX graph, or not a SAM decoder of this package; or the decoders of a set are of two.
             ManifestError: the set is damaged, or has no decoder.
             InputError: it is missing or empty, or a provider or the number of threads is impossible.
             ContractError: `image_bytes` holds no image.
             MissingDependencyError: onnxruntime is not installed.
         """
-        encoder = None
+        encoder, plain = None, None
         if is_set(path):
             graphs = graphs_of_set(path)
-            encoder = graphs.get("encode")
-            decoder = graphs.get("decode_mask", graphs.get("decode"))
+            encoder, plain = graphs.get("encode"), graphs.get("decode")
+            decoder = graphs.get("decode_mask", plain)
             if decoder is None:
                 raise ManifestError(f"the set {path} has no decoder, only {', '.join(graphs)}")
-            path = decoder
+            path, plain = decoder, plain if decoder != plain else None
         path = existing_file(path, "graph")
         if image_bytes < EMBEDDING_BYTES:
             raise ContractError(f"image_bytes is {image_bytes}, must hold an image, {EMBEDDING_BYTES}")
-        session, provider = open_session(path, threads, providers, emulate_quantization=emulate_quantization)
-        self._session = session
-        metadata = dict(session.get_modelmeta().custom_metadata_map)
-        self._inputs, self._outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())
-        self.options = checked_options(path, metadata, self._inputs, self._outputs)
+        opened = partial(OnnxDecoder, threads=threads, providers=providers, emulate_quantization=emulate_quantization)
+        self._decoder: OnnxDecoder | None = opened(path)
+        self._inputs, self._outputs = self._decoder.inputs, self._decoder.outputs
+        self._without_masks = None if plain is None else opened(existing_file(plain, "graph"))
+        if self._without_masks is not None:
+            _check_pair(path, self._decoder, self._without_masks)
+        self.options = self._decoder.options
         """What the graph computes (`recipe.GraphOptions`)."""
-        self.metadata: Mapping[str, str] = metadata
+        self.metadata: Mapping[str, str] = self._decoder.metadata
         """What the graph's exporter and calibration wrote into it."""
-        self.checkpoint_sha256 = metadata.get("trt_sam.checkpoint_sha256", "")
+        self.checkpoint_sha256 = self._decoder.checkpoint_sha256
         """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
         self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
-        self._device = "cuda" if provider in _CUDA_PROVIDERS else "cpu"
-        super().__init__(path, encoder, self.checkpoint_sha256, threads, self._device, image_bytes // EMBEDDING_BYTES)
+        super().__init__(path, encoder, self.checkpoint_sha256, threads, self._decoder.device, image_bytes // EMBEDDING_BYTES)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None, image_bytes: int = 4 * EMBEDDING_BYTES) -> Self:
@@ -163,7 +165,8 @@ class OnnxRunner(OnnxImages):
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
 
-        Many prompts are computed `most_prompts` at a time: beside the results, memory does not grow with their number.
+        Many prompts are computed `most_prompts` at a time: beside the results, memory does not grow with their number. On a set
+        a feed of whose prompts none has a mask (`has_mask_input`) runs in the decoder without.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -213,7 +216,7 @@ class OnnxRunner(OnnxImages):
 
     def _outputs_of(self, feed: Mapping[str, Array], image: Any) -> dict[str, Array]:
         """Every output in the graph's dtype; `image` counts where the feed has none."""
-        self._require_open()
+        decoder = self._opened_decoder()
         if "image_embeddings" not in feed:
             image = image_of(image)
         if self.options.images > 1 and (image is not None or "image_embeddings" in feed):
@@ -228,11 +231,13 @@ class OnnxRunner(OnnxImages):
         }
         if "orig_im_size" in arrays:
             sizes["height"], sizes["width"] = map(int, arrays["orig_im_size"])
+        if self._without_masks is not None and not arrays["has_mask_input"].any():
+            decoder = self._without_masks
         try:
             # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
             outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
             for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
-                self._execute(_rows_of(arrays, self._inputs, rows), _rows_of(outputs, self._outputs, rows), image)
+                decoder.execute(arrays, rows, image, outputs)
         except (Exception, MemoryError) as error:
             raise InferenceError(
                 f"{self._path} failed in ONNX Runtime ({reason_in(error)}); the runner is still open"
@@ -256,20 +261,9 @@ class OnnxRunner(OnnxImages):
         pixels = sizes["height"] * sizes["width"] + FRAME_SIZE**2
         return max(1, min(most, _FULL_SIZE_BYTES // (NUM_MASKS * 4 * pixels)))
 
-    def _execute(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], image: Any) -> None:
-        """One pass of the session: `inputs` (and `image`, where they have none) into `outputs`, both contiguous."""
-        binding = self._session.io_binding()
-        if "image_embeddings" not in inputs:
-            binding.bind_ortvalue_input("image_embeddings", image)
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
-
     def close(self) -> None:
-        """Free the session and the images; safe to call again. A call under way ends first, those that wait are dropped."""
-        self._session = None
+        """Free the sessions and the images; safe to call again. A call under way ends first, those that wait are dropped."""
+        self._decoder = self._without_masks = None
         self._close_images()
 
     def __enter__(self) -> Self:
@@ -279,11 +273,16 @@ class OnnxRunner(OnnxImages):
         self.close()
 
     def _require_open(self) -> None:
-        if self._session is None:
+        self._opened_decoder()
+
+    def _opened_decoder(self) -> OnnxDecoder:
+        if self._decoder is None:
             raise InferenceError(f"the runner of {self._path} is closed; open a new one")
+        return self._decoder
 
 
-def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], rows: slice) -> dict[str, Array]:
-    """Views of the prompts in `rows`; what has no axis of prompts is whole."""
-    by_prompt = {spec.name for spec in specs if spec.dims[0] == "num_prompts"}
-    return {name: array[rows] if name in by_prompt else array for name, array in arrays.items()}
+def _check_pair(path: Path, with_masks: OnnxDecoder, without: OnnxDecoder) -> None:
+    """Raise GraphError where two decoders are not one with a mask and without."""
+    one = (dataclasses.replace(without.options, mask_input=True), without.outputs, without.checkpoint_sha256)
+    if one != (with_masks.options, with_masks.outputs, with_masks.checkpoint_sha256):
+        raise GraphError(f"the decoders of the set {path.parent} are of two checkpoints or two forms; write the set again")
