@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
@@ -71,7 +73,7 @@ class Page:
         left, top = frame[0] + (frame[2] - width * scale) / 2, frame[1] + (frame[3] - height * scale) / 2
         return round(left + x * scale), round(top + y * scale)
 
-    def click(self, x: float, y: float, *, right: bool = False, alt: bool = False) -> None:
+    def click(self, x: float, y: float, *, right: bool = False, alt: bool = False, waits: bool = True) -> None:
         mouse = ActionBuilder(self.driver)
         mouse.pointer_action.move_to_location(*self.at(x, y))
         if alt:
@@ -81,7 +83,8 @@ class Page:
         mouse.perform()
         if alt:
             ActionChains(self.driver).key_up("\ue00a").perform()
-        self.settle()
+        if waits:
+            self.settle()
 
     def hover(self, x: float, y: float) -> None:
         mouse = ActionBuilder(self.driver)
@@ -97,6 +100,32 @@ class Page:
         mouse.pointer_action.pointer_up()
         mouse.perform()
         self.settle()
+
+    def asked(self) -> list[dict[str, Any]]:
+        """What the page has asked for masks since this was last called."""
+        found = []
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent" and message["params"]["request"]["url"].endswith("/masks"):
+                found.append(json.loads(message["params"]["request"]["postData"]))
+        return found
+
+    def drag_file(self, path: Path, *kinds: str, outside: bool = False) -> None:
+        """Drag a file over the picture, or outside of the window: "dragEnter", "dragOver", "drop"."""
+        x, y = (5000, 5000) if outside else self.at(256, 256)
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in kinds:
+            self.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+
+    def drop(self, path: Path) -> None:
+        """Drop a file on the picture."""
+        self.drag_file(path, "dragEnter", "dragOver", "drop")
+
+    def delay(self, seconds: float) -> None:
+        """Have each request take so much longer."""
+        told = {"offline": False, "latency": seconds * 1e3, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.driver.execute_cdp_cmd("Network.enable", {})
+        self.driver.execute_cdp_cmd("Network.emulateNetworkConditions", told)
 
     def colour(self, x: float, y: float) -> tuple[int, int, int]:
         """What is drawn at a place, red, green, blue."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -44,26 +42,16 @@ def gesture(page: Page, *steps: Sequence[Place]) -> None:
     page.settle()
 
 
-def asked(page: Page) -> list[dict[str, Any]]:
-    """What the page has asked for masks since it was last looked at."""
-    found = []
-    for entry in page.driver.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent" and message["params"]["request"]["url"].endswith("/masks"):
-            found.append(json.loads(message["params"]["request"]["postData"]))
-    return found
-
-
 def opened(page: Page) -> None:
     page.open()
     page.script("scrollTo(0, 0)")
-    asked(page)
+    page.asked()
 
 
 def tapped(page: Page, at: Place) -> Place:
     """The place of the picture that a tap there asks about."""
     gesture(page, [at])
-    (question,) = asked(page)
+    (question,) = page.asked()
     ((x, y),) = question["points"]
     page.press("#undo")
     page.settle()
@@ -76,7 +64,7 @@ def test_two_fingers_zoom_about_their_middle(phone: Page) -> None:
     x, y = phone.at(256, 256)
     middle, beside = tapped(phone, (x, y)), tapped(phone, (x + 60, y + 30))
     gesture(phone, *([(x - r, y), (x + r, y)] for r in (30, 45, 60, 75, 90)))
-    assert asked(phone) == []
+    assert phone.asked() == []
     assert not phone.all("#candidates button")
     assert tapped(phone, (x, y)) == pytest.approx(middle, abs=1.0)
     # Three times as far apart: what lay 60 pixels beside the middle lies 180 beside it.
@@ -92,7 +80,7 @@ def test_two_fingers_move_a_picture_that_is_zoomed(phone: Page) -> None:
     gesture(phone, *([(x - r, y), (x + r, y)] for r in (30, 60, 90)))
     before = tapped(phone, (x, y))
     gesture(phone, *([(x - 40 + d, y + d), (x + 40 + d, y + d)] for d in (0, 15, 30)))
-    assert asked(phone) == []
+    assert phone.asked() == []
     assert tapped(phone, (x + 30, y + 30)) == pytest.approx(before, abs=1.0)
 
 
@@ -107,7 +95,7 @@ def test_a_finger_that_stays_or_a_third_one_asks_nothing(phone: Page) -> None:
     touch(phone, "touchEnd", [])
     gesture(phone, *([(x - 40, y), (x + 40, y), (x + d, y + 60 + d)] for d in (0, 20, 40)))
     phone.settle()
-    assert asked(phone) == []
+    assert phone.asked() == []
     assert not phone.all("#candidates button")
     assert not phone.find("#undo").is_enabled()
 
@@ -116,17 +104,9 @@ def test_one_finger_drags_a_box(phone: Page) -> None:
     opened(phone)
     (x0, y0), (x1, y1) = phone.at(150, 60), phone.at(300, 215)
     gesture(phone, [(x0, y0)], [((x0 + x1) / 2, (y0 + y1) / 2)], [(x1, y1)])
-    (question,) = asked(phone)
+    (question,) = phone.asked()
     assert question["boxes"][0] == pytest.approx([150, 60, 300, 215], abs=2.0)
     assert len(phone.all("#candidates button")) == 3
-
-
-def drag(page: Page, path: Path, *kinds: str, outside: bool = False) -> None:
-    """Drag a file over the picture, or outside of the window: "dragEnter", "dragOver", "drop"."""
-    x, y = (5000, 5000) if outside else page.at(256, 256)
-    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-    for kind in kinds:
-        page.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
 
 
 def is_dropping(page: Page) -> bool:
@@ -135,24 +115,24 @@ def is_dropping(page: Page) -> bool:
 
 def test_a_photo_that_is_dropped_is_opened(desktop: Page) -> None:
     desktop.driver.get(desktop.url + "/")
-    drag(desktop, ROOT / "samples" / "astronaut.jpg", "dragEnter", "dragOver")
+    desktop.drag_file(ROOT / "samples" / "astronaut.jpg", "dragEnter", "dragOver")
     desktop.until(lambda: is_dropping(desktop))
-    drag(desktop, ROOT / "samples" / "astronaut.jpg", "drop")
+    desktop.drag_file(ROOT / "samples" / "astronaut.jpg", "drop")
     desktop.until(lambda: desktop.script("return document.body.dataset.state") == "ready", 60)
     desktop.settle()
     assert not is_dropping(desktop)
-    asked(desktop)
+    desktop.asked()
     desktop.click(220, 400)
-    assert asked(desktop)[0]["points"][0] == pytest.approx([220, 400], abs=1.0)
+    assert desktop.asked()[0]["points"][0] == pytest.approx([220, 400], abs=1.0)
     assert len(desktop.all("#candidates button")) == 3
 
 
 def test_a_file_that_is_dragged_out_again_changes_nothing(desktop: Page) -> None:
     desktop.open()
     before = desktop.colour(180, 300)
-    drag(desktop, ROOT / "samples" / "scene.png", "dragEnter", "dragOver")
+    desktop.drag_file(ROOT / "samples" / "scene.png", "dragEnter", "dragOver")
     desktop.until(lambda: is_dropping(desktop))
-    drag(desktop, ROOT / "samples" / "scene.png", "dragOver", outside=True)
+    desktop.drag_file(ROOT / "samples" / "scene.png", "dragOver", outside=True)
     desktop.until(lambda: not is_dropping(desktop))
     desktop.settle()
     assert desktop.colour(180, 300) == before
@@ -162,8 +142,8 @@ def test_a_dropped_file_that_is_no_picture_is_told_and_the_old_one_stays(desktop
     (tmp_path / "notes.txt").write_text("no picture")
     desktop.open()
     desktop.click(220, 400)
-    drag(desktop, tmp_path / "notes.txt", "dragEnter", "dragOver", "drop")
-    desktop.until(lambda: "notes.txt is not a picture" in desktop.text("#toast"))
+    desktop.drag_file(tmp_path / "notes.txt", "dragEnter", "dragOver", "drop")
+    desktop.until(lambda: "notes.txt is damaged, or not a picture" in desktop.text("#toast"))
     desktop.settle()
     assert len(desktop.all("#candidates button")) == 3
     desktop.click(220, 130)

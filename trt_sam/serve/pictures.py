@@ -43,7 +43,7 @@ def picture_of(data: bytes, most_pixels: int) -> Picture:
     if size is not None and size[0] * size[1] > most_pixels:
         raise picture_too_large(most_pixels)
     try:
-        return decode_image(data, "the body of this request", FORMATS)
+        return decode_image(data, "upload", FORMATS)
     except InputError as error:
         raise Refusal(400, "bad_picture", str(error)) from None
 

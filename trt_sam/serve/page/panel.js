@@ -9,7 +9,7 @@ let hide = 0;
 export const element = (id) => document.getElementById(id);
 
 export function drawCandidates(picture, current, colour, choose) {
-  const list = element("candidates");
+  const list = element("candidates"), byKeys = list.querySelector(":focus-visible") !== null;
   if (!current.masks.length) {
     const empty = document.createElement("p");
     empty.className = "quiet";
@@ -33,6 +33,7 @@ export function drawCandidates(picture, current, colour, choose) {
     button.addEventListener("click", () => choose(place));
     return button;
   }));
+  if (byKeys) list.children[current.chosen].focus();
 }
 
 export function drawObjects(objects, remove) {
@@ -52,8 +53,10 @@ export function drawObjects(objects, remove) {
 // What took how long: all of it as seen here, and the model's part as the service says.
 export function showTime(what, milliseconds, times) {
   const model = (times.embed ?? 0) + (times.decode ?? 0);
-  element("time").textContent = `${what} ${Math.round(milliseconds)} ms, model ${Math.round(model)} ms`;
+  element("time").textContent = `${what} ${duration(milliseconds)}, model ${duration(model)}`;
 }
+
+const duration = (ms) => ms < 9999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 
 export function toast(words) {
   const place = element("toast");
