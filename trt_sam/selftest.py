@@ -21,7 +21,8 @@ from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
 from trt_sam.engine.flavour import Flavour, available_flavours
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError, TrtSamError
-from trt_sam.gate.comparison import Questions, compare_with, fitting
+from trt_sam.gate.comparison import Questions, compare_with
+from trt_sam.gate.fitting import fitting
 from trt_sam.gate.golden import Golden, load_golden, shipped_golden
 from trt_sam.gate.limits import DEFAULTS
 from trt_sam.gate.questions import golden_questions

@@ -62,6 +62,7 @@ def test_a_graph_passes_and_a_broken_one_does_not(
     report = tmp_path / "report"
     assert main(["compare", "--golden", str(golden), str(graph), str(broken), *FEW, "--report", str(report)]) == 1
     printed = capsys.readouterr().out
+    assert f"what {graph} makes of mask_input was NOT JUDGED" in printed
     assert f"PASS  {graph}" in printed
     assert f"FAIL  {broken}" in printed
     data = json.loads((report / "report.json").read_text())
@@ -75,7 +76,10 @@ def test_a_graph_passes_and_a_broken_one_does_not(
     assert [suite.get("failures") == "0" for suite in suites] == [True, False]
     assert "| 0.0 % |" in (report / "report.md").read_text()
     page = (report / "report.html").read_text()
-    assert page.index(str(broken)) < page.index(str(graph)), "what failed comes first"
+    table = page.index("<h2>Figures")
+    for start in (0, table):
+        assert page.index(str(broken), start) < page.index(str(graph), start), "what failed comes first, in cards and in tables"
+    assert ">fp32: 0.999</text>" in page, "the limit's line has its name beside it"
     assert 'src="http' not in page
     assert "@import" not in page
     assert main(["compare", "--golden", str(golden), str(graph), *FEW, "--report", str(report)]) == 2
@@ -121,10 +125,16 @@ def test_limits_come_from_flags_and_files(
 
 
 def test_a_graph_is_not_judged_on_what_it_was_calibrated_with(
-    graph: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor where golden data hold the embedding rounded."""
     model = onnx.load(graph)
-    digest = digest_of_embedding(load_golden(golden).images[0].embedding)
+    embedding, golden = random_images(1)[0].embedding, tmp_path / "golden.npz"
+    save_embedding(tmp_path / "embeddings" / "scene.npz", Embedding(embedding, (300, 201), "scene.png"))
+    write = ["golden", "--checkpoint", "standin", "--embeddings", str(tmp_path / "embeddings"), "--half"]
+    assert main([*write, "--prompts", "8", "--output", str(golden)]) == 0
+    digest = digest_of_embedding(embedding)
+    assert digest != digest_of_embedding(load_golden(golden).images[0].embedding)
     for entry in model.metadata_props:
         if entry.key == "trt_sam.options":
             entry.value = json.dumps({**json.loads(entry.value), "precision": "int8"})

@@ -33,6 +33,7 @@ def photo(tmp_path: Path) -> Path:
     ("words", "message"),
     [
         (["export", "--checkpoint", "mobilesam", "--output", "d.onnx"], "did you mean mobile_sam?"),
+        (["export", "--checkpoint", "standin", "--precision", "int8", "--output", "d.onnx"], "calibrate --precision int8"),
         (["segment", "photo.jpg", "--checkpoint", "mobilesam", "--point", "1,1"], "did you mean mobile_sam?"),
         (["serve", "mobilesam", "--port", "0"], "did you mean mobile_sam?"),
         (["export", "--checkpoint", "standin", "--output", "photo.jpg/d.onnx"], "photo.jpg is a file"),

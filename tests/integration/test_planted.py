@@ -17,7 +17,8 @@ from tests.fixtures.planted import PLANTS, distance, planted, scale_ten_times_to
 from trt_sam.accuracy.examples import first_prompts
 from trt_sam.accuracy.sides import open_side
 from trt_sam.gate.blame import with_layers
-from trt_sam.gate.comparison import Candidate, Questions, compare_with, fitting
+from trt_sam.gate.comparison import Candidate, Questions, compare_with
+from trt_sam.gate.fitting import fitting
 from trt_sam.gate.golden import load_golden, shipped_golden
 from trt_sam.gate.limits import DEFAULTS, limits_for
 from trt_sam.gate.verdict import FAIL

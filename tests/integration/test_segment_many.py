@@ -137,7 +137,8 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     assert "d.jpg: --box 10,10,600,50 is outside the image of 90x90" in said.err
     assert "for the prompts of 1 images: gone.jpg; check their names" in said.err
-    assert "prompts on 4 photos" in said.err
+    assert "prompts on 3 photos" in said.err
+    assert "2 photos, 4 masks, 1 without prompts left out, 1 could not be done" in said.out
     lines = {line["image"]["file_name"]: line for line in read_lines(output)}
     assert set(lines) == {"a.png", "b.png"}
     assert [len(line["annotations"]) for line in lines.values()] == [3, 1]
@@ -154,6 +155,14 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
             np.testing.assert_array_equal(np.array(picture) > 0, masks_of(lines["a.png"])[number])
 
 
+def test_a_photo_that_nobody_asked_of_is_no_failure(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps({"images": {"b.png": [{"points": [[1, 1]], "labels": [1]}]}}))
+    output = tmp_path / "masks.jsonl"
+    assert main(command(inputs, output, "--prompts", str(tmp_path / "prompts.json"))) == 0
+    assert "1 photos, 1 masks, 3 without prompts left out" in capsys.readouterr().out
+    assert [line["image"]["file_name"] for line in read_lines(output)] == ["b.png"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -164,6 +173,7 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
         ([*EVERYTHING, "--output", "m.json"], "give --output F.jsonl"),
         (["--prompts", "cut.json"], "it is not JSON"),
         (["--prompts", "none.json"], "prompt file not found"),
+        (["--prompts", "others.json"], "others.json has no prompts of any photo in "),
         ([*EVERYTHING, "--output", "old.jsonl"], "line 1 is not a JSON object"),
     ],
 )
@@ -178,11 +188,12 @@ def test_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cut.json").write_bytes((inputs / "prompts.json").read_bytes()[:60])
     (tmp_path / "old.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "others.json").write_text('{"images": {"gone.jpg": [{"points": [[1, 1]], "labels": [1]}]}}')
     assert main([*command(inputs, tmp_path / "masks.jsonl"), *more]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert message in said.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "old.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "old.jsonl", "others.json"]
     assert (tmp_path / "old.jsonl").read_text() == "[1, 2]\n"
 
 

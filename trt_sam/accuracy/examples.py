@@ -57,6 +57,8 @@ class PromptedImage:
     """uint8 [256, 256, 3]: the frame that the encoder saw, or where it is not at hand, the embedding in three colours."""
     objects: npt.NDArray[np.bool_] | None = field(repr=False, default=None)
     """bool [num_objects, 1024, 1024], the exact masks; None where nobody knows them."""
+    whole_sha256: str = ""
+    """Of the embedding before it was rounded for a small file; "" where it is as the encoder gave it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trt_sam.cluster.photo import Prompts, Task
+from trt_sam.cluster.photo import Prompts, Task, asks_of
 from trt_sam.cluster.plan import Plan, Shard, open_plan
 from trt_sam.cluster.pool import Pool, WorkerDiedError, check_reachable, connected
 from trt_sam.cluster.rows import PARQUET, check_parquet, write_rows
@@ -61,7 +61,7 @@ def segment_folder(
     Both folders must be there for all machines under these paths; the set in `folder` is sent to them.
 
     Args:
-        photos: the folder.
+        photos: the folder; of `Prompts` those photos that have some.
         output: one file for each shard of `shard_size` photos, written when it is whole; `failed.jsonl` where some failed.
         folder: a set with an image encoder: engines take a GPU for each worker, graphs a core.
         task: what to find.
@@ -81,7 +81,7 @@ def segment_folder(
         check_parquet()
         settings = {**settings, "parquet": True}
     check_reachable(address)
-    names = [path.name for path in list_images([photos])]
+    names = [path.name for path in list_images([photos]) if asks_of(task, path.name)]
     files = files_of_set(folder)
     plan = open_plan(output.absolute(), names, settings, shard_size, PARQUET if parquet else ".jsonl")
     todo = list(plan.todo())

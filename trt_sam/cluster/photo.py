@@ -125,6 +125,11 @@ class Prompts:
 Task = Everything | Prompts
 
 
+def asks_of(task: Task, name: str) -> bool:
+    """Whether anything is to be found in the photo of this file name: a file of prompts need not name them all."""
+    return isinstance(task, Everything) or name in task.by_photo
+
+
 def segmented(
     runner: Runner, embed: Embed, path: Path, task: Task, told: Progress | None = None
 ) -> tuple[Photo, list[dict[str, Any]]]:

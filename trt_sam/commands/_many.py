@@ -22,7 +22,7 @@ from trt_sam.progress import Progress
 if TYPE_CHECKING:
     from trt_sam.cluster import Everything, Prompts
 
-__all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "run_many", "task_of"]
+__all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "run_many", "task_of", "unasked"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +45,18 @@ def is_of_many(args: argparse.Namespace) -> bool:
 def run_many(args: argparse.Namespace) -> int:
     """Segment every photo that has no line in `--output` yet; 1 where one could not be, which is named, else 0.
 
+    With `--prompts` a photo that the file does not name is left out: nobody asked anything of it.
+
     Raises:
         InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written.
     """
-    from trt_sam.cluster import segmented
+    from trt_sam.cluster import asks_of, segmented
 
     _check(args)
     photos = list_images([args.image])
     task = task_of(args, photos)
+    left_out = unasked(task, photos)
+    photos = [photo for photo in photos if asks_of(task, photo.name)]
     settings = {
         "checkpoint": args.checkpoint,
         "onnx": None if args.onnx is None else str(args.onnx),
@@ -81,10 +85,9 @@ def run_many(args: argparse.Namespace) -> int:
                 masks += len(records)
         kept = f", {len(photos) - len(todo)} were there" if len(photos) > len(todo) else ""
         wrong = f", {failed} could not be done (named above)" if failed else ""
-        print(
-            f"{args.output}: {len(todo) - failed} photos, {masks} masks{kept}{wrong}, {time.perf_counter() - started:.1f} s",
-            flush=True,
-        )
+        seconds = time.perf_counter() - started
+        told = f"{len(todo) - failed} photos, {masks} masks{kept}{left_out}{wrong}, {seconds:.1f} s"
+        print(f"{args.output}: {told}", flush=True)
     return 1 if failed else 0
 
 
@@ -128,7 +131,7 @@ def _done(output: Path, lines: LinesFile, settings: dict[str, Any]) -> set[str]:
 
 
 def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Prompts:
-    """What is to be found in the photos; raises InputError where the file of prompts cannot be used."""
+    """What is to be found in the photos; raises InputError where the file of prompts cannot be used, or names none of them."""
     if args.prompts is None:
         return everything_of(args)
     from calibrators.prompt_file import read_prompts
@@ -137,12 +140,23 @@ def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Pr
     prompts = read_prompts(args.prompts)
     found = {photo.name: prompts.find(str(photo), photo.name) for photo in photos}
     lost = [name for name, asked in prompts.prompts.items() if asked and name not in found.values()]
+    few = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+    if not any(key is not None for key in found.values()):
+        held = f"it names {few}" if lost else "it holds none"
+        raise InputError(f"{args.prompts} has no prompts of {'any photo in ' * args.image.is_dir()}{args.image}: {held}")
     if lost and args.image.is_dir():
-        few = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
         _log.warning(
             "%s: no photo in %s for the prompts of %d images: %s; check their names", args.prompts, args.image, len(lost), few
         )
     return Prompts({name: prompts.prompts[key] for name, key in found.items() if key is not None}, str(args.prompts))
+
+
+def unasked(task: Everything | Prompts, photos: Sequence[Path]) -> str:
+    """For the line at the end: how many photos the file of prompts does not name."""
+    from trt_sam.cluster import asks_of
+
+    count = sum(not asks_of(task, photo.name) for photo in photos)
+    return f", {count} without prompts left out" if count else ""
 
 
 def _doing(args: argparse.Namespace, todo: Sequence[Path]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trt_sam._files import existing_file
 from trt_sam.commands._everything import settings_of
-from trt_sam.commands._many import check_flags_of_many, task_of
+from trt_sam.commands._many import check_flags_of_many, task_of, unasked
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Stages
@@ -68,7 +68,10 @@ def run_on_ray(args: argparse.Namespace) -> int:
     kept = f", {report.there} were there" if report.there else ""
     wrong = f", {report.failed} could not be done (failed.jsonl names them)" if report.failed else ""
     seconds = time.perf_counter() - started
-    print(f"{args.output}: {report.photos} photos, {report.masks} masks{kept}{wrong}, {seconds:.1f} s", flush=True)
+    print(
+        f"{args.output}: {report.photos} photos, {report.masks} masks{kept}{unasked(task, photos)}{wrong}, {seconds:.1f} s",
+        flush=True,
+    )
     return 1 if report.failed else 0
 
 

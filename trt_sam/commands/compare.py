@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trt_sam.accuracy.sides import Side
-    from trt_sam.gate.comparison import Asked, Comparison, Questions
+    from trt_sam.gate.comparison import Comparison, Questions
+    from trt_sam.gate.fitting import Asked
     from trt_sam.gate.golden import Golden
 
     Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -78,12 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge; 0 when every candidate passes, 1 when one does not."""
-    _check_flags(args)
+    photos = _check_flags(args)
     limits = limits_of(args)
     device = gpu_number(args.device)
     from trt_sam.accuracy.sides import open_side
     from trt_sam.gate.by_golden import about_golden, check_checkpoint
-    from trt_sam.gate.comparison import Questions, compare_with, fitting
+    from trt_sam.gate.comparison import Questions, compare_with
+    from trt_sam.gate.fitting import fitting
     from trt_sam.gate.overlap import refuse_calibration_images
     from trt_sam.gate.reference import half_of
 
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             from trt_sam.gate.blame import check_layers
 
             check_layers(reference, candidates)
-        found = _questions(args, reference, sides, golden)
+        found = _questions(args, reference, sides, golden, photos)
         asked: Iterable[Asked] = fitting(found.examples, sides)
         if not args.allow_calibration_images:
             asked = refuse_calibration_images(asked, candidates)
@@ -151,7 +153,8 @@ def _golden(args: argparse.Namespace) -> Golden | None:
     return load_golden(args.golden)
 
 
-def _check_flags(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> list[Path]:
+    """Raise InputError for impossible flags; the files that `--photos` names, before a checkpoint is loaded."""
     if args.golden is None and len(args.sides) < 2:
         raise InputError("there is a reference but no candidate: name both, or give --golden G.npz CANDIDATE")
     if args.prompts is not None and args.prompts < 1:
@@ -167,21 +170,21 @@ def _check_flags(args: argparse.Namespace) -> None:
     sources += ["photos"] if args.photos is not None and args.embeddings is None else []
     if len(sources) > 1:
         raise InputError(f"--{sources[0].replace('_', '-')} and --{sources[1].replace('_', '-')} exclude each other; give one")
-    _check_folders(args)
+    photos = _photos(args)
     check_output_file(args.json)
     if args.report is not None:
         check_reports("--report", args.report, REPORTS, force=args.force)
+    return photos
 
 
-def _check_folders(args: argparse.Namespace) -> None:
-    """Raise InputError for folders that hold nothing to judge on, before a checkpoint is loaded."""
+def _photos(args: argparse.Namespace) -> list[Path]:
+    """The photos; raises InputError for folders that hold nothing to judge on."""
     from trt_sam.imaging.embeddings import embedding_files
     from trt_sam.imaging.photos import list_images
 
     if args.embeddings is not None:
         embedding_files(args.embeddings)
-    if args.photos is not None:
-        list_images([args.photos])
+    return [] if args.photos is None else list_images([args.photos])
 
 
 def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:
@@ -190,7 +193,9 @@ def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:
     return DEFAULT_PROMPTS if golden is None else golden.prompts
 
 
-def _questions(args: argparse.Namespace, reference: Side | None, sides: Sequence[Side], golden: Golden | None) -> Questions:
+def _questions(
+    args: argparse.Namespace, reference: Side | None, sides: Sequence[Side], golden: Golden | None, photos: Sequence[Path]
+) -> Questions:
     from trt_sam.gate import questions
     from trt_sam.gate.golden import load_golden, shipped_golden
 
@@ -200,15 +205,13 @@ def _questions(args: argparse.Namespace, reference: Side | None, sides: Sequence
     assert reference is not None
     masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
     if args.embeddings is not None:
-        return questions.of_embeddings(
-            args.embeddings, args.photos, count, _decoder(reference), seed=args.seed, earlier_masks=masks
-        )
+        return questions.of_embeddings(args.embeddings, photos, count, _decoder(reference), seed=args.seed, earlier_masks=masks)
     if args.photos is not None:
         encoder = next((side.checkpoint.image_encoder() for side in sides if side.checkpoint is not None), None)
         if encoder is None:
             raise InputError("--photos need an image encoder: name a checkpoint as REFERENCE, or give --embeddings")
         decode = _decoder(reference)
-        return questions.of_photos([args.photos], encoder.embed, count, decode, seed=args.seed, earlier_masks=masks)
+        return questions.of_photos(photos, encoder.embed, count, decode, seed=args.seed, earlier_masks=masks)
     if args.random_embeddings:
         return questions.noise(count, seed=args.seed)
     embed = _standin_encoder(sides)

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.interface == "meta":
         args.mask_input = args.full_resolution = True
     recipe = recipe_from(args, precision="fp32")
+    _check_precision(args, recipe)
     if args.encoder:
         return _export_set(args, recipe)
     if args.decode_mask:
@@ -101,14 +102,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_precision(args: argparse.Namespace, recipe: EngineRecipe) -> None:
+    """Raise InputError for what needs calibration, before a checkpoint is loaded for it."""
+    precision = recipe.graph.precision
+    if precision in EXPORT_PRECISIONS:
+        return
+    instead = (
+        "with --encoder it is fp32 or fp16" if args.encoder else f"write it with trt-sam calibrate --precision {precision}"
+    )
+    raise InputError(f"precision {precision} needs calibrated scales; {instead}")
+
+
 def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
     """Decoder, or decoders, and image encoder of one checkpoint into a folder."""
     if args.output.suffix == ".onnx":
         raise InputError(f"--output is {args.output}; with --encoder it is a folder, for several graphs")
     if recipe.graph.mask_input:
         raise InputError("with --encoder, --decode-mask adds the graph that takes a mask; leave --mask-input out")
-    if recipe.graph.precision not in EXPORT_PRECISIONS:
-        raise InputError(f"precision {recipe.graph.precision} needs calibrated scales; with --encoder it is fp32 or fp16")
     check_output_folder(args.output)
     check_output_file(args.json)
     source = checkpoint_of(args, recipe)

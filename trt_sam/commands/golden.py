@@ -30,7 +30,7 @@ from trt_sam.progress import Stages
 
 if TYPE_CHECKING:
     from trt_sam.accuracy.examples import Example, PromptedImage
-    from trt_sam.gate.comparison import Asked
+    from trt_sam.gate.fitting import Asked
 
 HELP = "prompts and PyTorch's answers in float64, to judge graphs and engines by"
 
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--prompts is {args.prompts}, must be at least 1")
     if args.seed < 0:
         raise InputError(f"--seed is {args.seed}, must be at least 0")
+    photos = _photos(args)
     for package in ("torch", "PIL"):
         require(package, "to write golden data")
     from trt_sam.gate.golden import save_golden
@@ -86,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
         decode = TorchRunner(checkpoint.decoder).run
         if args.photos is not None:
             embed = checkpoint.image_encoder().embed
-            questions = of_photos(args.photos, embed, args.prompts, decode, seed=args.seed, earlier_masks=False)
+            questions = of_photos(photos, embed, args.prompts, decode, seed=args.seed, earlier_masks=False)
         else:
-            questions = of_embeddings(args.embeddings, None, args.prompts, decode, seed=args.seed, earlier_masks=False)
+            questions = of_embeddings(args.embeddings, (), args.prompts, decode, seed=args.seed, earlier_masks=False)
         telling = stages.begin("answers", f"answering {args.prompts} prompts in float64")
 
         def tell(done: int) -> None:
@@ -119,6 +120,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _photos(args: argparse.Namespace) -> list[Path]:
+    """The photos; raises InputError for folders that hold nothing, before a checkpoint is loaded."""
+    from trt_sam.imaging.embeddings import embedding_files
+    from trt_sam.imaging.photos import list_images
+
+    if args.embeddings is not None:
+        embedding_files(args.embeddings)
+    return [] if args.photos is None else list_images(args.photos)
+
+
 def _examples(asked: Iterable[Asked], *, half: bool) -> Iterator[Example]:
     """The examples; with `half` on embeddings that float16 holds exactly, one object for all examples of an image."""
     before: PromptedImage | None = None
@@ -134,8 +145,11 @@ def _examples(asked: Iterable[Asked], *, half: bool) -> Iterator[Example]:
 
 
 def _rounded(image: PromptedImage) -> PromptedImage:
+    from trt_sam.gate.golden import digest_of_embedding
+
     with np.errstate(over="ignore"):
         embedding = image.embedding.astype(np.float16).astype(np.float32)
     if not np.isfinite(embedding).all():
         raise InputError(f"the embedding of {image.name} does not fit float16; leave --half out")
-    return dataclasses.replace(image, embedding=embedding)
+    # A graph that was calibrated with the image knows the embedding as it was.
+    return dataclasses.replace(image, embedding=embedding, whole_sha256=digest_of_embedding(image.embedding))

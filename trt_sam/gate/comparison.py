@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from trt_sam.accuracy.examples import Example
 from trt_sam.accuracy.sides import Side
-from trt_sam.contract import LABEL_ABSENT
 from trt_sam.errors import InputError
-from trt_sam.feeds.feeds import join_limits
 from trt_sam.gate.answers import Answer, answer_of
-from trt_sam.gate.limits import ARITHMETICS, Limits
+from trt_sam.gate.fitting import Asked
+from trt_sam.gate.limits import ARITHMETICS, DEFAULTS, LARGE_MASK, Limits
 from trt_sam.gate.reference import last_place
 from trt_sam.gate.tally import Figures, Tally
 from trt_sam.gate.verdict import FAIL, PASS, Check, Verdict, judge
@@ -26,12 +25,10 @@ if TYPE_CHECKING:
     from trt_sam.gate.layers import LayerRow
     from trt_sam.gate.search import Blame
 
-__all__ = ["Candidate", "Comparison", "Floor", "Questions", "compare_with", "fitting"]
+__all__ = ["Candidate", "Comparison", "Floor", "Questions", "compare_with"]
 
 FLOOR_PROMPTS = 64
 """The noise floor is measured on the first of them."""
-
-Asked = tuple[Example, Answer | None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ def compare_with(
         limits: by arithmetic.
         about: (source, executed by, checkpoint hash) of the reference where `reference` is None.
         expected: the arithmetic that the candidates should have; a coarser one fails, whatever its figures.
-        half: the reference in float16, for the noise floor.
+        half: the reference in float16, for the noise floor, and for masks that miss `min_iou`: one that float16 alone changes
+            is left out of that limit.
         progress: told the number of prompts done.
 
     Raises:
@@ -121,22 +119,27 @@ def compare_with(
     """
     tallies = [Tally() for _ in candidates]
     floors = {"the reference in FP16": Tally(keep_worst=0), "one unit of the last place of every logit": Tally(keep_worst=0)}
-    done = 0
+    own = reference.arithmetic if reference is not None else "fp32"
+    done, masks_given = 0, False
     for example, known in questions.examples:
         answer = known if known is not None else _answered(reference, example)
+        halved = None if half is None else _Halved(half, example, answer)
         for side, tally in zip(candidates, tallies, strict=True):
-            tally.add(example, answer, answer_of(side.runner.run(example.feed)))
+            ious, area = tally.add(example, answer, answer_of(side.runner.run(example.feed)))
+            missed = (area >= LARGE_MASK) & (ious < limits[_coarser(own, expected or side.arithmetic)].min_iou)
+            if halved is not None and missed.any():
+                tally.leave_out(missed & halved.changed)
         if done < FLOOR_PROMPTS and answer.step == 1:
             floors["one unit of the last place of every logit"].add(example, answer, last_place(answer))
-            if half is not None:
-                floors["the reference in FP16"].add(example, answer, answer_of(half(example.feed)))
+            if halved is not None:
+                floors["the reference in FP16"].add(example, answer, halved.answer)
         done += len(example.kinds)
+        masks_given |= bool(np.any(example.feed.get("has_mask_input", 0)))
         if progress is not None:
             progress(done)
     if not done:
         raise InputError("there is nothing to compare on: the input has no prompt that both sides take")
     source, executed, sha256 = about or _about(reference)
-    own = reference.arithmetic if reference is not None else "fp32"
     return Comparison(
         source,
         executed,
@@ -144,11 +147,32 @@ def compare_with(
         questions.description,
         done,
         tuple(
-            _judged(side, tally, limits, own, sha256, questions.masks_mean_something, expected)
+            _judged(side, tally, limits, own, sha256, questions.masks_mean_something, expected, masks_given)
             for side, tally in zip(candidates, tallies, strict=True)
         ),
         tuple(Floor(name, tally.figures()) for name, tally in floors.items() if tally.prompts),
     )
+
+
+class _Halved:
+    """What the reference says in float16 to one feed; asked once, and only where it is needed."""
+
+    def __init__(self, half: Callable[[Mapping[str, Any]], dict[str, Any]], example: Example, answer: Answer) -> None:
+        self._half, self._example, self._whole = half, example, answer
+
+    @functools.cached_property
+    def answer(self) -> Answer:
+        return answer_of(self._half(self._example.feed))
+
+    @functools.cached_property
+    def changed(self) -> npt.NDArray[np.bool_]:
+        """Which selected masks lose more than float16 may lose, bool [num_prompts]."""
+        ious, _ = Tally(keep_worst=0).add(self._example, self._whole, self.answer)
+        return np.asarray(ious < DEFAULTS["fp16"].min_iou)
+
+
+def _coarser(first: str, second: str) -> str:
+    return max(first, second, key=ARITHMETICS.index)
 
 
 def _answered(reference: Side | None, example: Example) -> Answer:
@@ -163,61 +187,6 @@ def _answered(reference: Side | None, example: Example) -> Answer:
     return answer
 
 
-def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
-    """What all sides take: prompts with too many points are left out, rows are padded with absent points and calls split.
-
-    Raises:
-        InputError: the sides have no size in common.
-    """
-    limits = join_limits(limits for side in sides for limits in (side.runner.limits, _fixed(side)))
-    fewest, most_points = limits.get("num_points", (1, 1 << 30))
-    least, most = limits.get("num_prompts", (1, 1 << 30))
-    for example, answer in asked:
-        labels = example.feed["point_labels"]
-        kept = np.flatnonzero((labels != LABEL_ABSENT).sum(axis=1) <= most_points)
-        for start in range(0, len(kept), most):
-            rows = kept[start : start + most]
-            if len(rows) < least:
-                continue
-            part, told = rows_of(example, answer, rows)
-            yield _of_width(part, fewest, most_points), told
-
-
-def _fixed(side: Side) -> dict[str, tuple[int, int]]:
-    """The sizes that a graph was given for good, where our own have dynamic ones."""
-    dims = next(spec.dims for spec in side.runner.inputs if spec.name == "point_coords")
-    return {name: (dim, dim) for name, dim in zip(("num_prompts", "num_points"), dims[:2], strict=True) if isinstance(dim, int)}
-
-
-def rows_of(example: Example, answer: Answer | None, rows: npt.NDArray[np.intp]) -> Asked:
-    """Some of an example's prompts, and what was answered to them."""
-    feed, count = dict(example.feed), len(example.kinds)
-    if np.array_equal(rows, np.arange(count)):
-        return example, answer
-    for name in ("point_coords", "point_labels", "mask_input", "has_mask_input"):
-        if name in feed:
-            feed[name] = feed[name][rows]
-    kinds = tuple(example.kinds[row] for row in rows)
-    if answer is not None:
-        answer = Answer(answer.scores[rows], answer.inside[rows], answer.logits[rows], answer.step)
-    truth = None if example.truth is None else example.truth[rows]
-    return dataclasses.replace(example, feed=feed, kinds=kinds, truth=truth), answer
-
-
-def _of_width(example: Example, fewest: int, most: int) -> Example:
-    """The same with so many points that the graph takes them."""
-    feed = dict(example.feed)
-    labels = feed["point_labels"]
-    width = max(fewest, min(labels.shape[1], most))
-    if width != labels.shape[1]:
-        grown = max(0, width - labels.shape[1])
-        # Points come first in a row and absent ones last, so that only these are cut.
-        feed["point_labels"] = np.pad(labels, [(0, 0), (0, grown)], constant_values=LABEL_ABSENT)[:, :width].copy()
-        feed["point_coords"] = np.pad(feed["point_coords"], [(0, 0), (0, grown), (0, 0)])[:, :width].copy()
-    feed["orig_im_size"] = np.array(example.image.original_size, np.int64)
-    return dataclasses.replace(example, feed=feed)
-
-
 def _judged(
     side: Side,
     tally: Tally,
@@ -226,9 +195,9 @@ def _judged(
     sha256: str,
     masks_mean_something: bool,
     expected: str | None,
+    masks_given: bool,
 ) -> Candidate:
-    coarser = max(reference, side.arithmetic, key=ARITHMETICS.index)
-    applied = coarser if expected is None else max(reference, expected, key=ARITHMETICS.index)
+    applied = _coarser(reference, side.arithmetic if expected is None else expected)
     figures = tally.figures()
     own = [] if expected is None else [_precision(side, expected)]
     levels, note = _levels(side, figures, limits[applied])
@@ -241,7 +210,7 @@ def _judged(
         limits[applied],
         figures,
         verdict,
-        (*_notes(side, sha256), *note),
+        (*_notes(side, sha256, masks_given), *note),
         side.checkpoint_sha256,
     )
 
@@ -280,7 +249,12 @@ def _about(reference: Side | None) -> tuple[str, str, str]:
     return reference.source, reference.executed_by, reference.checkpoint_sha256
 
 
-def _notes(side: Side, sha256: str) -> Iterator[str]:
+def _notes(side: Side, sha256: str, masks_given: bool) -> Iterator[str]:
+    if not masks_given and any(spec.name == "mask_input" for spec in side.runner.inputs):
+        yield (
+            f"no prompt brought an earlier mask, so that what {side.source} makes of mask_input was NOT JUDGED; prompts of "
+            "--photos and --embeddings bring some where reference and all candidates take them"
+        )
     if "" not in (side.checkpoint_sha256, sha256) and side.checkpoint_sha256 != sha256:
         yield f"it holds other weights than the reference (SHA-256 {side.checkpoint_sha256[:12]} and {sha256[:12]})"
     if isinstance(side.runner, EmulationRunner):

@@ -4,7 +4,7 @@ An `.npz`; with N prompts on M images:
 
 | key | holds |
 |---|---|
-| `about` | JSON text: format, checkpoint with its decoder's hash, versions, `step`, `sha256`; of images name, size, hash |
+| `about` | JSON text: format, checkpoint with its decoder's hash, versions, `step`, `sha256`; of images name, size, hashes |
 | `image_embeddings/0` ... | float32 [1, 256, 64, 64], or float16 in a small file: the answers are those to the rounded one |
 | `picture/0` ... | uint8, the bytes of a JPEG of the 256 x 256 frame, for people |
 | `image_index` | int32 [N] |
@@ -125,7 +125,12 @@ def save_golden(path: str | os.PathLike[str], golden: Golden, *, half: bool = Fa
         "versions": dict(golden.versions),
         "step": golden.answers[0].step,
         "images": [
-            {"name": i.name, "original_size": list(i.original_size), "embedding_sha256": digest_of_embedding(i.embedding)}
+            {
+                "name": i.name,
+                "original_size": list(i.original_size),
+                "embedding_sha256": digest_of_embedding(i.embedding),
+                "whole_sha256": i.whole_sha256,
+            }
             for i in images
         ],
     }
@@ -183,7 +188,8 @@ def _assembled(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]
             raise InputError(f"{path}: image_embeddings/{number} is {list(embedding.shape)}, must be {list(EMBEDDING_SHAPE)}")
         height, width = each["original_size"]
         picture = _picture(arrays.get(f"picture/{number}"), embedding)
-        images.append(PromptedImage(each["name"], embedding, (height, width), picture))
+        whole = str(each.get("whole_sha256", ""))
+        images.append(PromptedImage(each["name"], embedding, (height, width), picture, whole_sha256=whole))
     examples, answers = [], []
     for rows, number in _calls(arrays["image_index"]):
         labels = arrays["point_labels"][rows]

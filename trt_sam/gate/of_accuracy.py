@@ -61,6 +61,7 @@ def _figures(measurement: Measurement, name: str) -> Figures:
         area_four=area[:, None],
         flip_cost=columns["flip_cost"],
         flip=columns["flip"],
+        unstable=np.zeros(len(images), np.bool_),
         outputs={"low_res_masks": logits},
         worst=(),
     )

@@ -14,10 +14,10 @@ from trt_sam.accuracy.examples import PromptedImage, embedding_picture, make_exa
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, random_images
 from trt_sam.feeds.realistic import Decode
-from trt_sam.gate.comparison import Asked, Questions, rows_of
+from trt_sam.gate.comparison import Questions
+from trt_sam.gate.fitting import Asked, rows_of
 from trt_sam.gate.golden import Golden
 from trt_sam.imaging.embeddings import embedding_files, load_embedding
-from trt_sam.imaging.photos import list_images
 
 __all__ = ["asked_of", "golden_questions", "noise", "of_embeddings", "of_photos", "of_scenes"]
 
@@ -53,29 +53,27 @@ def of_scenes(embed: Embed, prompts: int, *, seed: int) -> Questions:
 
 
 def of_photos(
-    places: Sequence[Path], embed: Embed, prompts: int, decode: Decode, *, seed: int, earlier_masks: bool
+    paths: Sequence[Path], embed: Embed, prompts: int, decode: Decode, *, seed: int, earlier_masks: bool
 ) -> Questions:
-    """Prompts on photos (files, or folders of them), embedded on the way.
+    """Prompts on photos, embedded on the way.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: one cannot be read.
     """
-    paths = list_images(places)
     asked = asked_of(photos(paths, embed), len(paths), prompts, decode, seed=seed, earlier_masks=earlier_masks)
     return Questions(asked, f"{_count(len(paths), prompts)} photos")
 
 
 def of_embeddings(
-    folder: Path, pictures: Path | None, prompts: int, decode: Decode, *, seed: int, earlier_masks: bool
+    folder: Path, pictures: Sequence[Path], prompts: int, decode: Decode, *, seed: int, earlier_masks: bool
 ) -> Questions:
-    """Prompts on embedding files; where `pictures` holds the photo that one names, that is what is shown of it.
+    """Prompts on embedding files; where the photo that one names is among `pictures`, that is what is shown of it.
 
     Raises:
         InputError: there is none, or one cannot be read.
     """
     files = embedding_files(folder)
-    found = {} if pictures is None else {path.name: path for path in list_images([pictures])}
-    images = _stored(files, found)
+    images = _stored(files, {path.name: path for path in pictures})
     asked = asked_of(images, len(files), prompts, decode, seed=seed, earlier_masks=earlier_masks)
     return Questions(asked, f"{_count(len(files), prompts)} embeddings of {folder}")
 

@@ -27,6 +27,7 @@ from trt_sam.imaging.resize import postprocess_masks
 __all__ = ["Figures", "OutputError", "Tally"]
 
 Array = npt.NDArray[Any]
+Rows = tuple[Array, Array]
 _HARDEST = 3
 
 
@@ -63,6 +64,8 @@ class Figures:
     flip_cost: Array = field(repr=False)
     """By how much the reference scores what the candidate selects below its own choice; 0 where both select the same."""
     flip: npt.NDArray[np.bool_] = field(repr=False)
+    unstable: npt.NDArray[np.bool_] = field(repr=False)
+    """Prompts whose selected mask the reference itself changes when it computes in float16, so far as that was looked at."""
     outputs: dict[str, OutputError]
     worst: tuple[WorstMask, ...]
     """Lowest IoU first."""
@@ -88,8 +91,8 @@ class Tally:
         self._hardest: list[tuple[float, float, int, Example]] = []
         self._last: PromptedImage | None = None
 
-    def add(self, example: Example, expected: Answer, seen: Answer) -> None:
-        """Count one feed; `seen` is whole (step 1)."""
+    def add(self, example: Example, expected: Answer, seen: Answer) -> Rows:
+        """Count one feed; `seen` is whole (step 1). Gives the IoU of each selected mask, and its pixels in the reference."""
         if example.image is not self._last:
             self._last = example.image
             self._names.append(example.image.name)
@@ -119,6 +122,7 @@ class Tally:
                 "area_four": area,
                 "flip_cost": pair.cost,
                 "flip": pair.flip,
+                "unstable": np.zeros(len(index), np.bool_),
             }
         )
         start = len(self._kinds)
@@ -127,6 +131,11 @@ class Tally:
             self._hardest = sorted(self._hardest, key=lambda entry: entry[:3])[:_HARDEST]
         self._kinds += example.kinds
         self._show(example, expected, seen, pair, selected, start)
+        return selected, selected_area
+
+    def leave_out(self, unstable: npt.NDArray[np.bool_]) -> None:
+        """Mark prompts of the last feed as unstable, bool [num_prompts]."""
+        self._rows[-1]["unstable"] = unstable
 
     @property
     def prompts(self) -> int:

@@ -26,10 +26,14 @@ __all__ = ["compare_outputs"]
 
 Array = npt.NDArray[Any]
 _SCORES = 0.05
+_NEEDED = ("low_res_masks", "iou_predictions")
 
 
 def compare_outputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> OrderedDict[str, bool]:
-    """Whether each output of two iterations agrees: masks by IoU, `iou_predictions` within 0.05, all finite.
+    """Whether each output of two iterations agrees: masks by IoU, `iou_predictions` within 0.05, all finite on both sides.
+
+    Which side is the reference, Polygraphy does not say: outputs that `--load-outputs` brings are the second. An output that
+    only one side has fails where every decoder gives it, and is left out where it is one of those that are asked for.
 
     Raises:
         InputError: a variable is no number from 0 to 1, or the iterations have no masks in common.
@@ -40,12 +44,19 @@ def compare_outputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> Orde
         if name not in second:
             continue
         left, right = (np.asarray(each[name]) for each in (first, second))
-        if not np.isfinite(right.astype(np.float64)).all():
+        if left.shape != right.shape:
+            print(f"{name}: {list(left.shape)} on one side, {list(right.shape)} on the other")
+            verdict[name] = False
+        elif not all(np.isfinite(each.astype(np.float64)).all() for each in (left, right)):
             print(f"{name}: holds values that are NaN or infinite")
             verdict[name] = False
-        elif name in ("low_res_masks", "masks"):
-            ious = mask_iou(left, right)
-            large = ious[(left > 0).sum((-2, -1)) >= LARGE_MASK]
+        elif name in ("low_res_masks", "masks", "mask_bits"):
+            if name == "mask_bits":
+                # Eight pixels to a byte, as bool again.
+                left, right = (np.unpackbits(each, axis=-1).astype(np.bool_) for each in (left, right))
+            threshold = 0.5 if left.dtype == np.bool_ else 0.0
+            ious = mask_iou(left, right, threshold)
+            large = ious[(left > threshold).sum((-2, -1)) >= LARGE_MASK]
             lowest = float(large.min()) if large.size else 1.0
             verdict[name] = bool(ious.mean() >= least_mean and lowest >= least)
             print(f"{name}: mean mask IoU {ious.mean():.5f} (at least {least_mean:g}), least {lowest:.4f} (at least {least:g})")
@@ -54,9 +65,13 @@ def compare_outputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> Orde
             verdict[name] = error <= _SCORES
             print(f"{name}: largest difference {error:.2e} (at most {_SCORES:g})")
         else:
-            verdict[name] = bool(np.array_equal(left, right)) or name == "mask_bits"
+            verdict[name] = bool(np.array_equal(left, right))
     if not {"low_res_masks", "masks"} & set(verdict):
         raise InputError("the two results have no masks in common; run decoders of trt-sam export")
+    for name in _NEEDED:
+        if name not in verdict:
+            print(f"{name}: one side does not give it")
+            verdict[name] = False
     return verdict
 
 

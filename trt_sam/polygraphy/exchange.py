@@ -68,11 +68,14 @@ def read_polygraphy(inputs: str | os.PathLike[str], outputs: str | os.PathLike[s
     from polygraphy.comparator import RunResults
     from polygraphy.exception import PolygraphyException
     from polygraphy.json import load_json
+    from polygraphy.logger import G_LOGGER
 
     paths = [existing_file(path, what) for path, what in ((inputs, "inputs"), (outputs, "outputs"))]
     try:
-        feeds = list(load_json(str(paths[0])))
-        runner, iterations = next(iter(RunResults.load(str(paths[1])).items()))
+        # It would print what it then raises, and the error below says it in one line.
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+            feeds = list(load_json(str(paths[0])))
+            runner, iterations = next(iter(RunResults.load(str(paths[1])).items()))
     except (PolygraphyException, ValueError, KeyError, TypeError, StopIteration, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(

@@ -17,7 +17,7 @@ from trt_sam.cli import main
 from trt_sam.cluster import folder as folder_module
 from trt_sam.cluster import shard as shard_module
 from trt_sam.cluster.folder import Report
-from trt_sam.cluster.photo import Everything, Prompts
+from trt_sam.cluster.photo import Everything, Prompts, asks_of
 from trt_sam.cluster.plan import Plan, Shard, open_plan
 from trt_sam.cluster.pool import WorkerDiedError
 from trt_sam.cluster.rows import read_rows, write_rows
@@ -212,6 +212,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
 def test_prompts_go_with_their_photos() -> None:
     prompts = Prompts(dict.fromkeys(NAMES, ()), "prompts.json")
     assert dataclasses.asdict(prompts.of(["b.jpg", "z.jpg"])) == {"by_photo": {"b.jpg": ()}, "source": "prompts.json"}
+    assert [asks_of(task, name) for task in (prompts, Everything()) for name in ("b.jpg", "z.jpg")] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(

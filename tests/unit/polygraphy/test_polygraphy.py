@@ -50,7 +50,25 @@ def test_masks_decide() -> None:
     assert compare_outputs(first, second)["iou_predictions"] is False
 
 
-def test_golden_data_go_to_polygraphy_and_back(golden: Golden, tmp_path: Path) -> None:
+def test_one_pixel_of_nan_on_either_side_and_what_one_side_lacks() -> None:
+    """What `--load-outputs` brings is the second side: a candidate's own NaN is in the first."""
+    good = OrderedDict(outputs())
+    good["mask_bits"] = np.packbits(good["low_res_masks"] > 0, axis=-1)
+    bad = OrderedDict(good, low_res_masks=good["low_res_masks"].copy())
+    bad["low_res_masks"][1, 2, 10, 20] = np.nan
+    assert compare_outputs(good, good) == {"low_res_masks": True, "iou_predictions": True, "mask_bits": True}
+    for pair in ((good, bad), (bad, good)):
+        assert compare_outputs(*pair) == {"low_res_masks": False, "iou_predictions": True, "mask_bits": True}
+    inverted = OrderedDict(good, mask_bits=~good["mask_bits"])
+    assert compare_outputs(inverted, good)["mask_bits"] is False
+    without = OrderedDict((name, good[name]) for name in ("low_res_masks", "mask_bits"))
+    for pair in ((good, without), (without, good)):
+        assert compare_outputs(*pair)["iou_predictions"] is False
+    one = OrderedDict(good, low_res_masks=good["low_res_masks"][:, :1])
+    assert compare_outputs(one, good)["low_res_masks"] is False
+
+
+def test_golden_data_go_to_polygraphy_and_back(golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_polygraphy(golden, tmp_path / "inputs.json", tmp_path / "outputs.json")
     back = read_polygraphy(tmp_path / "inputs.json", tmp_path / "outputs.json")
     assert back.checkpoint_sha256 == ""
@@ -60,5 +78,7 @@ def test_golden_data_go_to_polygraphy_and_back(golden: Golden, tmp_path: Path) -
     for mine, other in zip(golden.examples, back.examples, strict=True):
         assert np.array_equal(mine.feed["point_coords"], other.feed["point_coords"])
     (tmp_path / "cut.json").write_bytes((tmp_path / "outputs.json").read_bytes()[:1000])
+    capsys.readouterr()
     with pytest.raises(InputError, match="are not what polygraphy run"):
         read_polygraphy(tmp_path / "inputs.json", tmp_path / "cut.json")
+    assert capsys.readouterr() == ("", "")

@@ -26,14 +26,19 @@ _DASHES: tuple[Any, ...] = ("-", (0, (7, 3)), (0, (2, 3)))
 """For more variants than colours."""
 
 
-def distances(ious: Mapping[str, Array], limits: Sequence[float], colours: Mapping[str, str]) -> str:
-    """Share of prompts whose mask is farther from the reference than each distance; lower is better. SVG."""
+def distances(ious: Mapping[str, Array], limits: Mapping[str, float], colours: Mapping[str, str]) -> str:
+    """Share of prompts whose mask is farther from the reference than each distance; lower is better. SVG.
+
+    `limits` of the 5th percentile are drawn with their names beside them.
+    """
     with _figure(3.0) as (figure, axes):
         for name, values in ious.items():
             far = np.sort(np.clip(1.0 - values, _FRONT, 1.0))
             axes.step(far, 1.0 - np.arange(len(far)) / len(far), where="pre", color=colours[name], label=name, linewidth=1.8)
-        for limit in limits:
-            axes.axvline(max(1.0 - limit, _FRONT), color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        for name, limit in limits.items():
+            place = max(1.0 - limit, _FRONT)
+            axes.axvline(place, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.annotate(name, (place, 1.0), (3, 0), textcoords="offset points", va="top", fontsize=7, rotation=90)
         _by_distance(axes)
         axes.set_ylim(0.0, 1.02)
         axes.set_xlabel("1 - mask IoU (dashed: limit of the 5th percentile)")

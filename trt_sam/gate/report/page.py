@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,12 @@ def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> s
         MissingDependencyError: matplotlib or Pillow is not installed.
     """
     ranked = sorted(comparison.candidates, key=lambda each: (each.verdict.passed, float(each.figures.iou.mean())))
+    # One order for cards, tables and charts: what did not pass first, worst first.
+    comparison = dataclasses.replace(comparison, candidates=tuple(ranked))
     title = f"{'Passed' if comparison.passed else 'Not passed'}: {len(comparison.candidates)} against {comparison.reference}"
-    ious = {candidate.name: candidate.figures.iou for candidate in comparison.candidates}
+    ious = {candidate.name: candidate.figures.iou for candidate in ranked}
     colours = dict(zip(ious, COLOURS * (len(ious) // len(COLOURS) + 1), strict=False))
-    p5 = sorted({candidate.limits.min_p5_iou for candidate in comparison.candidates})
+    p5 = {f"{candidate.limits_of}: {candidate.limits.min_p5_iou:g}": candidate.limits.min_p5_iou for candidate in ranked}
     parts = [
         f"<h1>{text(title)}</h1>",
         *(_verdict(candidate) for candidate in ranked),

@@ -1,0 +1,89 @@
+"""What a comparison leaves out: masks that float16 alone changes, and prompts that a side does not take; both are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fixtures.made_answers import answer, example, outputs
+from trt_sam.accuracy.sides import Side
+from trt_sam.contract import input_specs
+from trt_sam.errors import InputError
+from trt_sam.gate.comparison import Candidate, Questions, compare_with
+from trt_sam.gate.fitting import fitting
+from trt_sam.gate.limits import DEFAULTS, limits_for
+
+Array = np.ndarray[Any, Any]
+LIMITS = {name: limits_for(name, {"min_prompts": 1}) for name in DEFAULTS}
+FLOOR = limits_for("fp16").min_iou
+
+
+class Decoder:
+    """Gives what it is told to."""
+
+    limits: Mapping[str, tuple[int, int]] = {"num_prompts": (1, 16), "num_points": (1, 8)}
+
+    def __init__(self, given: Mapping[str, Array], *, masks: bool = True) -> None:
+        self.given, self.inputs = given, input_specs(mask_input=masks)
+
+    def run(self, feed: Any) -> Mapping[str, Array]:
+        return self.given
+
+
+def side(given: Mapping[str, Array], arithmetic: str = "fp16", **more: Any) -> Side:
+    runner: Any = Decoder(given, **more)
+    return Side("candidate.onnx", "numpy", arithmetic, runner, "")
+
+
+def with_a_smaller_mask(prompt: int) -> dict[str, Array]:
+    """The selected mask of one of 100 prompts is smaller; what that costs is nothing on average."""
+    given = outputs(100)
+    given["low_res_masks"][prompt, 1] -= np.float32(2.0)
+    return given
+
+
+def judged(candidate: Mapping[str, Array], half: Mapping[str, Array]) -> Candidate:
+    def halved(_: Mapping[str, Any]) -> dict[str, Array]:
+        return dict(half)
+
+    told: Callable[[Mapping[str, Any]], dict[str, Array]] = halved
+    return compare_with(
+        side(outputs(100), "fp32"), [side(candidate)], Questions([(example(100), None)], "a call"), LIMITS, half=told
+    ).candidates[0]
+
+
+def test_a_mask_that_the_reference_in_float16_changes_too_is_left_out_of_the_least() -> None:
+    seen = judged(with_a_smaller_mask(3), with_a_smaller_mask(3))
+    (least,) = (check for check in seen.verdict.checks if check.name == "min_iou")
+    assert seen.figures.iou.min() < FLOOR
+    assert least.status == "pass"
+    assert "; 1 left out, which the reference in FP16 changes too (here 0." in least.sentence
+
+
+def test_a_mask_that_the_candidate_alone_changes_fails() -> None:
+    for half in (outputs(100), with_a_smaller_mask(4)):
+        seen = judged(with_a_smaller_mask(3), half)
+        (least,) = (check for check in seen.verdict.checks if check.name == "min_iou")
+        assert least.status == "fail"
+        assert least.value == seen.figures.iou.min() < FLOOR
+
+
+def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came() -> None:
+    asked = example()
+    asked.feed["has_mask_input"][1] = 1.0
+    takes, takes_none = side(outputs()), side(outputs(3), masks=False)
+    ((whole, _),) = fitting([(asked, None)], [takes])
+    assert len(whole.kinds) == 4
+    ((part, told),) = fitting([(asked, answer())], [takes, takes_none])
+    assert part.feed["has_mask_input"].tolist() == [0.0, 0.0, 0.0]
+    assert told is not None
+    assert np.array_equal(told.scores, answer().scores[[0, 2, 3]])
+    about = ("made up", "PyTorch in float64", "")
+    for given, notes in ((asked, 0), (example(), 1)):
+        found = compare_with(None, [takes], Questions([(given, answer())], "a call"), LIMITS, about=about)
+        assert sum("makes of mask_input was NOT JUDGED" in note for note in found.candidates[0].notes) == notes
+    with pytest.raises(InputError, match="nothing to compare on"):
+        compare_with(None, [takes], Questions([], "no call"), LIMITS, about=about)
