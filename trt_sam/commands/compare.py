@@ -85,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.accuracy.sides import open_side
     from trt_sam.gate.by_golden import about_golden, check_checkpoint
     from trt_sam.gate.comparison import Questions, compare_with
-    from trt_sam.gate.fitting import fitting
-    from trt_sam.gate.overlap import refuse_calibration_images
+    from trt_sam.gate.fitting import fitting, refuse_calibration_images
     from trt_sam.gate.reference import half_of
 
     golden = _golden(args)

@@ -1,4 +1,4 @@
-"""Which of the prompts, and in which form, all sides of a comparison take."""
+"""Which of the prompts, and in which form, all sides of a comparison take; none on images that a graph was calibrated with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy.typing as npt
 from trt_sam.accuracy.examples import Example
 from trt_sam.accuracy.sides import Side
 from trt_sam.contract import LABEL_ABSENT
+from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import join_limits
 from trt_sam.gate.answers import Answer
+from trt_sam.gate.golden import digest_of_embedding
 
-__all__ = ["Asked", "fitting", "rows_of"]
+__all__ = ["Asked", "fitting", "refuse_calibration_images", "rows_of"]
 
 Asked = tuple[Example, Answer | None]
 """A call and the reference's answer to it, where golden data have it."""
@@ -41,6 +43,25 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
                 continue
             part, told = rows_of(example, answer, rows)
             yield _of_width(part, fewest, most_points), told
+
+
+def refuse_calibration_images(asked: Iterable[Asked], candidates: Sequence[Side]) -> Iterator[Asked]:
+    """The same questions.
+
+    Raises:
+        InputError: one is on an embedding that a candidate was calibrated with (its graph's metadata have the hashes).
+    """
+    seen: dict[int, set[str]] = {}
+    for example, answer in asked:
+        if id(example.image) not in seen:
+            seen = {id(example.image): {digest_of_embedding(example.feed["image_embeddings"]), example.image.whole_sha256}}
+        for side in candidates:
+            if seen[id(example.image)] & side.calibration_images:
+                raise InputError(
+                    f"{side.source} was calibrated with {example.image.name}, and would be judged on what it was made for; give"
+                    " other images, or --allow-calibration-images"
+                )
+        yield example, answer
 
 
 def _fixed(side: Side) -> dict[str, tuple[int, int]]:
