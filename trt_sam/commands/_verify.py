@@ -184,8 +184,7 @@ class GoldenVerifier:
         from trt_sam.accuracy.sides import open_side
         from trt_sam.gate.by_golden import about_golden, check_checkpoint
         from trt_sam.gate.comparison import Questions, compare_with
-        from trt_sam.gate.fitting import fitting
-        from trt_sam.gate.overlap import refuse_calibration_images
+        from trt_sam.gate.fitting import fitting, refuse_calibration_images
         from trt_sam.gate.questions import golden_questions
 
         opened = open_side(str(staged.folder / graph.engine_name), device=self.device)
