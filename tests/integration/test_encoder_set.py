@@ -18,6 +18,7 @@ from PIL import Image
 from tests.engine_sets import FILES
 from tests.fixtures.real import agreement, golden_masks, photo, photo_file, replay
 from tests.real_weights import checkpoint_file
+from trt_sam.accuracy.sides import open_side
 from trt_sam.cli import main
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError, TrtSamError
@@ -71,6 +72,9 @@ def test_the_set_says_what_it_holds(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("decoder.onnx", "decoder_mask.onnx", "encoder.onnx", "manifest.json")
     ]
+    side = open_side(str(folder))
+    side.runner.close()
+    assert side.left_out == (folder / "decoder_mask.onnx",), "compare says that it did not judge it"
 
 
 def test_inspect_tells_of_a_set_without_engines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

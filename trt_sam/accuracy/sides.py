@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ class Side:
     """SHA-256 of the embeddings that a quantized graph was calibrated with; empty where it does not say."""
     graphs: tuple[Path, ...] = ()
     """The ONNX graph that the side is, or those that its engines were built from; empty for a checkpoint."""
+    left_out: tuple[Path, ...] = ()
+    """Decoders of a set of graphs that the side does not run."""
 
 
 def open_side(source: str, *, device: int = 0) -> Side:
@@ -117,7 +120,8 @@ def _open_engine(path: Path, device: int) -> Side:
         existing_file(path, "engine")
     manifest = open_manifest(folder)
     if manifest.flavour == ONNX_RUNTIME:
-        return _open_graph(folder / manifest.graph("decode").onnx.name)
+        masks = tuple(folder / graph.onnx.name for graph in manifest.graphs if graph.role == "decode_mask")
+        return dataclasses.replace(_open_graph(folder / manifest.graph("decode").onnx.name), left_out=masks)
     graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine_name, *_any_name(path))]
     if not graphs:
         held = ", ".join(f"{g.engine_name} ({g.role})" for g in manifest.graphs)

@@ -255,6 +255,8 @@ def _notes(side: Side, sha256: str, masks_given: bool) -> Iterator[str]:
             f"no prompt brought an earlier mask, so that what {side.source} makes of mask_input was NOT JUDGED; prompts of "
             "--photos and --embeddings bring some where reference and all candidates take them"
         )
+    for path in side.left_out:
+        yield f"{path}, the set's decoder for prompts with an earlier mask, was NOT JUDGED; name that file to judge it"
     if "" not in (side.checkpoint_sha256, sha256) and side.checkpoint_sha256 != sha256:
         yield f"it holds other weights than the reference (SHA-256 {side.checkpoint_sha256[:12]} and {sha256[:12]})"
     if isinstance(side.runner, EmulationRunner):

@@ -43,6 +43,8 @@ class OutputError:
     """Values that are NaN or infinite in the candidate and not in the reference."""
     first_not_finite: str = ""
     """Where the first of them is."""
+    from_own: float = 0.0
+    """Of `masks`: the largest relative error of a feed against the side's own low-resolution masks, brought up in numpy."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,16 @@ class Tally:
     def _count_outputs(self, example: Example, expected: Answer, seen: Answer) -> float:
         """Add the outputs of one feed, and return their largest error."""
         largest = 0.0
-        expected, seen = _both_full(example, expected, seen), _both_full(example, seen, expected)
-        pair = _aligned(expected, seen, example.feed["point_labels"])
+        expected, made = _both_full(example, expected, seen), _both_full(example, seen, expected)
+        pair = _aligned(expected, made, example.feed["point_labels"])
         wanted_of = pair.expected.outputs
         if pair.seen.masks is not None and "masks" not in wanted_of:
             # Golden data keep too few logits for them: they are held against the candidate's own low-resolution masks.
             wanted_of = {"masks": postprocess_masks(pair.seen.logits, _size(example)), **wanted_of}
+        if seen.masks is not None and np.isfinite(seen.masks).all():
+            own = relative_error(postprocess_masks(seen.logits, _size(example)), seen.masks)
+            total = self._outputs.setdefault("masks", OutputError())
+            total.from_own = max(total.from_own, own)
         if seen.bits is not None:
             total = self._outputs.setdefault("mask_bits", OutputError())
             total.error = max(total.error, _wrong_bits(seen, seen.bits))

@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 
 PASS, FAIL, TOO_FEW = "pass", "fail", "too few prompts to tell"
 
+_OWN_MASKS = 5e-3
+"""Bringing masks up is exact but for the last places of float16, whatever the decoder's own precision is."""
 _FEW_IMAGES = 5
 """With fewer images they cannot be resampled: intervals are then those of prompts, and too narrow for other images."""
 
@@ -35,7 +37,7 @@ class Check:
     """One limit."""
 
     name: str
-    """Of `Limits`, or "finite OUTPUT", "tolerance OUTPUT", "min_levels GROUP", "precision", "prompts"."""
+    """Of `Limits`, or "finite OUTPUT", "tolerance OUTPUT", "own masks", "min_levels GROUP", "precision", "prompts"."""
     title: str
     value: float
     limit: float
@@ -122,6 +124,10 @@ def _output_checks(figures: Figures, limits: Limits) -> Iterator[Check]:
             status = PASS if seen.error <= limit else FAIL
             what = "share of pixels that are not those of its own masks" if name == "mask_bits" else "largest relative error"
             yield Check(f"tolerance {name}", f"{name}: {what}", seen.error, limit, False, status)
+    if "masks" in figures.outputs:
+        error = figures.outputs["masks"].from_own
+        title = "masks: largest relative error against its own low_res_masks, brought up"
+        yield Check("own masks", title, error, _OWN_MASKS, False, PASS if error <= _OWN_MASKS else FAIL)
     logits = figures.outputs["low_res_masks"]
     value = decibels(logits.signal, logits.noise)
     yield Check(

@@ -131,6 +131,16 @@ def test_full_resolution_is_checked_against_the_other_sides_low_resolution(shift
     assert ("tolerance masks" in missed(verdict)) == (shift > 0)
 
 
+def test_full_resolution_a_pixel_beside_fails_whatever_the_precision() -> None:
+    seen = outputs()
+    limits = limits_for("quantized", {"min_prompts": 1})
+    brought_up = postprocess_masks(seen["low_res_masks"], (512, 512))
+    seen["masks"] = brought_up.astype(np.float16)
+    assert judge(figures(answer_of(seen), size=(512, 512), full=True), limits).status == PASS
+    seen["masks"] = brought_up[..., np.maximum(np.arange(512) - 1, 0)]
+    assert missed(judge(figures(answer_of(seen), size=(512, 512), full=True), limits)) == ["own masks"]
+
+
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_golden_data_without_every_logit_judge_full_resolution_by_the_candidates_own(value: float) -> None:
     seen = outputs()

@@ -38,7 +38,7 @@ def distances(ious: Mapping[str, Array], limits: Mapping[str, float], colours: M
         for name, limit in limits.items():
             place = max(1.0 - limit, _FRONT)
             axes.axvline(place, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.annotate(name, (place, 1.0), (3, 0), textcoords="offset points", va="top", fontsize=7, rotation=90)
+            axes.annotate(name, (place, 1.0), (3, 0), textcoords="offset points", va="top", fontsize=8, rotation=90)
         _by_distance(axes)
         axes.set_ylim(0.0, 1.02)
         axes.set_xlabel("1 - mask IoU (dashed: limit of the 5th percentile)")
