@@ -19,5 +19,7 @@ def check_checkpoint(golden: Golden, source: str, checkpoint_sha256: str) -> Non
 
 def about_golden(golden: Golden) -> tuple[str, str, str]:
     """Name of the reference behind golden data, what executed it, and the hash of its weights."""
+    if not golden.versions:
+        return golden.checkpoint, "run and saved by Polygraphy", golden.checkpoint_sha256
     versions = ", ".join(f"{name} {version}" for name, version in golden.versions.items())
     return golden.checkpoint, f"PyTorch in float64, as golden data ({versions})", golden.checkpoint_sha256

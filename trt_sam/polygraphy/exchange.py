@@ -37,6 +37,7 @@ def write_polygraphy(golden: Golden, inputs: str | os.PathLike[str], outputs: st
     require("polygraphy", "to write Polygraphy's files")
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.json import save_json
+    from polygraphy.logger import G_LOGGER
 
     if any(answer.step != 1 for answer in golden.answers):
         raise InputError(
@@ -51,10 +52,12 @@ def write_polygraphy(golden: Golden, inputs: str | os.PathLike[str], outputs: st
         IterationResult(OrderedDict(a.outputs), runner_name=f"trt-sam golden of {golden.checkpoint}") for a in golden.answers
     ]
     results.append((f"trt-sam golden of {golden.checkpoint}", iterations))
-    with atomic_path(inputs) as temporary:
-        save_json(feeds, str(temporary))
-    with atomic_path(outputs) as temporary:
-        results.save(str(temporary))
+    # It prints to stdout, which may be a report, the name of a file that is there for a moment.
+    with G_LOGGER.verbosity():
+        with atomic_path(inputs) as temporary:
+            save_json(feeds, str(temporary))
+        with atomic_path(outputs) as temporary:
+            results.save(str(temporary))
 
 
 def read_polygraphy(inputs: str | os.PathLike[str], outputs: str | os.PathLike[str]) -> Golden:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fixtures.made_answers import answer, example, outputs
 from trt_sam.errors import InputError
+from trt_sam.gate.by_golden import about_golden
 from trt_sam.gate.golden import Golden, save_golden
 from trt_sam.polygraphy.compare_func import compare_outputs
 from trt_sam.polygraphy.data_loader import load_data
@@ -71,14 +72,15 @@ def test_one_pixel_of_nan_on_either_side_and_what_one_side_lacks() -> None:
 def test_golden_data_go_to_polygraphy_and_back(golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_polygraphy(golden, tmp_path / "inputs.json", tmp_path / "outputs.json")
     back = read_polygraphy(tmp_path / "inputs.json", tmp_path / "outputs.json")
+    assert capsys.readouterr() == ("", "")
     assert back.checkpoint_sha256 == ""
+    assert about_golden(back)[1] == "run and saved by Polygraphy"
     for ours, theirs in zip(golden.answers, back.answers, strict=True):
         assert np.array_equal(ours.logits, theirs.logits)
         assert np.array_equal(ours.scores, theirs.scores)
     for mine, other in zip(golden.examples, back.examples, strict=True):
         assert np.array_equal(mine.feed["point_coords"], other.feed["point_coords"])
     (tmp_path / "cut.json").write_bytes((tmp_path / "outputs.json").read_bytes()[:1000])
-    capsys.readouterr()
     with pytest.raises(InputError, match="are not what polygraphy run"):
         read_polygraphy(tmp_path / "inputs.json", tmp_path / "cut.json")
     assert capsys.readouterr() == ("", "")
