@@ -14,7 +14,7 @@ from tests.fixtures.made_answers import answer, example, outputs
 from trt_sam.accuracy.sides import Side
 from trt_sam.contract import input_specs
 from trt_sam.errors import InputError
-from trt_sam.gate.comparison import Candidate, Questions, compare_with
+from trt_sam.gate.comparison import MOST_DOUBTS, Candidate, Questions, compare_with
 from trt_sam.gate.fitting import fitting
 from trt_sam.gate.limits import DEFAULTS, limits_for
 
@@ -40,21 +40,24 @@ def side(given: Mapping[str, Array], arithmetic: str = "fp16", **more: Any) -> S
     return Side("candidate.onnx", "numpy", arithmetic, runner, "")
 
 
-def with_a_smaller_mask(prompt: int) -> dict[str, Array]:
-    """The selected mask of one of 100 prompts is smaller; what that costs is nothing on average."""
+def with_a_smaller_mask(*prompts: int) -> dict[str, Array]:
+    """The selected mask of some of 100 prompts is smaller."""
     given = outputs(100)
-    given["low_res_masks"][prompt, 1] -= np.float32(2.0)
+    given["low_res_masks"][list(prompts), 1] -= np.float32(2.0)
     return given
 
 
 def judged(candidate: Mapping[str, Array], half: Mapping[str, Array]) -> Candidate:
-    def halved(_: Mapping[str, Any]) -> dict[str, Array]:
-        return dict(half)
+    def halved(feed: Mapping[str, Any]) -> dict[str, Array]:
+        # The one prompt in doubt is given alone, by its place in x.
+        rows = np.arange(100) if len(feed["point_labels"]) == 100 else feed["point_coords"][:, 1, 0].astype(int)
+        return {name: array[rows] for name, array in half.items()}
 
     told: Callable[[Mapping[str, Any]], dict[str, Array]] = halved
-    return compare_with(
-        side(outputs(100), "fp32"), [side(candidate)], Questions([(example(100), None)], "a call"), LIMITS, half=told
-    ).candidates[0]
+    asked = example(100)
+    asked.feed["point_coords"][:, 1, 0] = np.arange(100)
+    reference = side(outputs(100), "fp32")
+    return compare_with(reference, [side(candidate)], Questions([(asked, None)], "a call"), LIMITS, half=told).candidates[0]
 
 
 def test_a_mask_that_the_reference_in_float16_changes_too_is_left_out_of_the_least() -> None:
@@ -71,6 +74,13 @@ def test_a_mask_that_the_candidate_alone_changes_fails() -> None:
         (least,) = (check for check in seen.verdict.checks if check.name == "min_iou")
         assert least.status == "fail"
         assert least.value == seen.figures.iou.min() < FLOOR
+
+
+def test_with_many_masks_in_doubt_the_candidate_is_to_blame() -> None:
+    for count, status in ((MOST_DOUBTS, "pass"), (MOST_DOUBTS + 1, "fail")):
+        wrong = with_a_smaller_mask(*range(count))
+        (least,) = (check for check in judged(wrong, wrong).verdict.checks if check.name == "min_iou")
+        assert least.status == status
 
 
 def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came() -> None:

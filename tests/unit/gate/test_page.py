@@ -90,7 +90,7 @@ SENSITIVITY = {
     "goal": {"mean_iou": 0.99, "p5_iou": 0.97, "clear_flips": 0.01},
     "goal_reached": False,
     "keep_fp16": ["block0.image"],
-    "all_groups": {"mean_iou": 0.98, "p5_iou": 0.9},
+    "all_groups": {"mean_iou": 0.98, "p5_iou": 0.9, "prompts": 64},
     "groups": [
         {
             "group": f"block{i}.image",

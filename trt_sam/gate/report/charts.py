@@ -115,6 +115,7 @@ def costs(by_group: Mapping[str, float]) -> str:
     with _figure(0.8 + 0.32 * len(by_group)) as (figure, axes):
         names = list(by_group)[::-1]
         axes.barh(names, [max(by_group[name], 0.0) for name in names], color=COLOURS[0])
+        axes.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(4))
         axes.set_xlabel("mask IoU lost")
         return _svg(figure, "Mask IoU that each group of products costs")
 

@@ -41,8 +41,9 @@ def sensitivity_page(data: Mapping[str, Any]) -> str:
         f"<h1>{text(title)}</h1>"
         f'<div class="card {kind}"><span class="word">goal {reached}</span> {text(goal)}'
         f"<div>groups to keep in float16: <b>{text(kept)}</b></div></div>"
-        f'<p class="soft small">{text(data["precision"])} with {text(data["calibrator"])} ranges, judged on '
-        f"{text(data['judged_on'])}; all groups quantized: {_score(data['all_groups'])}.</p>"
+        f'<p class="soft small">{text(data["precision"])} with {text(data["calibrator"])} ranges, judged by '
+        f"{data['all_groups']['prompts']} prompts on {text(data['judged_on'])}; all groups quantized: "
+        f"{_score(data['all_groups'])}.</p>"
         f"{costs({group['group']: group['cost'] for group in groups})}"
         f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
     )
