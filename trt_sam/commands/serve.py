@@ -15,6 +15,7 @@ import argparse
 import logging
 import os
 import secrets
+import socket
 from pathlib import Path
 
 from trt_sam._files import existing_file
@@ -67,10 +68,17 @@ def run(args: argparse.Namespace) -> int:
 
         def listening(host: str, port: int) -> None:
             secret = f"#token={token}" if token else ""
-            _log.info("%s in %s: http://%s:%d/%s", model.name, model.executed, host, port, secret)
+            _log.info("%s in %s: http://%s:%d/%s", model.name, model.executed, _reached(host), port, secret)
 
         run_server(create_app(model, settings), settings, args.host, args.port, listening)
     return 0
+
+
+def _reached(host: str) -> str:
+    """The address of a link to a server that listens on `host`; of one that listens on all, this machine's name."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _token(args: argparse.Namespace) -> str:

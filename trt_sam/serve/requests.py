@@ -54,7 +54,7 @@ class EverythingRequest:
 def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object that `body` is, without NaN and infinity, which JSON does not have."""
     try:
-        found = json.loads(body, parse_constant=_no_number)
+        found = json.loads(body.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise Refusal(400, "bad_json", "the body is not JSON, UTF-8 without NaN or Infinity") from None
     if not isinstance(found, dict):

@@ -6,6 +6,7 @@ work never holds clicks up for more than one piece of it, and clicks never keep 
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import deque
@@ -19,8 +20,8 @@ from trt_sam.serve.faults import Refusal, busy
 __all__ = ["Done", "Lane", "RunnerWorker"]
 
 Result = TypeVar("Result")
-_SMOOTHING = 0.2
-"""Weight of the newest piece of work in a lane's mean time."""
+_REMEMBERED = 15
+"""Pieces of work of a lane whose times are known; a large one among them says nothing of the next."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class _Waiting:
     jobs: deque[tuple[Callable[[], Any], Future[Any], float]] = field(default_factory=deque)
     had: float = 0.0
     """Seconds of the runner by weight."""
-    mean: float = 0.1
-    """Seconds that a piece of work takes."""
+    took: deque[float] = field(default_factory=lambda: deque([0.1], _REMEMBERED))
+    """Seconds of the last pieces of work."""
 
 
 class RunnerWorker:
@@ -83,7 +84,7 @@ class RunnerWorker:
                 # Those whose clients have gone make room.
                 waiting.jobs = deque(job for job in waiting.jobs if not job[1].cancelled())
             if len(waiting.jobs) >= waiting.lane.most:
-                raise busy(waiting.lane.title, len(waiting.jobs) * waiting.mean)
+                raise busy(waiting.lane.title, len(waiting.jobs) * statistics.median(waiting.took))
             if not waiting.jobs:
                 # A lane that was idle has no claim on the time that it did not use.
                 others = [each.had for each in self._lanes.values() if each.jobs]
@@ -138,7 +139,7 @@ class RunnerWorker:
             failed = error
         took = time.perf_counter() - began
         waiting.had += took / waiting.lane.weight
-        waiting.mean += _SMOOTHING * (took - waiting.mean)
+        waiting.took.append(took)
         if failed is None:
             future.set_result(Done(result, began - asked, took))
         else:

@@ -16,6 +16,7 @@ BODIES: dict[str, tuple[bytes | dict[str, Any], str, str]] = {
     "not JSON": (b"points=1", "bad_json", "not JSON"),
     "NaN": (b'{"points": [[NaN, 1]], "labels": [1]}', "bad_json", "not JSON"),
     "not UTF-8": (b'{"mask": "\xff\xfe"}', "bad_json", "not JSON"),
+    "UTF-16": ('{"points": [[1, 1]], "labels": [1]}'.encode("utf-16"), "bad_json", "not JSON, UTF-8"),
     "nested without end": (b"[" * 100_000, "bad_json", "not JSON"),
     "a number of 9000 digits": (b'{"points": [[' + b"9" * 9000 + b', 1]], "labels": [1]}', "bad_json", "not JSON"),
     "too large to be one": (b'{"points": [[1e999, 1]], "labels": [1]}', "bad_prompt", "lists of 2 numbers"),
@@ -91,6 +92,7 @@ def test_unknown_images_and_addresses() -> None:
         answer = client.get("/images")
         assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
         assert answer.headers["allow"] == "POST"
+        assert client.put("/images/x").headers["allow"] == "DELETE, GET, HEAD"
 
 
 def test_a_body_beyond_the_bound_is_refused_whether_it_says_so_or_not() -> None:

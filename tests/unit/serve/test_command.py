@@ -46,7 +46,9 @@ def test_other_machines_need_a_token(
     assert main(["serve", "set", "--host", "0.0.0.0"]) == 0
     made = started[-1]["settings"].token
     assert len(made) >= 20
-    assert f"#token={made}" in caplog.text
+    assert f"http://{socket.gethostname()}:8000/#token={made}" in caplog.text
+    assert main(["serve", "set", "--host", "::1"]) == 0
+    assert "http://[::1]:8000/" in caplog.text
     (tmp_path / "token").write_text("from-a-file\n")
     assert main(["serve", "set", "--host", "0.0.0.0", "--token-file", str(tmp_path / "token")]) == 0
     assert started[-1]["settings"].token == "from-a-file"

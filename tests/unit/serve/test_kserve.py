@@ -92,6 +92,7 @@ def test_pixels_boxes_and_chosen_outputs() -> None:
         ({"points": {"parameters": []}}, "an object"),
         ({"points": {"name": "path"}}, "no input"),
         ({"labels": {"data": [0.5]}}, "a label is 0.5"),
+        ({"labels": {"datatype": "INT32", "data": [0.5]}}, "whole numbers, as it is INT32"),
         ({"outputs": [{"name": "embedding"}]}, "no output"),
         ({"outputs": [1]}, "a list of objects"),
     ],

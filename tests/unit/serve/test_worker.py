@@ -28,6 +28,22 @@ def test_a_full_lane_refuses_and_a_cancelled_place_is_free() -> None:
     worker.close()
 
 
+def test_one_long_piece_of_work_does_not_send_others_away_for_long() -> None:
+    worker, began, gate = RunnerWorker(LANES), threading.Event(), threading.Event()
+    worker.start()
+    for seconds in (0.0, 0.0, 0.0, 1.0):
+        worker.submit("short", lambda seconds=seconds: time.sleep(seconds)).result(5)  # type: ignore[misc]
+    worker.submit("long", lambda: began.set() or gate.wait(5))
+    assert began.wait(5)
+    for _ in range(3):
+        worker.submit("short", lambda: 1)
+    with pytest.raises(Refusal) as refused:
+        worker.submit("short", lambda: 1)
+    assert refused.value.retry_seconds == 1
+    gate.set()
+    worker.close()
+
+
 def test_long_work_and_short_share_the_thread() -> None:
     worker, order = RunnerWorker({"short": Lane("prompts", 4, 100), "long": Lane("parts", 1, 100)}), list[str]()
 

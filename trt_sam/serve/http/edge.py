@@ -182,7 +182,8 @@ def _as_refusal(error: Refusal | HTTPException | InputError) -> Refusal:
         return error
     if isinstance(error, HTTPException):
         code, message = _BY_STATUS.get(error.status_code, ("refused", HTTPStatus(error.status_code).phrase))
-        return Refusal(error.status_code, code, message, allow=(error.headers or {}).get("Allow", ""))
+        allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))  # of a set, in any order
+        return Refusal(error.status_code, code, message, allow=allow)
     if isinstance(error, ContractError):
         return Refusal(400, "bad_tensor", " ".join(str(error).split()))
     return Refusal(400, "bad_input", " ".join(str(error).split()))

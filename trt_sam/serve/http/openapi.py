@@ -12,7 +12,16 @@ __all__ = ["described"]
 
 Json = dict[str, Any]
 
-_ERROR = {"error": {"code": "image_unknown", "message": "no such image, or it has expired", "request": "3f9c0a1b2c4d"}}
+_ERRORS = {
+    400: ("bad_prompt", "points: (513, 20) is outside of the picture, which is 512 wide and 512 high"),
+    401: ("no_token", "send the service's token as Authorization: Bearer TOKEN"),
+    403: ("wrong_host", "the Host header is not a name of this service"),
+    404: ("image_unknown", "no such image, or it has expired; send the picture again to POST /images"),
+    408: ("too_slow", "the request had not arrived after 30 s; send it faster"),
+    413: ("picture_too_large", "the picture has more than 36,000,000 pixels; scale it down"),
+    429: ("busy", "too many prompts are waiting; try again later"),
+    503: ("stopping", "the service is being stopped"),
+}
 _RLE = {"size": [512, 512], "counts": "PPY54g?2N2N2O0O2O0O2N2N"}
 _TIMES = {"queue": 0.1, "decode": 24.5, "masks": 3.9, "total": 30.2}
 _MASK = {"id": "q1w2e3r4", "score": 0.98, "area": 60214, "bbox": [103, 12, 291, 500], "segmentation": _RLE}
@@ -106,11 +115,15 @@ def _operation(name: str, summary: str, answers: Json, *faults: int) -> Json:
     refused = {
         str(status): {
             "description": "Refused.",
-            "content": {"application/json": {"schema": _ref("Error"), "example": _ERROR}},
+            "content": {"application/json": {"schema": _ref("Error"), "example": _error(*_ERRORS[status])}},
         }
         for status in (401, 403, *faults)
     }
     return {"operationId": name, "summary": summary, "responses": {**answers, **refused}}
+
+
+def _error(code: str, message: str) -> Json:
+    return {"error": {"code": code, "message": message, "request": "3f9c0a1b2c4d"}}
 
 
 def _ok(schema: str, example: Json | None) -> Json:

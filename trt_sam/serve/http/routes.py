@@ -55,12 +55,11 @@ def routes_of(service: Service) -> list[Route]:
         answer = _about(image, settings.image_seconds)
         return _json(call, answer, 201, {"Location": f"/images/{image.id}"})
 
-    async def get_image(request: Request, call: Call) -> Response:
+    async def image(request: Request, call: Call) -> Response:
+        if request.method == "DELETE":
+            service.images.drop(request.path_params["id"])
+            return Response(status_code=204)
         return _json(call, _about(service.images.get(request.path_params["id"]), settings.image_seconds))
-
-    async def delete_image(request: Request, call: Call) -> Response:
-        service.images.drop(request.path_params["id"])
-        return Response(status_code=204)
 
     async def masks(request: Request, call: Call) -> Response:
         image = service.images.get(request.path_params["id"])
@@ -103,8 +102,7 @@ def routes_of(service: Service) -> list[Route]:
         endpoint("/page/{name}", page_file),
         endpoint("/about", about),
         endpoint("/images", add_image, "POST"),
-        endpoint("/images/{id}", get_image),
-        endpoint("/images/{id}", delete_image, "DELETE"),
+        endpoint("/images/{id}", image, "GET", "DELETE"),
         endpoint("/images/{id}/masks", masks, "POST"),
         endpoint("/images/{id}/everything", everything, "POST"),
         endpoint("/metrics", metrics),

@@ -158,6 +158,8 @@ def _from_json(name: str, entry: Mapping[str, Any]) -> Array:
         raise _bad(f"{name[:60]!r} is FP16, which JSON does not have; send it by the binary extension")
     if not all(isinstance(each, bool | int | float) for each in flat):
         raise _bad(f"the data of {name[:60]!r} must be numbers")
+    if np.dtype(DTYPES[kind]).kind in "iu" and not all(isinstance(each, int) for each in flat):
+        raise _bad(f"the data of {name[:60]!r} must be whole numbers, as it is {kind}")
     try:
         with np.errstate(over="ignore"):
             array = np.array(flat, DTYPES[kind])
