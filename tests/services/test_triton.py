@@ -66,7 +66,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def ask(self, outputs: Sequence[str] = OUTPUTS, **arrays: Any) -> Any:
+    def ask(self, outputs: Sequence[str] = OUTPUTS, model: str = "sam", **arrays: Any) -> Any:
         inputs = []
         for name, value in arrays.items():
             array = np.array([value], object) if isinstance(value, bytes) else np.asarray(value, np.float32)
@@ -74,7 +74,7 @@ class Client:
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         wanted = [self.module.InferRequestedOutput(name) for name in outputs]
-        return self.client.infer("sam", inputs, outputs=wanted)
+        return self.client.infer(model, inputs, outputs=wanted)
 
 
 def over_http(triton: Triton) -> Client:
@@ -138,19 +138,38 @@ def test_the_least_recently_used_picture_goes(triton: Triton) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image": b"no picture", "boxes": [[1, 1, 9, 9]]}, "of this request"),
+        ({"image": b"no picture", "boxes": [[1, 1, 9, 9]]}, "upload is not an image"),
         ({"image_id": b"none", "boxes": [[1, 1, 9, 9]]}, "no such image"),
         ({"boxes": [[1, 1, 9, 9]]}, "there is no picture"),
         ({"image": PHOTO.read_bytes()}, "there is no prompt"),
         ({"image": PHOTO.read_bytes(), "point_coords": [[[1, 2]]], "point_labels": [[7]]}, "point_labels must be 1 to add"),
         ({"image": PHOTO.read_bytes(), "point_coords": [[[1, 2]]]}, r"point_labels must be \[1, 1\]"),
+        ({"image": PHOTO.read_bytes(), "point_coords": [[[513, 2]]], "point_labels": [[1]]}, "outside of the picture"),
+        ({"image": PHOTO.read_bytes(), "boxes": [[9, 9, 1, 1]]}, "x0 < x1"),
+        ({"image": PHOTO.read_bytes(), "boxes": [[0, 0, 9, 9]] * 65}, "there are 65 prompts, at most 64"),
+        (
+            {"image": PHOTO.read_bytes(), "point_coords": np.ones((1, 10_000, 2)), "point_labels": np.ones((1, 10_000))},
+            "at most 256",
+        ),
     ],
-    ids=["no-picture", "unknown-id", "nothing", "no-prompt", "label", "no-labels"],
+    ids=["no-picture", "unknown-id", "nothing", "no-prompt", "label", "no-labels", "outside", "empty-box", "prompts", "points"],
 )
 def test_bad_input_is_a_line(client: Client, given: dict[str, Any], message: str) -> None:
     with pytest.raises(InferenceServerException, match=message) as caught:
         client.ask(**given)
     assert "Traceback" not in str(caught.value)
+
+
+def test_the_decoder_itself_refuses_what_would_take_all_memory(client: Client) -> None:
+    arrays = {
+        "image_embeddings": np.zeros((1, 256, 64, 64)),
+        "point_coords": np.ones((1, 10_000, 2)),
+        "point_labels": np.ones((1, 10_000)),
+        "mask_input": np.zeros((1, 1, 256, 256)),
+        "has_mask_input": np.zeros(1),
+    }
+    with pytest.raises(InferenceServerException, match="the request has 10000 points"):
+        client.ask(["iou_predictions"], "sam_decoder", **arrays)
 
 
 @pytest.mark.parametrize("plan", [False, True], ids=["python", "plan"])

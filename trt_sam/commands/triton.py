@@ -1,11 +1,11 @@
 """Write a model repository for NVIDIA's Triton from a set: the models sam, sam_encoder and sam_decoder.
 
 Example:
-  trt-sam export --checkpoint mobile_sam --encoder --decode-mask --output mobile_sam/
-  trt-sam triton mobile_sam/ --output model_repository                                (graphs in ONNX Runtime, on a CPU)
+  trt-sam triton mobile_sam --output model_repository                                 (graphs in ONNX Runtime, on a CPU)
+  trt-sam triton mobile_sam_set/ --output model_repository                            (a set of export --encoder --decode-mask)
   trt-sam triton engine/ --output model_repository --backend tensorrt --tensorrt-version 10.13.3.9
 
-The README.md in it says how Triton is started on it, and what it is asked. The second form takes engines of trt-sam build
+The README.md in it says how Triton is started on it, and what it is asked. The last form takes engines of trt-sam build
 --encoder --backend tensorrt: Triton runs only those of its own TensorRT. --tensorrt-version says which one that is (in its
 container: echo $TRT_VERSION), so that another is refused here and not there.
 """
@@ -16,14 +16,18 @@ import argparse
 import re
 from pathlib import Path
 
+from trt_sam.commands._options import CHECKPOINT_HELP, add_cache_argument
+from trt_sam.commands._served import cached_set
 from trt_sam.errors import InputError
+from trt_sam.runtime.set_graphs import is_set
 
 HELP = "a model repository for Triton"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `triton`."""
-    parser.add_argument("set", metavar="SET", type=Path, help="a set with an image encoder, of export or build --encoder")
+    parser.add_argument("set", metavar="SET", help=f"a set of export or build --encoder; or {CHECKPOINT_HELP}")
+    add_cache_argument(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the repository's folder")
     parser.add_argument(
         "--backend", choices=("python", "tensorrt"), default="python", help="what runs the graphs (default: %(default)s)"
@@ -42,8 +46,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--tensorrt-version is {version!r}, must be numbers as 10.13.3.9")
     from trt_sam.serve.triton import write_repository
 
+    # A checkpoint becomes a set of graphs in the cache, as for serve; engines are of a machine, which is not this one perhaps.
+    is_folder = args.backend == "tensorrt" or is_set(args.set)
     manifest = write_repository(
-        args.set, args.output, backend=args.backend, tensorrt_version=version, images=args.images, force=args.force
+        args.set if is_folder else cached_set(args.set, None),
+        args.output,
+        backend=args.backend,
+        tensorrt_version=version,
+        images=args.images,
+        force=args.force,
     )
     needs = f", for a Triton with TensorRT {manifest.flavour_version}" if args.backend == "tensorrt" else ""
     print(f"{args.output}: sam, sam_encoder, sam_decoder of {args.set}{needs}; {args.output}/README.md says how to start it")

@@ -16,7 +16,17 @@ from trt_sam.runtime.prompt_tokens import Prompt, prompt_tokens
 from trt_sam.serve.faults import Refusal, bad_prompt
 from trt_sam.serve.settings import ServeSettings
 
-__all__ = ["FORMATS", "OUTPUTS", "EverythingRequest", "MasksRequest", "everything_request", "json_object", "masks_request"]
+__all__ = [
+    "FORMATS",
+    "OUTPUTS",
+    "EverythingRequest",
+    "MasksRequest",
+    "check_boxes",
+    "check_inside",
+    "everything_request",
+    "json_object",
+    "masks_request",
+]
 
 OUTPUTS = ("three", "best", "single")
 """The three candidates of a prompt, the best of them, or the one mask that SAM gives for prompts that leave no doubt."""
@@ -76,10 +86,8 @@ def masks_request(asked: Mapping[str, Any], size: tuple[int, int], settings: Ser
         raise bad_prompt("there is no prompt; give points with labels, or boxes, in pixels of the picture")
     if len(points) and len(boxes) > 1:
         raise bad_prompt(f"points go with one box, and there are {len(boxes)}; send a request for each box, or no points")
-    _inside("points", points, size)
-    _inside("boxes", boxes.reshape(-1, 2), size)
-    if len(boxes) and not ((boxes[:, :2] < boxes[:, 2:]).all()):
-        raise bad_prompt("a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
+    check_inside("points", points, size)
+    check_boxes(boxes, size)
     mask = asked.get("mask")
     if mask is not None and not isinstance(mask, str):
         raise bad_prompt(f"mask is {_kind(mask)}, must be the id of an earlier mask of this image")
@@ -119,6 +127,21 @@ def everything_request(asked: Mapping[str, Any]) -> EverythingRequest:
     return EverythingRequest(**found)
 
 
+def check_inside(name: str, points: npt.NDArray[Any], size: tuple[int, int]) -> None:
+    """Refuse `points` [n, 2] in pixels that are not on a picture of `size` (height, width)."""
+    height, width = size
+    for x, y in points.tolist():
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise bad_prompt(f"{name}: ({x:g}, {y:g}) is outside of the picture, which is {width} wide and {height} high")
+
+
+def check_boxes(boxes: npt.NDArray[Any], size: tuple[int, int]) -> None:
+    """Refuse `boxes` [n, 4] that are not on a picture of `size`, or empty."""
+    check_inside("boxes", boxes.reshape(-1, 2), size)
+    if not (boxes[:, :2] < boxes[:, 2:]).all():
+        raise bad_prompt("a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1")
+
+
 def _rows(asked: Mapping[str, Any], name: str, width: int, most: int) -> Numbers:
     """A list of lists of `width` numbers as float64 [n, width]; n is 0 where it is left out."""
     value = asked.get(name)
@@ -146,13 +169,6 @@ def _labels(value: Any, count: int) -> Numbers:
         if isinstance(each, bool) or each not in _CLICKED:
             raise bad_prompt(f"a label is {_seen(each)}, must be 1 to add or 0 to remove")
     return np.array(value, np.float64)
-
-
-def _inside(name: str, points: Numbers, size: tuple[int, int]) -> None:
-    height, width = size
-    for x, y in points.tolist():
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise bad_prompt(f"{name}: ({x:g}, {y:g}) is outside of the picture, which is {width} wide and {height} high")
 
 
 def _choice(asked: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.engine_sets import tiny_build, tiny_set, tiny_sources, write_tiny_encoder, write_tiny_graph
 from trt_sam.cli import main
+from trt_sam.commands import triton
 from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.graph_set import write_graph_set
@@ -115,8 +116,18 @@ def test_graphs_run_on_a_cpu(graphs: Path, tmp_path: Path) -> None:
 def test_a_set_without_encoder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_set(tmp_path / "set", flavour=TENSORRT)
     assert "has no image encoder, only decode" in refused(capsys, tmp_path / "set", "--output", tmp_path / "repository")
-    assert "is no engine set" in refused(capsys, tmp_path / "nothing", "--output", tmp_path / "repository")
+    repository, nothing = ("--output", tmp_path / "repository"), tmp_path / "nothing"
+    assert "neither a set with a manifest nor a checkpoint" in refused(capsys, nothing, *repository)
+    assert "is no engine set" in refused(capsys, nothing, *repository, "--backend", "tensorrt")
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_checkpoints_name_takes_its_set_from_the_cache(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(triton, "cached_set", lambda name, device: asked.append((name, device)) or graphs)
+    assert main(["triton", "mobile_sam", "--output", str(tmp_path / "repository")]) == 0
+    assert asked == [("mobile_sam", None)]
+    assert (tmp_path / "repository/sam_encoder/1/model.onnx").is_file()
 
 
 def test_engines_of_another_tensorrt_are_refused_with_both_versions(

@@ -17,6 +17,7 @@ from trt_sam.runtime.prompt_tokens import as_boxes, as_masks, batch_size, prompt
 from trt_sam.serve.faults import Refusal, bad_prompt, image_unknown
 from trt_sam.serve.model import Model
 from trt_sam.serve.pictures import picture_of
+from trt_sam.serve.requests import check_boxes, check_inside
 from trt_sam.serve.segmentations import runs_at_size
 from trt_sam.serve.settings import ServeSettings
 from trt_sam.serve.triton.models.backend import Array, answered, input_array, parameter, response, version_folder
@@ -32,7 +33,7 @@ class SamModel:
         """Read what the decoder takes; the other two models are called when they are needed."""
         self._most_images = parameter(args, "images", 64)
         self._model = Model(CallsDecoder(version_folder(args) / "contract.json", self._most_images), "sam")
-        self._pixels = ServeSettings().pixels
+        self._bounds = ServeSettings()
         self._images: OrderedDict[str, tuple[int, tuple[int, int]]] = OrderedDict()
         """Number and (height, width) by id, the least recently used first."""
 
@@ -50,11 +51,18 @@ class SamModel:
         )
         if coords is None and boxes is None and masks is None:
             raise bad_prompt("there is no prompt; give point_coords with point_labels, boxes, or mask_input")
+        count = batch_size(point_coords=coords, boxes=boxes, mask_input=masks)
+        points, kinds = _unpadded(coords, labels)
+        self._check_bounds(count, points)
         image, size, name = self._image(input_array(request, "image"), input_array(request, "image_id"))
         wanted, named = request.requested_output_names(), np.array([name.encode()], object)
-        count = batch_size(point_coords=coords, boxes=boxes, mask_input=masks)
-        corners = None if boxes is None else boxes_to_frame(as_boxes(boxes, count), size)
-        prompts = prompt_tokens(count, *_unpadded(coords, labels), corners, lambda points: coords_to_frame(points, size))
+        for each in points or ():
+            check_inside("point_coords", each, size)
+        corners = None
+        if boxes is not None:
+            check_boxes(given := as_boxes(boxes, count), size)
+            corners = boxes_to_frame(given, size)
+        prompts = prompt_tokens(count, points, kinds, corners, lambda places: coords_to_frame(places, size))
         low_res, scores = self._model.decode(image, prompts, size, None if masks is None else as_masks(masks, count))
         rows = np.arange(count)
         best = np.array([chosen_mask(row.tolist(), kinds.tolist()) for row, (_, kinds) in zip(scores, prompts, strict=True)])
@@ -64,6 +72,14 @@ class SamModel:
             runs = [runs_at_size(logits, size).compressed() for logits in low_res[:, 0]]
             found["rle"] = np.array([json.dumps(each).encode() for each in runs], object)
         return response(found, wanted)
+
+    def _check_bounds(self, count: int, points: list[Array] | None) -> None:
+        """Refuse what would take the decoder's memory: its process, once killed for it, is not started again."""
+        if count > self._bounds.boxes:
+            raise bad_prompt(f"there are {count} prompts, at most {self._bounds.boxes} go into a request")
+        longest = max(map(len, points or ()), default=0)
+        if longest > self._bounds.points:
+            raise bad_prompt(f"a prompt has {longest} points, at most {self._bounds.points} go into one")
 
     def _image(self, picture: Array | None, name: Array | None) -> tuple[int, tuple[int, int], str]:
         """Number, size and id of the picture that a request is about."""
@@ -77,7 +93,7 @@ class SamModel:
             return *held, asked
         if picture is None:
             raise image_unknown()
-        rgb = picture_of(data, self._pixels)
+        rgb = picture_of(data, self._bounds.pixels)
         size = (rgb.shape[0], rgb.shape[1])
         while len(self._images) >= self._most_images:
             _, (oldest, _) = self._images.popitem(last=False)
