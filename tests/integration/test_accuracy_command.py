@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
@@ -19,6 +20,8 @@ from trt_sam.commands import accuracy
 from trt_sam.commands._accuracy_images import Images, add_image_arguments, open_images
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.errors import InputError
+from trt_sam.feeds.feeds import random_images
+from trt_sam.gate.golden import digest_of_embedding
 from trt_sam.imaging.embeddings import Embedding, save_embedding
 
 
@@ -194,6 +197,25 @@ def test_no_images_for_other_checkpoints_are_made_up(tmp_path: Path, monkeypatch
 def test_a_graph_of_other_weights_is_refused(tmp_path: Path, graphs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="holds the weights 5a5a5a5a5a5a"):
         run("--checkpoint", "standin", "--output", tmp_path / "report", "--variants", "", "--graph", f"x={graphs['plain']}")
+
+
+def test_a_graph_is_not_judged_on_what_it_was_calibrated_with(tmp_path: Path, graphs: dict[str, Path]) -> None:
+    image = random_images(1)[0]
+    save_embedding(tmp_path / "embeddings" / "photo.npz", Embedding(image.embedding, (300, 201), "photo.jpg"))
+    model = onnx.load(graphs["plain"])
+    kept = [entry for entry in model.metadata_props if entry.key != "trt_sam.checkpoint_sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entry = model.metadata_props.add()
+    entry.key = "trt_sam.calibration"
+    entry.value = json.dumps({"image_sha256": [digest_of_embedding(image.embedding)]})
+    onnx.save(model, tmp_path / "mine.onnx")
+    few = ["--embeddings", tmp_path / "embeddings", "--images", 1, "--prompts-per-image", 1, "--variants", ""]
+    judge = ["--checkpoint", "standin", *few, "--graph", f"x={tmp_path / 'mine.onnx'}", "--output", tmp_path / "report"]
+    with pytest.raises(InputError, match=r"mine\.onnx was calibrated with photo"):
+        run(*judge)
+    assert not (tmp_path / "report").exists()
+    assert run(*judge, "--allow-calibration-images") == 0
 
 
 def test_a_report_that_is_there_is_kept(tmp_path: Path) -> None:

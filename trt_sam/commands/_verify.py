@@ -192,7 +192,7 @@ class GoldenVerifier:
         try:
             check_checkpoint(golden, side.source, side.checkpoint_sha256)
             found = golden_questions(golden, golden.prompts)
-            asked = refuse_calibration_images(fitting(found.examples, [side]), [side])
+            asked = refuse_calibration_images(fitting(found.examples, [side]), {side.source: side.calibration_images})
             comparison = compare_with(
                 None,
                 [side],

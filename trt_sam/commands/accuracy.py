@@ -24,7 +24,7 @@ import contextlib
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ from trt_sam.errors import InputError
 from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
+    from trt_sam.accuracy.examples import Example
     from trt_sam.accuracy.report import AccuracyReport
     from trt_sam.model.checkpoint import Checkpoint
 
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--graph", metavar="NAME=F.onnx", action="append", default=[], help="judge this graph of the checkpoint too; repeatable"
+    )
+    parser.add_argument(
+        "--allow-calibration-images", action="store_true", help="judge a --graph even on images that it was calibrated with"
     )
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=f"for {', '.join(_REPORTS)}")
     parser.add_argument("--force", action="store_true", help="replace reports that are there")
@@ -122,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
             decode=decoder_for_prompts(args, checkpoint),
             earlier_masks=all(takes_masks(path) for _, path in given),
         )
+        if not args.allow_calibration_images:
+            examples = _unseen(examples, given)
         progress = _counted(stages.begin("measure", f"measuring {len(variants)} variants on {args.images} images"), total)
         measurement = measure(TorchRunner(checkpoint.decoder), variants, examples, progress=progress)
     report = make_report(
@@ -146,6 +152,16 @@ def run(args: argparse.Namespace) -> int:
         print(_summary(report, args.output))
         print("\n".join(verdict_lines(verdicts)))
     return 1 if limits_given(args) and not all(verdict.passed for verdict in verdicts.values()) else 0
+
+
+def _unseen(examples: Iterable[Example], given: Sequence[tuple[str, Path]]) -> Iterator[Example]:
+    """The same; raises InputError where one is on an image that a graph of the user was calibrated with."""
+    from trt_sam.accuracy.sides import calibration_images
+    from trt_sam.gate.fitting import refuse_calibration_images
+    from trt_sam.graph.metadata import read_graph
+
+    used = {str(path): calibration_images(read_graph(path).metadata) for _, path in given}
+    return (example for example, _ in refuse_calibration_images(((example, None) for example in examples), used))
 
 
 def _arithmetics(names: Sequence[str], given: Sequence[tuple[str, Path]]) -> dict[str, str]:

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         found = _questions(args, reference, sides, golden, photos)
         asked: Iterable[Asked] = fitting(found.examples, sides)
         if not args.allow_calibration_images:
-            asked = refuse_calibration_images(asked, candidates)
+            asked = refuse_calibration_images(asked, {side.source: side.calibration_images for side in candidates})
         questions = Questions(asked, found.description, found.masks_mean_something)
         count = _prompts(args, golden)
         telling = stages.begin("compare", f"comparing on {count} prompts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,8 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
             yield _of_width(part, fewest, most_points), told
 
 
-def refuse_calibration_images(asked: Iterable[Asked], candidates: Sequence[Side]) -> Iterator[Asked]:
-    """The same questions.
+def refuse_calibration_images(asked: Iterable[Asked], used: Mapping[str, frozenset[str]]) -> Iterator[Asked]:
+    """The same questions; `used` are the hashes of the embeddings that each candidate was calibrated with, by its name.
 
     Raises:
         InputError: one is on an embedding that a candidate was calibrated with (its graph's metadata have the hashes).
@@ -55,10 +55,10 @@ def refuse_calibration_images(asked: Iterable[Asked], candidates: Sequence[Side]
     for example, answer in asked:
         if id(example.image) not in seen:
             seen = {id(example.image): {digest_of_embedding(example.feed["image_embeddings"]), example.image.whole_sha256}}
-        for side in candidates:
-            if seen[id(example.image)] & side.calibration_images:
+        for source, hashes in used.items():
+            if seen[id(example.image)] & hashes:
                 raise InputError(
-                    f"{side.source} was calibrated with {example.image.name}, and would be judged on what it was made for; give"
+                    f"{source} was calibrated with {example.image.name}, and would be judged on what it was made for; give"
                     " other images, or --allow-calibration-images"
                 )
         yield example, answer

@@ -80,10 +80,9 @@ class Verdict:
         """What to do where there were too few prompts to tell; else empty."""
         if self.status != TOO_FEW:
             return ""
-        return (
-            "judge it by more prompts (--prompts N; golden data are made with golden --prompts N), or ask for fewer "
-            "(--min-prompts N)"
-        )
+        more = "judge it by more prompts (--prompts N; golden data are made with golden --prompts N)"
+        # Where an interval is too wide, asking for fewer makes it no narrower.
+        return more + ", or ask for fewer (--min-prompts N)" * (self.missed[-1].name == self.missed[0].name == "min_prompts")
 
     @property
     def missed(self) -> tuple[Check, ...]:

@@ -36,6 +36,7 @@ def test_the_same_answer_passes_and_fewer_prompts_than_asked_for_do_not() -> Non
     verdict = judge(same, limits_for("fp32"))
     assert verdict.status == TOO_FEW
     assert missed(verdict) == ["min_prompts"]
+    assert verdict.advice.endswith("or ask for fewer (--min-prompts N)")
 
 
 def test_a_figure_near_its_limit_is_too_few_to_tell() -> None:
@@ -51,6 +52,9 @@ def test_a_figure_near_its_limit_is_too_few_to_tell() -> None:
     assert verdict.intervals_by == "images"
     check = next(check for check in verdict.checks if check.name == "min_mean_iou")
     assert check.status == TOO_FEW
+    advice = Verdict(TOO_FEW, (check,), "images").advice
+    assert advice.startswith("judge it by more prompts")
+    assert "ask for fewer" not in advice, "that makes no interval narrower"
     assert check.low is not None
     assert check.low < mean - 0.01 < check.value
     assert judge(tally.figures(), dataclasses.replace(loose, min_mean_iou=mean + 0.01)).status == FAIL

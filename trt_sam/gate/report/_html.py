@@ -37,6 +37,7 @@ figure { margin: 1.2rem 0; } figcaption { margin-top: .3rem; }
 .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
 .panels img { width: 100%; display: block; border-radius: .2rem; }
 @media (min-width: 901px) { th, td { overflow-wrap: normal; } td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
+  td:not(:first-child):not(.names) { white-space: nowrap; }
   td.names { overflow-wrap: anywhere; } td.names, th:last-child.names { text-align: left; } }
 @media (max-width: 900px) {
   table.figures, table.figures tbody, table.figures tr, table.figures td { display: block; text-align: left; }
