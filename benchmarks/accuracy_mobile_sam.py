@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--modelopt-python", type=Path, metavar="PATH", help="Python with nvidia-modelopt[onnx], for modelopt-*"
     )
     parser.add_argument("--few", default="", metavar="N=LIST", help="judge these by the first N prompts of each photograph")
+    parser.add_argument(
+        "--kinds", default="", metavar="LIST", help="judge by prompts of these kinds in turn: refinement, box, ..."
+    )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="of one graph (default: the cores there are)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
     parser.add_argument("--split", type=int, default=0, metavar="N", help="seed of the split of photographs (default: 0)")
@@ -67,9 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """What the flags ask for."""
     from trt_sam.errors import InputError
+    from trt_sam.feeds.realistic import PATTERN
 
     if args.output.suffix != ".json":
         raise InputError(f"--output is {str(args.output)!r}, must end in .json")
+    if unknown := set(_names(args.kinds)) - set(PATTERN):
+        raise InputError(f"--kinds names {', '.join(sorted(unknown))}, must be of {', '.join(sorted(set(PATTERN)))}")
     work = _Work(args)
     if args.step:
         {"prepare": work.prepare, "calibrate": work.calibrate, "measure": work.measure}[args.step[0]](args.step[1])
@@ -98,7 +104,8 @@ class _Work:
         self._args, self._folder = args, args.work
         self._split = split(PHOTOS, args.split)
         self._graphs = args.work / f"graphs-{args.split}-{args.seed}"
-        self._judged = args.work / f"judged-{args.split}-{args.seed}-{args.prompts_per_image}"
+        kinds = f"-{args.kinds}" if args.kinds else ""
+        self._judged = args.work / f"judged-{args.split}-{args.seed}-{args.prompts_per_image}{kinds}"
         count, _, names = args.few.partition("=")
         self.few = dict.fromkeys(_names(names), int(count or 0))
         """By variant that is judged by the first prompts of each photograph alone, how many."""
@@ -162,6 +169,7 @@ class _Work:
                 seed=self._args.seed * 1000 + number,
                 decode=decoder.run,
                 earlier_masks=True,
+                order=_names(self._args.kinds) or None,
             ):
                 feed = {key: array for key, array in example.feed.items() if key != "image_embeddings"}
                 for rows in _fours(len(example.kinds)):

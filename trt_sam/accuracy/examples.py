@@ -91,19 +91,20 @@ def make_examples(
     seed: int = 0,
     decode: Decode | None = None,
     earlier_masks: bool = False,
+    order: Sequence[str] | None = None,
 ) -> Iterator[Example]:
     """Prompts on each image: clicks, boxes and several clicks in turn, on its objects.
 
     Where objects are unknown they start from what `decode`, the float32 decoder, segments (`realistic.draw_realistic`, with
-    refinements where `earlier_masks` are taken), or without it, lie anywhere in the picture. An image's prompts depend on
-    `seed`, on its place in `images` and on those masks alone.
+    refinements where `earlier_masks` are taken, and the kinds of `order` where it is given), or without it, lie anywhere in the
+    picture. An image's prompts depend on `seed`, on its place in `images` and on those masks alone.
     """
     for number, image in enumerate(images):
         rng = np.random.default_rng((seed, number))
         drawn: Sequence[_Prompt]
         if image.objects is None and decode is not None:
             found = draw_realistic(
-                rng, image.embedding, image.original_size, prompts_per_image, decode, earlier_masks=earlier_masks
+                rng, image.embedding, image.original_size, prompts_per_image, decode, earlier_masks=earlier_masks, order=order
             )
             drawn = [_Prompt(each.kind, each.coords, each.labels, None, each.mask) for each in found]
         else:
