@@ -39,6 +39,10 @@ class Float16Emulation:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.log_severity_level = 3
         settings.intra_op_num_threads = threads
+        # In its own order ONNX Runtime takes the magnitudes, which end nowhere else, last, and holds every tensor until then;
+        # with patterns of memory it holds them twice. Seen: 8 prompts 4,261 MB, in the graph's order without patterns 403 MB.
+        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        settings.enable_mem_pattern = False
         emulated = emulate_float16(model)
         self._session = ort.InferenceSession(emulated.SerializeToString(), settings, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in emulated.graph.output]
