@@ -62,13 +62,11 @@ class CalibrationRequest:
                 encoder = checkpoint.image_encoder()
                 folder = stack.enter_context(_folder(self.cache))
                 hashes = self._embed(photos, encoder, folder, progress)
-            # Of an encoder that cannot be run here the hash is unknown.
-            sha256 = checkpoint.image_encoder().sha256 if checkpoint.has_image_encoder else ""
             yield calibration_feeds(
                 folder,
                 self.options,
                 prompts=self.prompts,
-                encoder_sha256=sha256,
+                encoder_sha256=checkpoint.encoder_sha256,
                 photo_sha256=hashes,
                 decode=None if self.random_prompts else _decode(checkpoint),
                 progress=tell,

@@ -18,7 +18,7 @@ from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image
 from trt_sam.feeds.realistic import DrawnPrompt
-from trt_sam.imaging.embeddings import Embedding, embedding_files, load_embedding
+from trt_sam.imaging.embeddings import Embedding, check_encoder, embedding_files, load_embedding
 from trt_sam.runtime.interface import checked_embedding
 
 __all__ = [
@@ -74,7 +74,7 @@ def from_files(files: Sequence[Path], prompts: PromptFile | None, encoder_sha256
     for path in files:
         size = None if path.suffix == ".npz" else _bare_size(path, prompts)
         embedding = load_embedding(path, original_size=size)
-        first = _check_encoder(path, embedding, encoder_sha256, first)
+        first = check_encoder(path, embedding, encoder_sha256, first)
         _check_varies(embedding.image_embeddings, f"embedding file {path} (of {embedding.file_name})")
         own = None if prompts is None else _own_prompts(path, embedding, prompts)
         yield SourceImage(str(path), _image(embedding), functools.partial(_load, path, size), own, embedding.file_name)
@@ -103,21 +103,6 @@ def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple
             f"{width}x{height}{turned}; they must be the same"
         )
     return from_file(prompts.prompts[key], embedding.original_size, f"prompt file, image {key}")
-
-
-def _check_encoder(path: Path, embedding: Embedding, expected: str, first: tuple[Path, str] | None) -> tuple[Path, str] | None:
-    """Raise where the embedding is another encoder's; else the first file that names one."""
-    found = embedding.encoder_sha256
-    if not found:
-        return first
-    if expected and found != expected:
-        raise InputError(
-            f"embedding file {path} was made by another image encoder ({found[:12]}) than the checkpoint's ({expected[:12]}); "
-            "embed the photos with this checkpoint"
-        )
-    if first is not None and found != first[1]:
-        raise InputError(f"embedding files {first[0]} and {path} were made by different image encoders; embed the photos again")
-    return first or (path, found)
 
 
 def _check_varies(embedding: npt.NDArray[Any], what: str) -> None:

@@ -231,6 +231,11 @@ def test_golden_data_are_written_and_belong_to_their_checkpoint(
     assert main(["compare", "--golden", str(path), str(graph), "--min-prompts", "4"]) == 0
     assert main(write) == 2
     assert "exists; give --force" in capsys.readouterr().err
+    save_embedding(embeddings / "other.npz", Embedding(image.embedding, (300, 201), "other.jpg", "ab" * 32))
+    for judge in ([*write, "--force"], ["compare", "standin", str(graph), "--embeddings", str(embeddings)]):
+        assert main(judge) == 2
+        assert "other.npz was made by another image encoder (abababababab)" in capsys.readouterr().err
+    assert load_golden(path).prompts == 4, "it is kept"
     model = onnx.load(graph)
     for entry in model.metadata_props:
         if entry.key == "trt_sam.checkpoint_sha256":

@@ -95,7 +95,7 @@ def open_images(
             progress(done / max(wanted, 1), "calibration images")
 
     if args.embeddings is not None:
-        sha256 = checkpoint.image_encoder().sha256 if checkpoint.has_image_encoder else ""
+        sha256 = checkpoint.encoder_sha256
 
         def digests(paths: Sequence[Path]) -> Iterator[bytes]:
             return (digest_of(each.image.embedding) for each in from_files(paths, None, sha256))

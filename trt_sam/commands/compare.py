@@ -204,7 +204,16 @@ def _questions(
     assert reference is not None
     masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
     if args.embeddings is not None:
-        return questions.of_embeddings(args.embeddings, photos, count, _decoder(reference), seed=args.seed, earlier_masks=masks)
+        encoders = (side.checkpoint.encoder_sha256 for side in sides if side.checkpoint is not None)
+        return questions.of_embeddings(
+            args.embeddings,
+            photos,
+            count,
+            _decoder(reference),
+            seed=args.seed,
+            earlier_masks=masks,
+            encoder_sha256=next(encoders, ""),
+        )
     if args.photos is not None:
         encoder = next((side.checkpoint.image_encoder() for side in sides if side.checkpoint is not None), None)
         if encoder is None:

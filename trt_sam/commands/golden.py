@@ -89,7 +89,15 @@ def run(args: argparse.Namespace) -> int:
             embed = checkpoint.image_encoder().embed
             questions = of_photos(photos, embed, args.prompts, decode, seed=args.seed, earlier_masks=False)
         else:
-            questions = of_embeddings(args.embeddings, (), args.prompts, decode, seed=args.seed, earlier_masks=False)
+            questions = of_embeddings(
+                args.embeddings,
+                (),
+                args.prompts,
+                decode,
+                seed=args.seed,
+                earlier_masks=False,
+                encoder_sha256=checkpoint.encoder_sha256,
+            )
         telling = stages.begin("answers", f"answering {args.prompts} prompts in float64")
 
         def tell(done: int) -> None:

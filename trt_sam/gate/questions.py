@@ -17,7 +17,7 @@ from trt_sam.feeds.realistic import Decode
 from trt_sam.gate.comparison import Questions
 from trt_sam.gate.fitting import Asked, rows_of
 from trt_sam.gate.golden import Golden
-from trt_sam.imaging.embeddings import embedding_files, load_embedding
+from trt_sam.imaging.embeddings import check_encoder, embedding_files, load_embedding
 
 __all__ = ["asked_of", "golden_questions", "noise", "of_embeddings", "of_photos", "of_scenes"]
 
@@ -65,15 +65,23 @@ def of_photos(
 
 
 def of_embeddings(
-    folder: Path, pictures: Sequence[Path], prompts: int, decode: Decode, *, seed: int, earlier_masks: bool
+    folder: Path,
+    pictures: Sequence[Path],
+    prompts: int,
+    decode: Decode,
+    *,
+    seed: int,
+    earlier_masks: bool,
+    encoder_sha256: str,
 ) -> Questions:
     """Prompts on embedding files; where the photo that one names is among `pictures`, that is what is shown of it.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is none, one cannot be read, or one is of another encoder than `encoder_sha256` ("": unknown), or
+            than the others.
     """
     files = embedding_files(folder)
-    images = _stored(files, {path.name: path for path in pictures})
+    images = _stored(files, {path.name: path for path in pictures}, encoder_sha256)
     asked = asked_of(images, len(files), prompts, decode, seed=seed, earlier_masks=earlier_masks)
     return Questions(asked, f"{_count(len(files), prompts)} embeddings of {folder}")
 
@@ -110,9 +118,11 @@ def asked_of(
             yield example, None
 
 
-def _stored(files: Sequence[Path], pictures: dict[str, Path]) -> Iterator[PromptedImage]:
+def _stored(files: Sequence[Path], pictures: dict[str, Path], encoder_sha256: str) -> Iterator[PromptedImage]:
+    first: tuple[Path, str] | None = None
     for path in files:
         found = load_embedding(path, original_size=None if path.suffix == ".npz" else _FRAME)
+        first = check_encoder(path, found, encoder_sha256, first)
         photo = pictures.get(found.file_name) or pictures.get(path.stem)
         name = found.file_name or path.name
         if photo is None:

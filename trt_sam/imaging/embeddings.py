@@ -24,7 +24,16 @@ from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import read_image
 
-__all__ = ["Embedding", "Encoder", "embed_photo", "embed_pixels", "embedding_files", "load_embedding", "save_embedding"]
+__all__ = [
+    "Embedding",
+    "Encoder",
+    "check_encoder",
+    "embed_photo",
+    "embed_pixels",
+    "embedding_files",
+    "load_embedding",
+    "save_embedding",
+]
 
 _SUFFIXES = (".npz", ".npy", ".safetensors")
 
@@ -125,6 +134,28 @@ def embedding_files(folder: Path) -> list[Path]:
         kinds = ", ".join(_SUFFIXES)
         raise InputError(f"no embedding file ({kinds}) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
     return files
+
+
+def check_encoder(path: Path, embedding: Embedding, expected: str, first: tuple[Path, str] | None) -> tuple[Path, str] | None:
+    """The first file of a folder that names its encoder, so far; InputError where one is of another encoder.
+
+    Args:
+        path: the file.
+        embedding: what it holds.
+        expected: hash of the checkpoint's encoder, "" where unknown.
+        first: what this gave for the file before.
+    """
+    found = embedding.encoder_sha256
+    if not found:
+        return first
+    if expected and found != expected:
+        raise InputError(
+            f"embedding file {path} was made by another image encoder ({found[:12]}) than the checkpoint's ({expected[:12]}); "
+            "embed the photos with this checkpoint"
+        )
+    if first is not None and found != first[1]:
+        raise InputError(f"embedding files {first[0]} and {path} were made by different image encoders; embed the photos again")
+    return first or (path, found)
 
 
 def _load_npz(path: Path, original_size: tuple[int, int] | None) -> Embedding:

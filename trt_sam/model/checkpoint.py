@@ -62,6 +62,11 @@ class Checkpoint:
         """Whether there is an image encoder of a kind that can be run here."""
         return self.encoder_kind == "mobile_sam" or self.encoder_kind.startswith("vit_")
 
+    @property
+    def encoder_sha256(self) -> str:
+        """Hash of the image encoder's weights, as embedding files have it; "" where it cannot be run here."""
+        return self.image_encoder().sha256 if self.has_image_encoder else ""
+
 
 def load_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """Load a checkpoint.
