@@ -102,7 +102,8 @@ class _Encoder:
 def opened(folder: Path, *arguments: object, calibrate: bool = True) -> Images:
     parser = argparse.ArgumentParser()
     add_image_arguments(parser, images=2, prompts=3, calibration=2)
-    checkpoint = SimpleNamespace(encoder_kind="vit_standin", has_image_encoder=True, source="other", image_encoder=_Encoder)
+    known = {"encoder_kind": "vit_standin", "has_image_encoder": True, "encoder_sha256": _Encoder.sha256}
+    checkpoint = SimpleNamespace(**known, source="other", image_encoder=_Encoder)
     folder.mkdir()
     args = parser.parse_args([str(each) for each in arguments])
     return open_images(args, checkpoint, folder, calibrate=calibrate)  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> Calibrated:
     """No torch, no calibration, no TensorRT: all else is the command's own."""
     stand_in = Calibrated()
     monkeypatch.setattr(calibrators.pipeline, "quantize_decoder", stand_in)
-    checkpoint = SimpleNamespace(sha256="ab" * 32, encoder_kind="other", has_image_encoder=False, decoder=None)
+    checkpoint = SimpleNamespace(sha256="ab" * 32, encoder_kind="other", encoder_sha256="", decoder=None)
     monkeypatch.setattr(_build_sources, "_load", lambda *_: checkpoint)
     monkeypatch.setattr(command, "choose_flavour", lambda backend: RTX)
     monkeypatch.setattr(command, "build_set", lambda *given, **named: build_set(*given, **named, engine_builder=tiny_build()))
