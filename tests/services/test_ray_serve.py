@@ -123,6 +123,21 @@ def test_clicks_at_once_each_get_their_own(deployment: Deployment, runners_masks
         assert masks_in(answer) == [each["rle"] for each in runners_masks[number % 2]]
 
 
+def test_who_would_wait_too_long_is_told_to_come_again(deployment: Deployment) -> None:
+    image = deployment.post("/images", PHOTO.read_bytes())["id"]
+
+    def status(_: int) -> tuple[int, str | None]:
+        try:
+            deployment.post(f"/images/{image}/masks", {**CLICK, "output": "best"})
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers["Retry-After"]
+        return 200, None
+
+    with ThreadPoolExecutor(160) as threads:
+        found = set(threads.map(status, range(160)))
+    assert found == {(200, None), (429, "1")}
+
+
 def test_an_embedding_that_is_lost_is_made_again(deployment: Deployment, runners_masks: Any) -> None:
     image = deployment.post("/images", PHOTO.read_bytes())["id"]
     for replica in deployment.replicas():

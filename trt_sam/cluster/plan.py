@@ -83,11 +83,12 @@ def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], s
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
             before = tuple(tuple(str(name) for name in shard) for shard in said["shards"])
-            held = said["settings"]
+            held = dict(said["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); name another --output, or remove the folder") from None
         if held != settings:
-            raise InputError(f"{folder} is of other settings ({held}); name another --output, or remove it")
+            differ = sorted(name for name in {*held, *settings} if held.get(name) != settings.get(name))
+            raise InputError(f"{folder} is of other settings ({', '.join(differ)}); name another --output, or remove it")
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} holds other files and no {PLAN_NAME}; name another --output")
     known = {name for shard in before for name in shard}

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from starlette.requests import Request
 
-from trt_sam.serve.call import BodyBudget, Call
+from trt_sam.serve.budget import BodyBudget
+from trt_sam.serve.call import Call
 from trt_sam.serve.everything import Everything
 from trt_sam.serve.faults import busy
 from trt_sam.serve.images import HeldImage, Images

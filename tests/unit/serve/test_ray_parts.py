@@ -112,8 +112,9 @@ def test_the_configuration_has_only_known_arguments() -> None:
         ({"set": "s", "pictures": "p", "replicas": 4}, "'replicas' is no argument"),
         ({"set": "s", "pictures": "p", "images": "many"}, "images is 'many', must be a number"),
         ({"set": "s", "pictures": "p", "wait_ms": 0}, "must be more than 0"),
+        ({"set": "nothing", "pictures": "p"}, "nothing is no set with a manifest"),
     ],
-    ids=["missing", "unknown", "no-number", "zero"],
+    ids=["missing", "unknown", "no-number", "zero", "no-set"],
 )
 def test_bad_arguments(args: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trt_sam.serve.ray.application.require", lambda name, purpose: None)

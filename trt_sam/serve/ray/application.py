@@ -8,7 +8,7 @@ from typing import Any
 
 from trt_sam._lazy import require
 from trt_sam.errors import InputError
-from trt_sam.runtime.set_graphs import graphs_of_set
+from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 from trt_sam.serve.faults import Refusal
 from trt_sam.serve.ray.edge import Edge
 from trt_sam.serve.ray.replica import Clicks, Decoded, Replica, Resident, runs_on_gpu
@@ -37,6 +37,8 @@ def app(args: Mapping[str, Any]) -> Any:
     serve = require("ray.serve", "to run a deployment")
     found = _checked(args)
     folder, pictures = str(Path(found["set"]).absolute()), str(Path(found["pictures"]).absolute())
+    if not is_set(folder):
+        raise InputError(f"{folder} is no set with a manifest; write one with trt-sam export --encoder, or build --encoder")
     if "encode" not in graphs_of_set(folder):
         raise InputError(f"set {folder} has no image encoder; write one with trt-sam export --encoder, or build --encoder")
     images, threads = found["images"], found["threads"]
@@ -89,7 +91,8 @@ def app(args: Mapping[str, Any]) -> Any:
         max_ongoing_requests=16,
         max_queued_requests=64,
     )
-    edge = serve.deployment(Edge, name="Edge", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)
+    # More than may wait for `Sam`, so that it is `Edge` that tells clients to come again, and they do not wait before it.
+    edge = serve.deployment(Edge, name="Edge", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=256)
     return edge.bind(sam.bind(), pictures)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from trt_sam._lazy import require
 from trt_sam.errors import TrtSamError, first_line
+from trt_sam.serve.budget import BodyBudget
 from trt_sam.serve.faults import Refusal, bad_prompt, busy
 from trt_sam.serve.pictures import picture_of
 from trt_sam.serve.ray.pictures import PictureFolder
@@ -19,6 +21,8 @@ from trt_sam.serve.settings import ServeSettings
 __all__ = ["Edge"]
 
 _READY_SECONDS = 5.0
+_DECODED_AT_ONCE = 4
+"""Pictures that are decoded at once, of up to 108 MB each."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +33,8 @@ class Edge:
     def __init__(self, sam: Any, pictures: str) -> None:
         """Pass clicks on to the deployment `sam`."""
         self._sam, self._pictures, self._settings = sam, PictureFolder(pictures), ServeSettings()
+        self._budget = BodyBudget(self._settings.bodies_bytes)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
         self._responses = require("starlette.responses", "to answer requests")
         self._back_pressure = require("ray.serve.exceptions", "to run a deployment").BackPressureError
 
@@ -55,17 +61,25 @@ class Edge:
         if request.method == "GET" and parts == ["v2", "health", "ready"]:
             return await self._ready()
         if request.method == "POST" and parts == ["images"]:
-            return await self._add(await self._body(request, self._settings.body_bytes))
+            async with self._body(request, self._settings.body_bytes) as data:
+                return await self._add(data)
         if request.method == "POST" and len(parts) == 3 and parts[0] == "images" and parts[2] == "masks":
-            asked = json_object(await self._body(request, self._settings.prompt_bytes))
+            async with self._body(request, self._settings.prompt_bytes) as data:
+                asked = json_object(data)
             return await self._pass_on("masks_on", parts[1], asked)
         raise Refusal(404, "not_found", "there are POST /images, POST /images/ID/masks and GET /v2/health/ready")
 
     async def _add(self, data: bytes) -> Mapping[str, Any]:
-        rgb = await asyncio.to_thread(picture_of, data, self._settings.pixels)
+        async with self._decoding:
+            height, width = await asyncio.to_thread(self._size, data)
         name = await asyncio.to_thread(self._pictures.put, data)
         await self._pass_on("embed", name)
-        return {"id": name, "height": rgb.shape[0], "width": rgb.shape[1]}
+        return {"id": name, "height": height, "width": width}
+
+    def _size(self, data: bytes) -> tuple[int, int]:
+        """Of a picture, which is decoded to see that it can be."""
+        height, width, _ = picture_of(data, self._settings.pixels).shape
+        return height, width
 
     async def _ready(self) -> Mapping[str, Any]:
         """Whether a replica answers, which it does once it was warmed up."""
@@ -83,16 +97,23 @@ class Edge:
             raise Refusal(*answer["refused"])
         return answer
 
-    async def _body(self, request: Any, most: int) -> bytes:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise Refusal(413, "body_too_large", f"the body has more than {most:,} bytes, the most that is taken")
-            parts.append(part)
-        if not size:
-            raise bad_prompt("the request has no body")
-        return b"".join(parts)
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Any, most: int) -> AsyncIterator[bytes]:
+        """The body, for as long as it is needed: what all of them hold together is bounded."""
+        parts: list[bytes] = []
+        held = 0
+        try:
+            async for part in request.stream():
+                if held + len(part) > most:
+                    raise Refusal(413, "body_too_large", f"the body has more than {most:,} bytes, the most that is taken")
+                self._budget.take(len(part))
+                held += len(part)
+                parts.append(part)
+            if not held:
+                raise bad_prompt("the request has no body")
+            yield b"".join(parts)
+        finally:
+            self._budget.give(held)
 
 
 def _refused(refusal: Refusal) -> tuple[int, dict[str, Any]]:
