@@ -149,8 +149,9 @@ def compare_with(
         questions.description,
         done,
         tuple(
-            _judged(side, tally, limits, own, sha256, questions.masks_mean_something, expected, masks_given)
+            _judged(side, tally, limits, own, sha256, questions.masks_mean_something, expected, unjudged)
             for side, tally in zip(candidates, tallies, strict=True)
+            for unjudged in [tuple(_unjudged(side, reference, masks_given))]
         ),
         tuple(Floor(name, tally.figures()) for name, tally in floors.items() if tally.prompts),
     )
@@ -192,7 +193,7 @@ def _judged(
     sha256: str,
     masks_mean_something: bool,
     expected: str | None,
-    masks_given: bool,
+    unjudged: Sequence[str],
 ) -> Candidate:
     applied = _coarser(reference, side.arithmetic if expected is None else expected)
     figures = tally.figures()
@@ -207,7 +208,7 @@ def _judged(
         limits[applied],
         figures,
         verdict,
-        (*_notes(side, sha256, masks_given), *note),
+        (*unjudged, *_notes(side, sha256), *note),
         side.checkpoint_sha256,
     )
 
@@ -246,7 +247,10 @@ def _about(reference: Side | None) -> tuple[str, str, str]:
     return reference.source, reference.executed_by, reference.checkpoint_sha256
 
 
-def _notes(side: Side, sha256: str, masks_given: bool) -> Iterator[str]:
+def _unjudged(side: Side, reference: Side | None, masks_given: bool) -> Iterator[str]:
+    """What a verdict on the side does not cover, as notes."""
+    if reference is not None and side.graphs and side.graphs == reference.graphs:
+        yield f"{side.source} is the reference itself: that it agrees with itself says nothing"
     if not masks_given and any(spec.name == "mask_input" for spec in side.runner.inputs):
         yield (
             f"no prompt brought an earlier mask, so that what {side.source} makes of mask_input was NOT JUDGED; prompts of "
@@ -254,6 +258,9 @@ def _notes(side: Side, sha256: str, masks_given: bool) -> Iterator[str]:
         )
     for path in side.left_out:
         yield f"{path}, the set's decoder for prompts with an earlier mask, was NOT JUDGED; name that file to judge it"
+
+
+def _notes(side: Side, sha256: str) -> Iterator[str]:
     if "" not in (side.checkpoint_sha256, sha256) and side.checkpoint_sha256 != sha256:
         yield f"it holds other weights than the reference (SHA-256 {side.checkpoint_sha256[:12]} and {sha256[:12]})"
     if isinstance(side.runner, EmulationRunner):

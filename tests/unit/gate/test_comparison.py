@@ -100,5 +100,8 @@ def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came
     of_a_set = dataclasses.replace(takes, left_out=(Path("set/decoder_mask.onnx"),))
     found = compare_with(None, [of_a_set], Questions([(asked, answer())], "a call"), LIMITS, about=about)
     assert found.candidates[0].notes[0].startswith("set/decoder_mask.onnx, the set's decoder")
+    one = dataclasses.replace(takes, graphs=(Path("decoder.onnx"),))
+    found = compare_with(one, [one], Questions([(asked, None)], "a call"), LIMITS)
+    assert "is the reference itself" in found.candidates[0].notes[0]
     with pytest.raises(InputError, match="nothing to compare on"):
         compare_with(None, [takes], Questions([], "no call"), LIMITS, about=about)
