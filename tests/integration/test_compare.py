@@ -75,6 +75,7 @@ def test_a_graph_passes_and_a_broken_one_does_not(
     suites = ElementTree.parse(report / "junit.xml").getroot().findall("testsuite")
     assert [suite.get("failures") == "0" for suite in suites] == [True, False]
     assert "| 0.0 % |" in (report / "report.md").read_text()
+    assert "NOT JUDGED" in (report / "report.md").read_text()
     page = (report / "report.html").read_text()
     table = page.index("<h2>Figures")
     for start in (0, table):

@@ -78,6 +78,7 @@ def markdown(comparison: Comparison) -> str:
         )
         text += [f"  - {line}" for line in missed_lines(candidate.verdict)]
         text += [f"  - {candidate.blame.sentence}"] if candidate.blame is not None else []
+        text += [f"  - note: {note}" for note in candidate.notes]
     rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1))]
     rows += [(f"floor: {floor.name}", *figures_row(floor.figures)) for floor in comparison.floors]
     rows += [(f"`{candidate.name}`", *figures_row(candidate.figures)) for candidate in comparison.candidates]
