@@ -1,4 +1,4 @@
-"""`Calibration`: a float32 decoder graph on calibration feeds, up to the range of every activation that is to be quantized."""
+"""`Calibration`: a float32 graph on calibration feeds, up to the range of every activation that is to be quantized."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from calibrators.collect import Progress, collect_channels, collect_histograms
 from calibrators.feeds import CalibrationFeeds
 from calibrators.histogram import Histogram
 from calibrators.mixing import find_mixes
+from calibrators.pictures import PictureFeeds
 from calibrators.ranges import TensorRange
 from calibrators.thresholds import threshold
 from calibrators.trials import Score, Trials, trial_feeds
@@ -70,7 +71,7 @@ class Calibration:
     def __init__(
         self,
         plain: onnx.ModelProto,
-        feeds: CalibrationFeeds,
+        feeds: CalibrationFeeds | PictureFeeds,
         quantization: QuantizationOptions,
         precision: str,
         *,
@@ -79,8 +80,8 @@ class Calibration:
         """Run the float32 graph `plain` (target gpu; not changed) twice over `feeds`.
 
         Args:
-            plain: as `trt-sam export --target gpu --precision fp32` writes it.
-            feeds: of any number of images.
+            plain: as `trt-sam export --target gpu --precision fp32` writes it: a decoder, or an image encoder.
+            feeds: of any number of images; photographs for an image encoder.
             quantization: tiers, keep_fp16, shift, smooth_alpha and second_order are used here; the calibrator by `ranges`.
             precision: "int8" or "fp8".
             progress: told of every feed of every pass.
@@ -149,7 +150,7 @@ class Calibration:
         """For `insert_qdq`, by activation of `products`; empty where weights are rounded to the nearest."""
         return self._prepared.moments
 
-    def on(self, feeds: CalibrationFeeds) -> Calibration:
+    def on(self, feeds: CalibrationFeeds | PictureFeeds) -> Calibration:
         """The same calibration on other feeds, with what `choose` found; raises as the constructor."""
         other = Calibration(self.plain, feeds, self._quantization, self._precision, progress=self._progress)
         if (other.alpha, other.found) != (self.alpha, self.found):

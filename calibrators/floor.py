@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from calibrators.auto import TIE
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
+from calibrators.pictures import PictureFeeds
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES, Score, Trials, trial_feeds
 from trt_sam.errors import InputError
 
@@ -67,8 +68,10 @@ def entropy_floor(work: Calibration, calibrators: Mapping[str, str]) -> Floor:
     suspects = {tensor: amax for tensor, amax in ranges.items() if amax < work.largest[tensor]}
     if not suspects:
         return Floor()
+    feeds = work.feeds
+    assert not isinstance(feeds, PictureFeeds)  # the floor is for decoders, and judges by their prompts
     try:
-        used, held_out = work.feeds.split(HELD_OUT, most=TRIAL_IMAGES)
+        used, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES)
     except InputError:
         return Floor(tuple(FloorRow(tensor, amax, work.largest[tensor], False, None) for tensor, amax in suspects.items()))
     return _judged(work, work.on(used), held_out, calibrators, suspects)

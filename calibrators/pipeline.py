@@ -12,7 +12,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +21,10 @@ import onnx
 from calibrators.calibration import Calibration
 from calibrators.feeds import CalibrationFeeds
 from calibrators.floor import entropy_floor
-from calibrators.report import CalibrationReport
+from calibrators.report import CalibrationReport, versions
+from calibrators.stages import CalibrationStages
 from calibrators.trials import HELD_OUT, TRIAL_IMAGES, Trials, trial_feeds
 from trt_sam._files import atomic_path
-from trt_sam._version import __version__
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.graph.export import export_decoder
 from trt_sam.progress import Progress
@@ -76,7 +75,8 @@ def quantize_decoder(
     _check(feeds, options, quantization)
     # Before the long work: one image cannot be split.
     searched, held_out = feeds.split(HELD_OUT, most=TRIAL_IMAGES) if quantization.calibrator == "auto" else (feeds, None)
-    stages = _Stages(progress, auto=quantization.calibrator == "auto")
+    weights = {name: weight for name, weight in _WEIGHTS.items() if quantization.calibrator == "auto" or name != "trials"}
+    stages = CalibrationStages(progress, weights)
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory() as folder:
         plain, half = _export(checkpoint, options, Path(folder), stages)
         work = Calibration(plain, searched, quantization, options.precision, progress=stages)
@@ -110,40 +110,11 @@ def quantize_decoder(
         left_out=(*quantization.keep_fp16, *(choice.left_out if choice is not None else ())),
         feeds=feeds.to_dict(),
         agreement=agreement,
-        versions={
-            "trt_sam": __version__,
-            **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")},
-        },
+        versions=versions(),
         choice=choice,
         floor=floor,
         held_back=0 if judges is None else min(judges.num_images, TRIAL_IMAGES),
     )
-
-
-class _Stages:
-    """Progress of named stages as one fraction; itself a `collect.Progress`, whose phases are stages."""
-
-    def __init__(self, progress: Progress | None, *, auto: bool) -> None:
-        self._progress = progress
-        self._weights = {name: weight for name, weight in _WEIGHTS.items() if auto or name != "trials"}
-        self._best = 0.0
-
-    def start(self, stage: str) -> None:
-        self(stage, 0, 1)
-
-    def finish(self) -> None:
-        if self._progress is not None:
-            self._progress(1.0, "done")
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._progress is None:
-            return
-        names = list(self._weights)
-        before = sum(self._weights[name] for name in names[: names.index(stage)])
-        share = min(1.0, done / total) if total else 0.0
-        # A stage may come twice ("auto"): the bar then waits.
-        self._best = max(self._best, (before + share * self._weights[stage]) / sum(self._weights.values()))
-        self._progress(self._best, stage)
 
 
 def _check(feeds: CalibrationFeeds, options: GraphOptions, quantization: QuantizationOptions) -> None:
@@ -160,7 +131,7 @@ def _check(feeds: CalibrationFeeds, options: GraphOptions, quantization: Quantiz
 
 
 def _export(
-    checkpoint: Checkpoint, options: GraphOptions, folder: Path, stages: _Stages
+    checkpoint: Checkpoint, options: GraphOptions, folder: Path, stages: CalibrationStages
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The float32 graph to calibrate, with the contract's four masks, and the float16 one that is asked for."""
     wanted = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from calibrators.histogram import BINS
 from calibrators.ranges import TensorRange
 from calibrators.thresholds import PERCENTILE
+from trt_sam._version import __version__
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from calibrators.floor import Floor
     from calibrators.trials import Score
 
-__all__ = ["CalibrationReport"]
+__all__ = ["CalibrationReport", "versions"]
 
 _FEW_STEPS = {"int8": 16.0, "fp8": 0.0}
 """Scales that the bulk must reach: of int8's 127, 4 bits are left then. E4M3 is as fine for small values as for large."""
@@ -35,13 +37,14 @@ class CalibrationReport:
     checkpoint_sha256: str
     tensors: tuple[TensorRange, ...]
     quantized_share: float
-    """Of the decoder's multiply-adds, for one prompt of two points."""
+    """Of the graph's multiply-adds: a decoder's for one prompt of two points, an image encoder's for one picture."""
     left_out: tuple[str, ...]
     """Groups of the tiers that stay in float16: `keep_fp16`, and what "auto" left out."""
     feeds: Mapping[str, Any]
-    """`CalibrationFeeds.to_dict`: fingerprint, images, prompts."""
+    """`CalibrationFeeds.to_dict`, or `PictureFeeds.to_dict`: fingerprint, images, prompts."""
     agreement: Score
-    """Masks of the quantized float32 graph against the float32 graph's, in ONNX Runtime, on a few prompts."""
+    """Masks of the quantized float32 graph against the float32 graph's, in ONNX Runtime, on a few prompts; of an image encoder
+    those that the float32 decoder makes of either's embeddings."""
     versions: Mapping[str, str]
     choice: Choice | None = field(default=None, repr=False)
     """What "auto" tried and decided."""
@@ -70,3 +73,8 @@ class CalibrationReport:
         }
         data["tensors"] = [dataclasses.asdict(each) for each in self.tensors]
         return {**data, "choice": None if self.choice is None else self.choice.to_dict()}
+
+
+def versions() -> dict[str, str]:
+    """Of what made the graph."""
+    return {"trt_sam": __version__, **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "torch")}}

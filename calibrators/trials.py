@@ -24,7 +24,7 @@ from trt_sam.errors import CalibrationError, InferenceError, first_line
 from trt_sam.feeds.realistic import picture_part
 from trt_sam.runtime.session import session_options
 
-__all__ = ["HELD_OUT", "SMALL", "TRIAL_IMAGES", "Score", "SizedFeed", "Trials", "trial_feeds"]
+__all__ = ["HELD_OUT", "SMALL", "TRIAL_IMAGES", "KeptMasks", "Score", "SizedFeed", "Trials", "score_masks", "trial_feeds"]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -89,7 +89,7 @@ class Trials:
         sized = list(_stored(feeds))
         self._feeds, self._parts = [feed for feed, _ in sized], [picture_part(size) for _, size in sized]
         runs = zip(_run(model, self._feeds), self._parts, strict=True)
-        self._kept = [_Kept(masks[..., part[0], part[1]], ranked) for (masks, ranked), part in runs]
+        self._kept = [KeptMasks(masks[..., part[0], part[1]], ranked) for (masks, ranked), part in runs]
         if not self._kept:
             raise CalibrationError("there is no held-out feed to try quantization on; give more images")
         self.prompts = sum(len(kept.best) for kept in self._kept)
@@ -98,23 +98,35 @@ class Trials:
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Run `model`, a quantized form of the float32 graph; raises InferenceError where ONNX Runtime cannot."""
-        ious, areas, flips, costs, noises = [], [], [], [], []
-        for kept, part, (masks, ranked) in zip(self._kept, self._parts, _run(model, self._feeds), strict=True):
-            rows, expected = np.arange(len(kept.best)), kept.masks()
-            seen = masks[rows, kept.best][..., part[0], part[1]]
-            ious.append(mask_iou(expected, seen > 0, 0.5))
-            noises += kept.noise(seen)
-            areas.append(expected.mean(axis=(1, 2)))
-            best = ranked.argmax(axis=1)
-            flips.append(best != kept.best)
-            costs.append(kept.ranked[rows, kept.best] - kept.ranked[rows, best])
+        runs = zip(_run(model, self._feeds), self._parts, strict=True)
+        shown = ((masks[..., part[0], part[1]], ranked) for (masks, ranked), part in runs)
         self.runs += 1
-        iou, flipped, cost = np.concatenate(ious), np.concatenate(flips), np.concatenate(costs)
-        clear = int((cost > CLEAR_MARGIN).sum())
-        small = iou[np.concatenate(areas) < SMALL]
-        small_iou = float(small.mean()) if len(small) else None
-        p5, noise = float(np.percentile(iou, 5)), float(np.exp(np.mean(np.log(noises)))) if noises else None
-        return Score(float(iou.mean()), p5, int(flipped.sum()), clear, len(iou), small_iou, noise)
+        return score_masks(self._kept, shown)
+
+
+def score_masks(kept: Sequence[KeptMasks], runs: Iterable[tuple[Array, Array]]) -> Score:
+    """Compare other masks of the same prompts, feed by feed.
+
+    Args:
+        kept: float32's.
+        runs: (masks [n, 4, height, width] of the picture's part, scores as SAM's rule ranks them [n, 4]) of each feed.
+    """
+    ious, areas, flips, costs, noises = [], [], [], [], []
+    for held, (masks, ranked) in zip(kept, runs, strict=True):
+        rows, expected = np.arange(len(held.best)), held.masks()
+        seen = masks[rows, held.best]
+        ious.append(mask_iou(expected, seen > 0, 0.5))
+        noises += held.noise(seen)
+        areas.append(expected.mean(axis=(1, 2)))
+        best = ranked.argmax(axis=1)
+        flips.append(best != held.best)
+        costs.append(held.ranked[rows, held.best] - held.ranked[rows, best])
+    iou, flipped, cost = np.concatenate(ious), np.concatenate(flips), np.concatenate(costs)
+    clear = int((cost > CLEAR_MARGIN).sum())
+    small = iou[np.concatenate(areas) < SMALL]
+    small_iou = float(small.mean()) if len(small) else None
+    p5, noise = float(np.percentile(iou, 5)), float(np.exp(np.mean(np.log(noises)))) if noises else None
+    return Score(float(iou.mean()), p5, int(flipped.sum()), clear, len(iou), small_iou, noise)
 
 
 def trial_feeds(feeds: Iterable[SizedFeed], *, images: int = TRIAL_IMAGES, prompts: int = 8) -> list[SizedFeed]:
@@ -139,7 +151,7 @@ def trial_feeds(feeds: Iterable[SizedFeed], *, images: int = TRIAL_IMAGES, promp
 
 
 @dataclass(frozen=True)
-class _Kept:
+class KeptMasks:
     """The float32 masks of one feed that SAM's rule selects: bits, and the logits at their edges."""
 
     best: Array

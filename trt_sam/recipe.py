@@ -17,6 +17,7 @@ from trt_sam.errors import RecipeError, did_you_mean
 
 __all__ = [
     "CALIBRATORS",
+    "ENCODER_QUANTIZATION",
     "EXPORT_PRECISIONS",
     "PRECISIONS",
     "QUANTIZED_PRECISIONS",
@@ -301,3 +302,8 @@ def _from_table(kind: type[Any], table: Any, where: str) -> Any:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise RecipeError(f"{name} is {value!r}, must be one of {', '.join(allowed)}")
+
+
+ENCODER_QUANTIZATION = QuantizationOptions(calibrator="max", smooth_alpha=0.85, floor=False)
+"""An image encoder's, where no recipe says otherwise. Tried on MobileSAM's with 0.5, 0.7, 0.85 and 1: its embedding is then
+1.4, 1.2, 1.1 and 1.4 % from float32's, and never as near without `second_order`."""

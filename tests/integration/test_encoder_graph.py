@@ -33,6 +33,7 @@ from trt_sam.graph.metadata import check_encoder, read_graph
 from trt_sam.imaging.frame import to_frame
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.model.image_encoder import ImageEncoder
+from trt_sam.quantize.share import find_products, insert_qdq
 from trt_sam.recipe import EngineRecipe
 from trt_sam.runtime.predictor import Predictor
 from trt_sam.runtime.torch_runner import TorchRunner
@@ -198,6 +199,22 @@ def test_kernels_of_the_fp16_graph(fp16: Exported, rtx: Flavour, gpu: str) -> No
     print(f"{gpu}: {kernels}")
     assert kernels.fused_attentions == 10
     assert kernels.kernels <= 139
+    assert result.warnings == ()
+
+
+def test_kernels_of_the_int8_graph(fp16: Exported, rtx: Flavour, tmp_path: Path) -> None:
+    """Every product of tier A is an INT8 kernel, and the attentions stay fused; ten kernels more than in FP16 are GELU's."""
+    model = onnx.load(fp16[0])
+    products = find_products(model)
+    assert len(products) == 30
+    onnx.save(insert_qdq(model, products, {product.activation: 6.0 for product in products}, "int8"), tmp_path / "int8.onnx")
+    assert check_encoder(read_graph(tmp_path / "int8.onnx")) == "int8"
+    result = build_engine(tmp_path / "int8.onnx", EngineRecipe(compute_capabilities=("8.9",)), flavour=rtx)
+    (kernels,) = result.kernels
+    print(kernels)
+    assert kernels.int8_products == 30
+    assert kernels.fused_attentions == 10
+    assert kernels.kernels <= 149
     assert result.warnings == ()
 
 

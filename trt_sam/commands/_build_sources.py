@@ -85,8 +85,15 @@ def _load(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages, why: s
     return load_checkpoint(source)
 
 
+def wants_encoder(args: argparse.Namespace) -> bool:
+    """Whether the set gets an image encoder."""
+    return bool(args.encoder or args.encoder_onnx)
+
+
 def encoder_source(args: argparse.Namespace, recipe: EngineRecipe, stages: Stages) -> GraphSource:
-    """The graph of the image encoder: float16 beside a quantized decoder, else of the decoder's precision."""
+    """The graph of the image encoder: the given one, or float16 beside a quantized decoder, else of the decoder's precision."""
+    if args.encoder_onnx:
+        return GraphSource(copy_graph(args.encoder_onnx))
     source = checkpoint_of(args, recipe)
     require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export the image encoder")
     precision = recipe.graph.precision if recipe.graph.precision in EXPORT_PRECISIONS else "fp16"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._options import add_random_prompts_argument, recipe_from
 from trt_sam.errors import InputError
-from trt_sam.recipe import CALIBRATORS, TIERS, EngineRecipe
+from trt_sam.recipe import CALIBRATORS, ENCODER_QUANTIZATION, TIERS, EngineRecipe
 
 if TYPE_CHECKING:
     from calibrators.report import CalibrationReport
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW_IMAGES",
     "add_calibration_arguments",
+    "add_keep_argument",
     "calibration_recipe",
     "calibration_request",
+    "check_encoder_flags",
     "warn_of_coarse",
     "warn_of_few",
 ]
@@ -29,6 +31,12 @@ _log = logging.getLogger(__name__)
 
 FEW_IMAGES = 16
 """Below it a warning: what so few photos hold of the world is left to luck."""
+
+
+_OF_A_DECODER = (
+    *("prompts", "prompts_per_image", "random_prompts", "no_floor"),
+    *("mask_input", "full_resolution", "best_mask", "mask_bits"),
+)
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -49,8 +57,32 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, *, required: bool
     )
 
 
-def calibration_recipe(args: argparse.Namespace) -> EngineRecipe:
+def add_keep_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--keep-fp16`."""
+    parser.add_argument(
+        "--keep-fp16", metavar="LIST", help='groups of products that stay float16, as "block0.image,upscale1" (default: none)'
+    )
+
+
+def check_encoder_flags(args: argparse.Namespace) -> None:
+    """Raise InputError where a flag of a decoder's calibration is given for an image encoder's."""
+    if args.embeddings is not None:
+        raise InputError(
+            f"--embeddings {args.embeddings} is what an image encoder made, and cannot calibrate it; give --photos DIR"
+        )
+    for name in _OF_A_DECODER:
+        if getattr(args, name) not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')} is of a decoder's calibration; with --encoder leave it out")
+    if args.precision not in (None, "int8"):
+        raise InputError(f"--precision is {args.precision}, an image encoder is calibrated for int8; leave it out")
+    if args.calibrator == "auto":
+        raise InputError("--calibrator auto chooses for a decoder; with --encoder give max, entropy, percentile or mse")
+
+
+def calibration_recipe(args: argparse.Namespace, *, encoder: bool = False) -> EngineRecipe:
     """The recipe that the flags describe, its precision int8 or fp8: int8 where neither a flag nor the recipe says which.
+
+    Without a recipe, `encoder` takes the defaults of an image encoder's calibration.
 
     Raises:
         RecipeError: an impossible value.
@@ -70,10 +102,13 @@ def calibration_recipe(args: argparse.Namespace) -> EngineRecipe:
         changes["tiers"] = tuple(part.strip() for part in args.tiers.split(","))
     if args.no_floor:
         changes["floor"] = False
+    if getattr(args, "keep_fp16", None) is not None:
+        changes["keep_fp16"] = tuple(part.strip() for part in args.keep_fp16.split(","))
     if recipe.graph.precision == "fp8" and args.recipe is None:
         # FP8 has finer steps for small values, so clipping large ones gains nothing.
         changes.setdefault("calibrator", "max")
-    return dataclasses.replace(recipe, quantization=dataclasses.replace(recipe.quantization, **changes))
+    base = ENCODER_QUANTIZATION if encoder and args.recipe is None else recipe.quantization
+    return dataclasses.replace(recipe, quantization=dataclasses.replace(base, **changes))
 
 
 def calibration_request(args: argparse.Namespace, recipe: EngineRecipe, *, cache: Path | None = None) -> CalibrationRequest:

@@ -2,7 +2,7 @@
 
 Writes decoder.onnx, decoder.engine and manifest.json into the output folder. TensorRT-RTX builds without a GPU.
 --decode-mask adds decoder_mask.onnx and decoder_mask.engine, which refine an earlier mask, to the same set, and --encoder
-encoder.onnx and encoder.engine, which embed photographs.
+encoder.onnx and encoder.engine, which embed photographs; --encoder-onnx takes the encoder's graph, such as an INT8 one.
 --precision int8 and fp8 calibrate first, on embeddings or photos; without them, mobile_sam is built in INT8 by the ranges that
 come with the package. Finished steps are kept in the folder calibration of the
 output and not done twice.
@@ -35,6 +35,7 @@ from trt_sam.commands._build_sources import (
     implicit_sources,
     needs_data,
     onnx_source,
+    wants_encoder,
 )
 from trt_sam.commands._build_summary import Modelled, build_summary, modelled
 from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe
@@ -58,6 +59,7 @@ from trt_sam.engine.engine_set import BuiltSet, GraphSource, build_set, check_on
 from trt_sam.engine.flavour import Flavour, choose_flavour
 from trt_sam.engine.manifest import Manifest
 from trt_sam.errors import BuildError, GraphError, InputError
+from trt_sam.graph.metadata import check_encoder, read_graph
 from trt_sam.progress import Stages
 from trt_sam.recipe import BACKENDS, EXPORT_PRECISIONS, EngineRecipe, ShapeProfile
 
@@ -85,8 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="most points of a prompt; a box counts as two, clicks without a box as one more (default: the recipe's, often 32)",
     )
-    parser.add_argument(
+    encoder = parser.add_mutually_exclusive_group()
+    encoder.add_argument(
         "--encoder", action="store_true", help="also build the image encoder, so that the set takes photographs"
+    )
+    encoder.add_argument(
+        "--encoder-onnx", metavar="F", help="the same, of its graph: INT8 of calibrate --encoder, or one of export --encoder"
     )
     add_calibration_arguments(parser, required=False)
     parser.add_argument("--backend", choices=BACKENDS, help="which TensorRT (default: TensorRT beside a GPU, else RTX)")
@@ -146,7 +152,7 @@ def _build(args: argparse.Namespace) -> int:
             checkpoint, graphs = calibrated_graphs(args, recipe, stages)
             paths = [graph.path for graph in graphs]
             judged = [graph.judged for graph in graphs]
-            if not args.encoder and (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
+            if not wants_encoder(args) and (manifest := finished_set(args.output, paths, recipe, flavour)) is not None:
                 done = "the same graph" if len(graphs) == 1 else "the same graphs"
                 _report(args, manifest, f"{args.output}: built before from {done}, nothing to do")
                 return 0
@@ -159,7 +165,7 @@ def _build(args: argparse.Namespace) -> int:
             recipe,
             args.output,
             flavour=flavour,
-            encoder=encoder_source(args, recipe, stages) if args.encoder else None,
+            encoder=encoder_source(args, recipe, stages) if wants_encoder(args) else None,
             progress=progress,
             timing_cache=args.timing_cache,
             device=args.device,
@@ -204,9 +210,13 @@ def _check_data(args: argparse.Namespace, recipe: EngineRecipe, *, calibrates: b
 def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
     """Raise InputError where two graphs are wanted and cannot be."""
     if args.encoder and args.onnx:
-        raise InputError("--encoder exports the image encoder of a checkpoint, and --onnx has none; give --checkpoint")
-    if args.encoder and recipe.quantization.method == "implicit":
-        raise InputError('quantization.method = "implicit" is for a decoder alone; leave --encoder out, or use "explicit"')
+        raise InputError(
+            "--encoder exports the image encoder of a checkpoint, and --onnx has none; give --checkpoint, or --encoder-onnx F"
+        )
+    if args.encoder_onnx:
+        check_encoder(read_graph(args.encoder_onnx))
+    if wants_encoder(args) and recipe.quantization.method == "implicit":
+        raise InputError('quantization.method = "implicit" is for a decoder alone; leave the encoder out, or use "explicit"')
     if not recipe.decode_mask:
         return
     asked = "--decode-mask" if args.decode_mask else "decode_mask of the recipe"

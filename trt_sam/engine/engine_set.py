@@ -213,7 +213,7 @@ def encoder_options(encoder: GraphInfo, decoder: GraphInfo) -> GraphOptions:
 
 def role_of(graph: GraphInfo, options: GraphOptions) -> str:
     """What a graph does in a set, one of `manifest.ROLES`."""
-    if is_encoder(graph):
+    if is_encoder(graph.metadata):
         return "encode"
     return "decode_mask" if options.mask_input else "decode"
 
@@ -259,7 +259,7 @@ def _part(progress: Progress | None, place: int, count: int) -> Progress | None:
 
 
 def _limits(recipe: EngineRecipe, graph: GraphInfo, *, full_resolution: bool) -> dict[str, tuple[int, int]]:
-    if is_encoder(graph):
+    if is_encoder(graph.metadata):
         return {}
     names = ["num_prompts", "num_points", *(["height", "width"] if full_resolution else [])]
     ranges = {name: [getattr(profile, name) for profile in recipe.profiles] for name in names}

@@ -46,7 +46,7 @@ def write_graph_set(
             writers[role](path)
             graph = read_graph(path)
             decoder = read_graph(stage / GRAPH_FILES["decode"])
-            options = encoder_options(graph, decoder) if is_encoder(graph) else check_decoder(graph)
+            options = encoder_options(graph, decoder) if is_encoder(graph.metadata) else check_decoder(graph)
             assert role_of(graph, options) == role
             entries.append(
                 GraphEntry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from trt_sam.contract import FRAME_SIZE, encoder_input_specs, encoder_output_spe
 from trt_sam.errors import ExportError
 from trt_sam.graph.export import OPSET, name_nodes, quiet_export
 from trt_sam.graph.float16 import Float16Emulation
+from trt_sam.graph.metadata import encoder_entry
 from trt_sam.model.encoders import TinyViT, Vit
 from trt_sam.model.encoders.tiny_vit_graph import graph_form, to_half
 from trt_sam.model.encoders.vit_graph import VitGraph
@@ -173,7 +173,7 @@ def _declare(model: onnx.ModelProto, precision: str, checkpoint_sha256: str, enc
     metadata = {
         "trt_sam.version": __version__,
         "trt_sam.role": "encode",
-        "trt_sam.encoder": json.dumps({"precision": precision}),
+        **encoder_entry(precision),
         "trt_sam.encoder_sha256": encoder_sha256,
         "trt_sam.checkpoint_sha256": checkpoint_sha256,
     }

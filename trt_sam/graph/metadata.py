@@ -16,13 +16,15 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import TensorSpec, encoder_input_specs, encoder_output_specs, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
-from trt_sam.recipe import QUANTIZED_PRECISIONS, GraphOptions
+from trt_sam.recipe import PRECISIONS, QUANTIZED_PRECISIONS, GraphOptions
 
 __all__ = [
     "INTERFACE_KEY",
     "GraphInfo",
     "check_decoder",
     "check_encoder",
+    "encoder_entry",
+    "encoder_precision",
     "is_encoder",
     "options_entry",
     "read_graph",
@@ -138,32 +140,38 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
     return options
 
 
-def is_encoder(graph: GraphInfo) -> bool:
-    """Whether it is an image encoder that `trt-sam export --encoder` wrote."""
-    return graph.metadata.get("trt_sam.role") == "encode"
+def is_encoder(metadata: Mapping[str, str]) -> bool:
+    """Whether a graph with these metadata is an image encoder that `trt-sam export --encoder` wrote."""
+    return metadata.get("trt_sam.role") == "encode"
 
 
 def check_encoder(graph: GraphInfo) -> str:
-    """Return the precision, "fp32" or "fp16", of an image encoder that `trt-sam export --encoder` wrote.
+    """Return the precision, "fp32", "fp16" or "int8", of an image encoder that `export` or `calibrate --encoder` wrote.
 
     Raises:
         GraphError: it is another graph, or its tensors were changed.
     """
-    if is_encoder(graph) and graph.inputs == encoder_input_specs():
+    if is_encoder(graph.metadata) and graph.inputs == encoder_input_specs():
         if graph.outputs == encoder_output_specs(dtype="float16"):  # as trt_sam wrote them before the output was float32
             return "fp16"
         if graph.outputs == encoder_output_specs():
-            return _encoder_precision(graph.metadata)
+            return encoder_precision(graph.metadata)
     seen = "; ".join(map(str, (*graph.inputs[:4], *graph.outputs[:2])))
     raise GraphError(f"{graph.path} is not an image encoder ({seen}); write one with trt-sam export --encoder")
 
 
-def _encoder_precision(metadata: Mapping[str, str]) -> str:
+def encoder_entry(precision: str) -> dict[str, str]:
+    """The metadata entry that `encoder_precision` reads."""
+    return {_ENCODER_KEY: json.dumps({"precision": precision})}
+
+
+def encoder_precision(metadata: Mapping[str, str]) -> str:
+    """What an image encoder's metadata say that it was written in; "fp32" where they say nothing that is known."""
     try:
         precision = json.loads(metadata[_ENCODER_KEY])["precision"]
     except (KeyError, TypeError, ValueError):
         return "fp32"
-    return "fp16" if precision == "fp16" else "fp32"
+    return str(precision) if precision in PRECISIONS else "fp32"
 
 
 def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions | None:

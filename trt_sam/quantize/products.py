@@ -1,46 +1,20 @@
-"""Which matrix products of a decoder graph may be quantized, found by the module names that `trt-sam export` gives nodes."""
+"""Which matrix products of a decoder's or an image encoder's graph may be quantized, by the names that the exporter gives."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trt_sam.errors import GraphError, RecipeError
-from trt_sam.graph.metadata import recorded_options
+from trt_sam.graph.metadata import is_encoder, recorded_options
+from trt_sam.quantize.tables import DECODER, ENCODER, LAYERS_OF_A_BLOCK, Row, Table
 from trt_sam.recipe import TIERS
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Product", "find_products", "product_groups"]
-
-_POSITIONS = 4096
-_TOKENS = 7
-"""Five output tokens and two points: what multiply-adds are counted for."""
-
-# (module, tier, group, rows that one prompt sends through it). Where a product keeps one side of a block in step, it is one
-# product in the graph, and so one group: the image's keys, values and queries of a block read one tensor.
-_TABLE: tuple[tuple[str, str, str, int], ...] = (
-    (r"transformer\.image_layers\.(\d+)\.product", "A", r"block\1.image", _POSITIONS),
-    (r"transformer\.image_layers\.(\d+)\.out_image", "A", r"block\1.image_out", _POSITIONS),
-    (r"transformer\.final_image\.product", "A", "final.image", _POSITIONS),
-    (r"upscaling\.first", "B", "upscale0", _POSITIONS),
-    (r"upscaling\.second", "B", "upscale1", 4 * _POSITIONS),
-    (r"transformer\.terms", "C", "tokens.positions", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.own", "C", r"block\1.self", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.own_out", "C", r"block\1.self_out", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.query", "C", r"block\1.query", _TOKENS),
-    (r"transformer\.image_layers\.(\d+)\.out_tokens", "C", r"block\1.query_out", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.mlp\.lin1", "C", r"block\1.mlp_in", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.mlp\.lin2", "C", r"block\1.mlp_out", _TOKENS),
-    (r"transformer\.token_layers\.(\d+)\.product", "C", r"block\1.tokens", _TOKENS),
-    (r"transformer\.final_image\.out_tokens", "C", "final.query_out", _TOKENS),
-)
-_NEVER = re.compile(r"heads(\..*)?|upscaling|transformer")
-"""Modules whose own products stay float16: hypernetworks and IoU head, the mask product, attention's own products."""
-_REQUIRED = {"A": 5, "B": 2, "C": 15}
 
 
 @dataclass(frozen=True)
@@ -50,9 +24,9 @@ class Product:
     name: str
     """Its node; float32 and float16 graphs of one decoder have the same."""
     tier: str
-    """"A": image side; "B": upscaling; "C": tokens."""
+    """"A": image side; "B": upscaling; "C": tokens. Of an image encoder "B" are the MLPs' second layers."""
     group: str
-    """What a recipe's `keep_fp16` calls it: "block0.image", "upscale1"."""
+    """What a recipe's `keep_fp16` calls it: "block0.image", "upscale1", of an encoder "stage1.block0.mlp_in"."""
     activation: str
     """The tensor [..., channels] that is quantized; several products may read the same one."""
     weight: str
@@ -60,14 +34,13 @@ class Product:
     bias: str | None
     """The initializer [outputs] or [positions, outputs] that the next node adds; None where it adds none."""
     multiply_adds: int
-    """For one prompt of two points."""
+    """For one prompt of two points, or one picture."""
 
 
 def find_products(model: onnx.ModelProto, tiers: Sequence[str] = ("A",), keep_fp16: Sequence[str] = ()) -> tuple[Product, ...]:
     """The products of `tiers` in a `--target gpu` graph, float32 or float16, in graph order, without the groups `keep_fp16`.
 
-    Attention's own products, the hypernetworks, the IoU head and the mask product are never among them. Groups of tiers that
-    are not asked for may be named in `keep_fp16` too.
+    `trt_sam.quantize.tables` says which there are. Groups of tiers that are not asked for may be named in `keep_fp16` too.
 
     Raises:
         GraphError: the graph is not one of `trt-sam export --target gpu`, is quantized already, or its products are others.
@@ -97,7 +70,7 @@ def product_groups(products: Sequence[Product]) -> dict[str, tuple[Product, ...]
 
 
 def _all_products(model: onnx.ModelProto) -> tuple[Product, ...]:
-    _check_origin(model)
+    table = _table_of(model)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -107,44 +80,51 @@ def _all_products(model: onnx.ModelProto) -> tuple[Product, ...]:
     for node in model.graph.node:
         if node.op_type != "MatMul" or (module := node.name.rpartition("/")[0]) == "":
             continue
-        row = next((row for row in _TABLE if re.fullmatch(row[0], module)), None)
+        row = table.row_of(module)
         if row is not None and len(shapes.get(node.input[1], ())) == 2:
-            products.append(_product(node, module, row, shapes, readers))
-        elif row is not None or not _NEVER.fullmatch(module):
+            products.append(_product(node, table.group_of(row, module), row, shapes, readers))
+        elif row is not None or not table.never.fullmatch(module):
             strangers.append(node.name)
     counts = {tier: sum(product.tier == tier for product in products) for tier in TIERS}
-    if strangers or counts != _REQUIRED:
+    required = dict(table.required) or {tier: LAYERS_OF_A_BLOCK.get(tier, 0) * _attentions(model) for tier in TIERS}
+    if strangers or counts != required:
         seen = ", ".join(strangers) or ", ".join(product.name for product in products) or "none"
         raise GraphError(
-            f"the graph's products are not those of this version ({counts}, expected {_REQUIRED}; seen: {seen}); "
+            f"the graph's products are not those of this version ({counts}, expected {required}; seen: {seen}); "
             "export it again with trt-sam export --target gpu"
         )
     return tuple(products)
 
 
+def _attentions(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Softmax" for node in model.graph.node)
+
+
 def _product(
     node: onnx.NodeProto,
-    module: str,
-    row: tuple[str, str, str, int],
+    group: str,
+    row: Row,
     shapes: Mapping[str, tuple[int, ...]],
     readers: Mapping[str, Sequence[onnx.NodeProto]],
 ) -> Product:
-    pattern, tier, group, rows = row
     inner, outer = shapes[node.input[1]]
     bias = None
     if len(following := readers.get(node.output[0], ())) == 1 and following[0].op_type == "Add":
         bias = next((name for name in following[0].input if shapes.get(name, ())[-1:] == (outer,)), None)
-    name = re.sub(pattern, group, module)
-    return Product(node.name, tier, name, node.input[0], node.input[1], bias, rows * inner * outer)
+    return Product(node.name, row.tier, group, node.input[0], node.input[1], bias, row.rows * inner * outer)
 
 
-def _check_origin(model: onnx.ModelProto) -> None:
-    options = recorded_options({entry.key: entry.value for entry in model.metadata_props}, "the graph")
-    if options is None:
+def _table_of(model: onnx.ModelProto) -> Table:
+    """The table of the graph's model; raises GraphError where it has none, or is quantized already."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    encoder = is_encoder(metadata)
+    options = recorded_options(metadata, "the graph")
+    if options is None and not encoder:
         raise GraphError("the graph is no decoder of trt-sam export (it has no trt_sam.options); export one with --target gpu")
-    if options.target != "gpu":
+    if options is not None and options.target != "gpu":
         raise GraphError(
             f"the graph is for target {options.target!r}, where nothing can be quantized; export it with --target gpu"
         )
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise GraphError("the graph is quantized already; start from the float32 or float16 graph that it came from")
+    return ENCODER if encoder else DECODER

@@ -1,4 +1,4 @@
-"""QuantizeLinear/DequantizeLinear pairs around the chosen products of a decoder graph.
+"""QuantizeLinear/DequantizeLinear pairs around the chosen products of a decoder's or an image encoder's graph.
 
 The activation passes a Q and a DQ with one scale; products that read one tensor share the pair, and with it one quantized
 tensor in memory. The weight is stored quantized, column by column, and passes a DQ; its columns' scales are split in two: one
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 from trt_sam.errors import CalibrationError, GraphError, RecipeError
-from trt_sam.graph.metadata import options_entry, recorded_options
+from trt_sam.graph.metadata import encoder_entry, encoder_precision, options_entry, recorded_options
 from trt_sam.quantize.constants import replace_nodes
 from trt_sam.quantize.formats import FORMATS, NumberFormat
 from trt_sam.quantize.products import Product
@@ -51,7 +51,7 @@ def insert_qdq(
     """Return `model` with `products` quantized; `model` itself is not changed.
 
     Symmetric; weights per output channel by their own largest |w|, activations per tensor. A float16 graph's scales are
-    float16, and its `trt_sam.options` then say `precision`; a float32 graph (for trying out) keeps its own.
+    float16, and its metadata then say `precision`; a float32 graph (for trying out) keeps its own.
 
     Args:
         model: a graph that `products` were found in, or that `precondition` gave with them.
@@ -186,4 +186,8 @@ def _declare(model: onnx.ModelProto, precision: str) -> None:
     options = recorded_options(metadata, "the graph")
     if options is not None and options.precision == "fp16":
         metadata |= options_entry(dataclasses.replace(options, precision=precision))
-        require("onnx", "to quantize").helper.set_model_props(model, metadata)
+    elif options is None and encoder_precision(metadata) == "fp16":
+        metadata |= encoder_entry(precision)
+    else:
+        return
+    require("onnx", "to quantize").helper.set_model_props(model, metadata)

@@ -1,4 +1,4 @@
-"""Explicit quantization of an exported decoder: calibrated ranges become QuantizeLinear/DequantizeLinear pairs in the graph.
+"""Explicit quantization of an exported decoder or image encoder: calibrated ranges become Q/DQ pairs in the graph.
 
 In order: `find_products` says what may be quantized; statistics of its activations are collected elsewhere; `precondition`
 shifts and scales the activations, exactly; their ranges are calibrated on that graph; `insert_qdq` writes the pairs.
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def quantization_share(model: onnx.ModelProto, products: Sequence[Product]) -> float:
-    """The share of the decoder's multiply-adds, for one prompt of two points, that is in `products`: 0 to 1.
+    """The share of the graph's multiply-adds that is in `products`, 0 to 1: a decoder's for one prompt of two points.
 
     Resizing masks to the image is not counted: its size is not known.
 
@@ -52,7 +52,8 @@ def quantization_share(model: onnx.ModelProto, products: Sequence[Product]) -> f
         GraphError: the graph's shapes cannot be inferred.
     """
     decoder = _without_appended(model)
-    dims = {"num_prompts": 1, "num_points": 2}
+    open_dims = {dim.dim_param for value in decoder.graph.input for dim in value.type.tensor_type.shape.dim}
+    dims = {name: size for name, size in (("num_prompts", 1), ("num_points", 2)) if name in open_dims}
     return sum(product.multiply_adds for product in products) / count_graph(decoder, dims).multiply_adds
 
 
