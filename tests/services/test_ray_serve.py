@@ -138,6 +138,16 @@ def test_who_would_wait_too_long_is_told_to_come_again(deployment: Deployment) -
     assert found == {(200, None), (429, "1")}
 
 
+def test_clicks_of_a_replica_that_dies_are_answered_by_the_other(deployment: Deployment, runners_masks: Any) -> None:
+    image = deployment.post("/images", PHOTO.read_bytes())["id"]
+    with ThreadPoolExecutor(12) as threads:
+        asked = [threads.submit(deployment.post, f"/images/{image}/masks", {**CLICK, "output": "best"}) for _ in range(12)]
+        time.sleep(0.2)
+        os.kill(deployment.replicas()[0], signal.SIGKILL)
+        answers = [each.result() for each in asked]
+    assert all(masks_in(answer) == [runners_masks[0][0]["rle"]] for answer in answers)
+
+
 def test_an_embedding_that_is_lost_is_made_again(deployment: Deployment, runners_masks: Any) -> None:
     image = deployment.post("/images", PHOTO.read_bytes())["id"]
     for replica in deployment.replicas():

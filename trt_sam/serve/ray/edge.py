@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from trt_sam._lazy import require
-from trt_sam.errors import TrtSamError, first_line
 from trt_sam.serve.budget import BodyBudget
 from trt_sam.serve.faults import Refusal, bad_prompt, busy
 from trt_sam.serve.pictures import picture_of
@@ -37,6 +36,7 @@ class Edge:
         self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
         self._responses = require("starlette.responses", "to answer requests")
         self._back_pressure = require("ray.serve.exceptions", "to run a deployment").BackPressureError
+        self._died = require("ray.exceptions", "to run a deployment").RayActorError
 
     async def __call__(self, request: Any) -> Any:
         """Answer a request of HTTP."""
@@ -46,8 +46,6 @@ class Edge:
             status, answer = _refused(busy("requests", 1.0))
         except Refusal as refusal:
             status, answer = _refused(refusal)
-        except TrtSamError as error:
-            status, answer = 500, {"error": {"code": "internal", "message": first_line(error)}}
         except Exception:
             _log.exception("a request failed")
             status, answer = 500, {"error": {"code": "internal", "message": "a fault of the service; its log has it"}}
@@ -91,8 +89,12 @@ class Edge:
 
     async def _pass_on(self, method: str, name: str, *args: Any) -> Mapping[str, Any]:
         # Ray sends it to a replica that says it holds `name`, where there is one that is not too busy.
-        handle = self._sam.options(multiplexed_model_id=name)
-        answer: Mapping[str, Any] = await getattr(handle, method).remote(name, *args)
+        call = getattr(self._sam.options(multiplexed_model_id=name), method)
+        answer: Mapping[str, Any]
+        try:
+            answer = await call.remote(name, *args)
+        except self._died:  # a replica, with this request; another gives the same answer
+            answer = await call.remote(name, *args)
         if "refused" in answer:
             raise Refusal(*answer["refused"])
         return answer

@@ -6,6 +6,7 @@ It is what makes embeddings expendable: a replica that has none of a picture mak
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -18,7 +19,10 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class PictureFolder:
-    """Files by id, 256 folders of them. Nothing here removes old ones: `find DIR -type f -amin +60 -delete`."""
+    """Files by id, 256 folders of them. Nothing here removes old ones: `find DIR -type f -mmin +60 -delete`.
+
+    A file's time of change is when it was last sent or read; that of access is kept by few file systems.
+    """
 
     def __init__(self, folder: str) -> None:
         """Use `folder`, made where it is missing."""
@@ -32,7 +36,7 @@ class PictureFolder:
         """
         name = hashlib.sha256(picture).hexdigest()[:32]
         path = self._path(name)
-        if not path.exists():
+        if not _touched(path):
             write_atomically(path, picture)
         return name
 
@@ -40,10 +44,23 @@ class PictureFolder:
         """The bytes of a picture; Refusal where there is none of that id."""
         if not _ID.fullmatch(name):
             raise image_unknown()
+        path = self._path(name)
+        _touched(path)
         try:
-            return self._path(name).read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             raise image_unknown() from None
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / name
+
+
+def _touched(path: Path) -> bool:
+    """Whether the file is there; then it was changed just now, for whoever removes old ones."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # another user's, which is as good to read
+        return True
+    return True
