@@ -208,7 +208,7 @@ def _judged(
         limits[applied],
         figures,
         verdict,
-        (*unjudged, *_notes(side, sha256), *note),
+        (*unjudged, *_left_out(verdict), *_notes(side, sha256), *note),
         side.checkpoint_sha256,
     )
 
@@ -258,6 +258,11 @@ def _unjudged(side: Side, reference: Side | None, masks_given: bool) -> Iterator
         )
     for path in side.left_out:
         yield f"{path}, the set's decoder for prompts with an earlier mask, was NOT JUDGED; name that file to judge it"
+
+
+def _left_out(verdict: Verdict) -> Iterator[str]:
+    """Masks that did not count for `min_iou`: whoever reads that it passes is to know of them."""
+    yield from (f"least IoU: {check.detail}" for check in verdict.checks if check.name == "min_iou" and check.detail)
 
 
 def _notes(side: Side, sha256: str) -> Iterator[str]:

@@ -66,6 +66,8 @@ def test_a_mask_that_the_reference_in_float16_changes_too_is_left_out_of_the_lea
     assert seen.figures.iou.min() < FLOOR
     assert least.status == "pass"
     assert "; 1 left out, which the reference in FP16 changes too (here 0." in least.sentence
+    assert seen.notes[0].startswith("no prompt brought an earlier mask")
+    assert seen.notes[1].startswith("least IoU: 1 left out, which the reference in FP16 changes too")
 
 
 def test_a_mask_that_the_candidate_alone_changes_fails() -> None:
