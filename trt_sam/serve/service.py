@@ -44,10 +44,12 @@ class Service:
         """Serve `model`, which is closed at the end of `running`."""
         self.model, self.settings, self.metrics = model, settings, Metrics()
         self.budget = BodyBudget(settings.bodies_bytes)
+        # Half of the time for an answer: the other lanes take their share, and 503 after it helps nobody.
+        wait = settings.answer_seconds / 2
         self.worker = RunnerWorker(
             {
-                "clicks": Lane("prompts", 4, settings.waiting_clicks),
-                "images": Lane("pictures", 2, settings.waiting_images),
+                "clicks": Lane("prompts", 4, settings.waiting_clicks, wait),
+                "images": Lane("pictures", 2, settings.waiting_images, wait),
                 "everything": Lane("parts of everything", 1, 4),
                 "warm-up": Lane("warm-ups", 8, 1),
             }

@@ -6,6 +6,7 @@ work never holds clicks up for more than one piece of it, and clicks never keep 
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -43,6 +44,8 @@ class Lane:
     """Its share of the runner's time where all lanes have work."""
     most: int
     """Pieces of work that may wait."""
+    seconds: float = math.inf
+    """How long the last of them may have to wait for the others of its lane, as far as their times tell."""
 
 
 @dataclass
@@ -53,6 +56,13 @@ class _Waiting:
     """Seconds of the runner by weight."""
     took: deque[float] = field(default_factory=lambda: deque([0.1], _REMEMBERED))
     """Seconds of the last pieces of work."""
+
+    def wait(self) -> float:
+        """Seconds that those who wait will take."""
+        return len(self.jobs) * statistics.median(self.took)
+
+    def is_full(self) -> bool:
+        return len(self.jobs) >= self.lane.most or self.wait() > self.lane.seconds
 
 
 class RunnerWorker:
@@ -80,11 +90,11 @@ class RunnerWorker:
             if self._closing:
                 raise Refusal(503, "stopping", "the service is being stopped", retry_seconds=5)
             waiting = self._lanes[lane]
-            if len(waiting.jobs) >= waiting.lane.most:
+            if waiting.is_full():
                 # Those whose clients have gone make room.
                 waiting.jobs = deque(job for job in waiting.jobs if not job[1].cancelled())
-            if len(waiting.jobs) >= waiting.lane.most:
-                raise busy(waiting.lane.title, len(waiting.jobs) * statistics.median(waiting.took))
+            if waiting.is_full():
+                raise busy(waiting.lane.title, waiting.wait())
             if not waiting.jobs:
                 # A lane that was idle has no claim on the time that it did not use.
                 others = [each.had for each in self._lanes.values() if each.jobs]

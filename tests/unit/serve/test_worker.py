@@ -44,6 +44,23 @@ def test_one_long_piece_of_work_does_not_send_others_away_for_long() -> None:
     worker.close()
 
 
+def test_a_lane_whose_work_would_come_too_late_refuses_more_but_never_all() -> None:
+    worker, began, gate = RunnerWorker({"slow": Lane("pictures", 1, 8, 0.05)}), threading.Event(), threading.Event()
+    worker.start()
+    for _ in range(3):
+        worker.submit("slow", lambda: time.sleep(0.04)).result(5)
+    worker.submit("slow", lambda: began.set() or gate.wait(5))
+    assert began.wait(5)
+    waiting = [worker.submit("slow", lambda: 1) for _ in range(2)]
+    with pytest.raises(Refusal) as refused:
+        worker.submit("slow", lambda: 1)
+    assert refused.value.status == 429
+    waiting[0].cancel()
+    worker.submit("slow", lambda: 1)
+    gate.set()
+    worker.close()
+
+
 def test_long_work_and_short_share_the_thread() -> None:
     worker, order = RunnerWorker({"short": Lane("prompts", 4, 100), "long": Lane("parts", 1, 100)}), list[str]()
 
