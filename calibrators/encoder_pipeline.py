@@ -76,7 +76,7 @@ def quantize_encoder(
         plain, half = _export(checkpoint, Path(folder), feeds, stages)
         work = Calibration(plain, feeds, quantization, "int8", progress=stages)
         calibrators = work.calibrators()
-        amax = work.ranges(calibrators)
+        amax, rows = work.ranges(calibrators), work.rows(calibrators)
         delivered = work.deliver(half, amax)
         _describe(delivered, feeds, quantization, calibrators)
         onnx.save(delivered, temporary)
@@ -93,7 +93,7 @@ def quantize_encoder(
         options=GraphOptions(precision="int8", target="gpu"),
         quantization=quantization,
         checkpoint_sha256=checkpoint.sha256,
-        tensors=work.rows(calibrators),
+        tensors=rows,
         quantized_share=quantization_share(plain, work.found),
         left_out=quantization.keep_fp16,
         feeds=feeds.to_dict(),
