@@ -16,6 +16,7 @@ from tests.services.ray_cluster import Cluster, command_line, descendants
 
 PHOTO = ROOT / "samples" / "astronaut.jpg"
 PHOTOS = 6
+LATE = "photo9.jpg"
 CLICK = {"points": [[220, 400]], "labels": [1]}
 
 
@@ -32,14 +33,14 @@ def cluster(ray_head: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures, one of them broken, and a click on each."""
+    """Six pictures, one of them broken, and a click on each, and on one that comes later."""
     inputs = tmp_path_factory.mktemp("inputs")
     (inputs / "photos").mkdir()
     names = [f"photo{number}.jpg" for number in range(PHOTOS)]
     for name in names:
         (inputs / "photos" / name).write_bytes(PHOTO.read_bytes())
     (inputs / "photos" / "photo3.jpg").write_bytes(PHOTO.read_bytes()[:2000])
-    (inputs / "prompts.json").write_text(json.dumps({"images": {name: [CLICK] for name in names}}))
+    (inputs / "prompts.json").write_text(json.dumps({"images": {name: [CLICK] for name in [*names, LATE]}}))
     return inputs
 
 
@@ -100,13 +101,13 @@ def test_a_killed_worker_loses_nothing(cluster: Cluster, photos: Path, folder: s
         assert [each["segmentation"] for each in line["annotations"]] == [reference["rle"]]
     before = {part: part.stat().st_mtime_ns for part in output.glob("part-*.jsonl")}
     (photos / "photos" / "photo3.jpg").write_bytes(PHOTO.read_bytes())
-    (photos / "photos" / "photo9.jpg").write_bytes(PHOTO.read_bytes()[:2000])
+    (photos / "photos" / LATE).write_bytes(PHOTO.read_bytes()[:2000])
     again = run(*words, by="ray", code=1, env=cluster.environment())
     assert "1 photos, 1 masks, 5 were there, 1 could not be done" in again.stdout
     assert len(lines_in(output)) == PHOTOS
     changed = {part.name for part, stamp in before.items() if not part.exists() or part.stat().st_mtime_ns != stamp}
     assert changed == {"part-000003.jsonl", "part-000003.failed.jsonl"}
-    (photos / "photos" / "photo9.jpg").unlink()
+    (photos / "photos" / LATE).unlink()
 
 
 READ = """
