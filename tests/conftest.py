@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,28 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `pytest` as well as
 pytest_plugins = ["tests.fixtures.hostcuda.plugin"]
 
 
+_REMOVE = pytest.StashKey[Callable[[], None]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from tests.fixtures.shared import open_shared_folder
+
+    config.stash[_REMOVE] = open_shared_folder()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_REMOVE]()
+
+
 @pytest.fixture(scope="session")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def graphs() -> dict[str, Path]:
     """Decoder graphs by name (see `helpers.write_graphs`); do not change them."""
     from helpers import write_graphs
 
-    return write_graphs(tmp_path_factory.mktemp("decoder_graphs"))
+    from tests.fixtures.shared import made_once
+
+    folder = made_once("decoder_graphs", write_graphs)
+    return {path.stem: path for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="session")

@@ -60,12 +60,14 @@ def load_benchmark(name: str) -> ModuleType:
         sys.path.remove(folder)
 
 
-def write_graphs(folder: Path) -> dict[str, Path]:
-    """Export a decoder with mask input ("mask"), and derive from it what more exports would take minutes for.
+def write_graphs(folder: Path) -> None:
+    """Make `folder` with NAME.onnx for each name below.
 
-    "plain" has no mask input. From plain: "full" (masks at orig_im_size), "half" (float16 masks), "fixed" (one prompt only),
+    "mask" is a decoder with mask input, exported; what more exports would take minutes for is derived from it. "plain" has no
+    mask input. From plain: "full" (masks at orig_im_size), "half" (float16 masks), "fixed" (one prompt only),
     "meta" (no metadata of ours) and "best" (one mask, where plain gives four).
     """
+    folder.mkdir()
     paths = {name: folder / f"{name}.onnx" for name in ("mask", "plain", "full", "half", "fixed", "meta", "best")}
     options = dataclasses.replace(PLAIN, mask_input=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +110,6 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     for value in model.graph.output:
         value.type.tensor_type.shape.dim[1].dim_value = 1
     save_with_options(model, dataclasses.replace(PLAIN, best_mask=True), paths["best"])
-    return paths
 
 
 def save_with_options(model: onnx.ModelProto, options: GraphOptions | dict[str, Any], path: Path) -> None:

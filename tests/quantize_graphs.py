@@ -1,25 +1,20 @@
-"""Graphs and activations that the tests of quantization share: each export is made once per process."""
+"""Graphs and activations that the tests of quantization share: each export is made once in a run."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import pytest
-import torch
 from onnx import numpy_helper
 
-from trt_sam.graph.export import export_decoder
+from tests.fixtures.exports import random_graph
 from trt_sam.graph.parity import random_feed
-from trt_sam.model import SamDecoder
 from trt_sam.quantize.mixing import mix_channels
 from trt_sam.quantize.share import Product
 from trt_sam.recipe import GraphOptions
@@ -51,14 +46,7 @@ class Stats:
 @functools.cache
 def gpu_graph(precision: str = "fp32", mask_input: bool = False, full_resolution: bool = False) -> onnx.ModelProto:
     """A `--target gpu` graph of a decoder with random weights, always the same; do not change it."""
-    options = GraphOptions(precision=precision, mask_input=mask_input, full_resolution=full_resolution)
-    torch.manual_seed(7)
-    decoder = SamDecoder().eval().requires_grad_(False)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        # Parity is tested elsewhere: one small feed has to do here.
-        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-        export_decoder(decoder, Path(folder) / "decoder.onnx", options)
-        return onnx.load(Path(folder) / "decoder.onnx")
+    return onnx.load(random_graph(GraphOptions(precision=precision, mask_input=mask_input, full_resolution=full_resolution)))
 
 
 @functools.cache

@@ -9,22 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
-import torch
 
 from tests.engine_sets import FILES, names, write_tiny_graph
+from tests.fixtures.exports import random_graph
 from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError
-from trt_sam.graph.export import export_decoder
-from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,33 +36,10 @@ GRAPHS = {
 }
 
 
-class Exports:
-    """Exports each graph once per session; parity is checked elsewhere, so one small feed has to do here."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(0)
-        self.decoder = SamDecoder().eval()
-        self.folder = folder
-
-    def path(self, name: str) -> Path:
-        path = self.folder / f"{name.replace(' ', '_')}.onnx"
-        if not path.exists():
-            export_decoder(self.decoder, path, GRAPHS[name], checkpoint_sha256="cd" * 32)
-        return path
-
-
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-    yield Exports(tmp_path_factory.mktemp("graphs"))
-    patch.undo()
-
-
-@pytest.fixture(scope="session")
-def graph(exports: Exports) -> Path:
+def graph() -> Path:
     """The FP16 graph, for tests that any graph will do."""
-    return exports.path("fp16")
+    return random_graph(GRAPHS["fp16"])
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +53,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error_line(capsys.readouterr().err)
 
 
-FULL = [pytest.param(name, marks=() if "with" in name else pytest.mark.slow) for name in GRAPHS]
-"""Each graph with every output and input builds in `make test`; the smaller ones of the same precision are slow."""
+FULL = [pytest.param(name, marks=() if name == "fp16 with mask, size and bits" else pytest.mark.slow) for name in GRAPHS]
+"""That with every output and input builds in `make test`."""
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_every_graph_builds_dynamic_and_static_for_every_gpu(name: str, exports: Exports, rtx: Flavour) -> None:
-    path, attentions = exports.path(name), 7 if GRAPHS[name].precision == "fp16" else 0
+def test_every_graph_builds_dynamic_and_static_for_every_gpu(name: str, rtx: Flavour) -> None:
+    path, attentions = random_graph(GRAPHS[name]), 7 if GRAPHS[name].precision == "fp16" else 0
     dynamic = build_engine(path, EngineRecipe(compute_capabilities=GPUS), flavour=rtx)
     static = build_engine(path, EngineRecipe(profiles=(ONE_CLICK,), compute_capabilities=("8.9",)), flavour=rtx)
     for build, sizes in ((dynamic, -1), (static, 1)):

@@ -7,8 +7,7 @@ import dataclasses
 import functools
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,13 @@ from calibrators.histogram import Histogram
 from calibrators.report import CalibrationReport
 from calibrators.sources import from_folder
 from calibrators.trials import HELD_OUT, Score, Trials
+from tests.fixtures.exports import standin, standin_graph
 from trt_sam.accuracy.metrics import mask_iou, selection_scores
 from trt_sam.commands import calibrate
 from trt_sam.errors import CalibrationError, InputError
 from trt_sam.feeds.feeds import Image, scene_images
 from trt_sam.feeds.scenes import HELD_OUT_SEED, make_scene
-from trt_sam.graph.export import export_decoder
 from trt_sam.imaging.embeddings import embed_photo, load_embedding, save_embedding
-from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
 from trt_sam.quantize.share import insert_qdq, product_groups
 from trt_sam.recipe import GraphOptions, QuantizationOptions
 from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -42,13 +40,7 @@ from trt_sam.runtime.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-FOLDERS: list[Path] = []
 INT8 = GraphOptions(precision="int8", target="gpu")
-
-
-@functools.cache
-def standin() -> Checkpoint:
-    return load_checkpoint("standin")
 
 
 @functools.cache
@@ -56,32 +48,12 @@ def images() -> tuple[Image, ...]:
     return tuple(scene_images(standin().image_encoder().embed, 4))
 
 
-@functools.cache
-def exported(options: GraphOptions) -> Path:
-    """A real export, made once: 15 s each."""
-    FOLDERS.append(Path(tempfile.mkdtemp()))
-    path = FOLDERS[-1] / "decoder.onnx"
-    with pytest.MonkeyPatch.context() as patch:
-        # Parity at all shapes is tested elsewhere.
-        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-        export_decoder(standin().decoder, path, options, checkpoint_sha256=standin().sha256)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _cached_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
-        shutil.copy(exported(options), path)
+        shutil.copy(standin_graph(options), path)
 
     monkeypatch.setattr(pipeline, "export_decoder", export)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _remove_exports() -> Iterator[None]:
-    yield
-    exported.cache_clear()
-    for folder in FOLDERS:
-        shutil.rmtree(folder)
 
 
 def run(*flags: object) -> int:
@@ -286,6 +258,7 @@ def test_auto_decides_on_images_that_it_was_not_calibrated_on(tmp_path: Path) ->
     assert told == [], "refused before the export, which takes a minute"
 
 
+@pytest.mark.slow
 def test_auto_reports_what_is_delivered_where_a_group_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     left_out = "upscale0"  # it reads the tensor of final.image, and they share a shift
 

@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 from tests.engine_sets import tiny_set
+from tests.fixtures.exports import standin_graph
 from tests.fixtures.planted import PLANTS, planted
 from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.feeds.feeds import random_images
 from trt_sam.gate.golden import digest_of_embedding, load_golden, shipped_golden
-from trt_sam.graph.export import export_decoder
 from trt_sam.imaging.embeddings import Embedding, save_embedding
 from trt_sam.machine.driver import gpu_compute_capability
 from trt_sam.model.checkpoint import load_checkpoint
@@ -34,15 +34,8 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graph") / "everything.onnx"
-    standin = load_checkpoint("standin")
-    options = GraphOptions(precision="fp32", target="gpu", mask_input=True, full_resolution=True)
-    with pytest.MonkeyPatch.context() as patch:
-        # Parity is tested elsewhere: one small feed has to do here.
-        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
-        export_decoder(standin.decoder, path, options, checkpoint_sha256=standin.sha256)
-    return path
+def graph() -> Path:
+    return standin_graph(GraphOptions(precision="fp32", target="gpu", mask_input=True, full_resolution=True))
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
 
+from tests.fixtures.exports import random_graph
 from tests.fixtures.pinned_rtx import pinned_rtx
 from trt_sam.engine.builder import BuildResult, build_engine
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.kernel_cost import GPUS, kernel_costs, model_time, unplaced_products
 from trt_sam.engine.layers import Layer
 from trt_sam.graph.arithmetic import count_graph
-from trt_sam.graph.export import export_decoder
 from trt_sam.graph.full_resolution import append_full_resolution
 from trt_sam.graph.mask_bits import append_mask_bits
-from trt_sam.model import SamDecoder
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 
 
@@ -32,13 +30,8 @@ def rtx() -> Flavour:
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("kernels") / "decoder.onnx"
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))  # other tests compare; here only the structure counts
-        export_decoder(SamDecoder().eval(), path, GraphOptions(precision="fp16", target="gpu"))
-    return path
+def graph() -> Path:
+    return random_graph(GraphOptions(precision="fp16", target="gpu"))
 
 
 def build(graph: Path, rtx: Flavour, profile: ShapeProfile, gpu: str = "8.9") -> BuildResult:
