@@ -15,8 +15,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.engine_sets import FILES
+from tests.engine_sets import FILES, write_tiny_encoder, write_tiny_graph
 from tests.fixtures.real import agreement, golden_masks, photo, photo_file, replay
+from tests.helpers import error_line
 from tests.real_weights import checkpoint_file
 from trt_sam.accuracy.sides import open_side
 from trt_sam.cli import main
@@ -223,3 +224,18 @@ def test_a_set_with_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     # A set without the encoder takes its place, and its files go.
     assert main([*arguments[:3], "--backend", "rtx", "--compute-capability", "8.9", "--output", str(tmp_path / "set")]) == 0
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == sorted([*FILES, "decoder.layers.json"])
+
+
+def test_a_set_of_two_graphs_and_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_graph(tmp_path / "decoder.onnx")
+    write_tiny_encoder(tmp_path / "encoder.onnx")
+    write_tiny_encoder(tmp_path / "other.onnx", checkpoint_sha256="cd" * 32)
+    arguments = ["build", "--onnx", str(tmp_path / "decoder.onnx"), "--backend", "rtx", "--compute-capability", "8.9"]
+    given = ["--encoder-onnx", str(tmp_path / "encoder.onnx"), "--output", str(tmp_path / "set")]
+    assert main([*arguments, *given]) == 0
+    assert [graph.role for graph in open_manifest(tmp_path / "set").graphs] == ["decode", "encode"]
+    given = ["--encoder-onnx", str(tmp_path / "other.onnx"), "--output", str(tmp_path / "none")]
+    capsys.readouterr()
+    assert main([*arguments, *given]) == 2
+    assert "of another checkpoint than the decoder's" in error_line(capsys.readouterr().err)
+    assert not (tmp_path / "none").exists()
