@@ -15,13 +15,11 @@ import numpy.typing as npt
 import onnx
 
 from calibrators.pictures import Picture
-from calibrators.trials import KeptMasks, Score, score_masks
-from trt_sam._lazy import require
+from calibrators.trials import KeptMasks, Score, score_masks, trial_session
 from trt_sam.accuracy.metrics import selection_scores
 from trt_sam.contract import LOW_RES_SIZE
 from trt_sam.errors import CalibrationError, InferenceError, first_line
 from trt_sam.feeds.realistic import Decode, draw_realistic, picture_part
-from trt_sam.runtime.session import session_options
 
 __all__ = ["EncoderTrials"]
 
@@ -115,13 +113,7 @@ def _decoded(decode: Decode, feed: Mapping[str, Array], embedding: Array, pictur
 
 def _embeddings(model: onnx.ModelProto, pictures: Sequence[Picture]) -> Iterator[Array]:
     """float32 [1, 256, 64, 64] of each picture."""
-    ort = require("onnxruntime", "to try a quantized graph")
-    try:
-        # Pairs in floating point, so that a verdict does not depend on the CPU's integer instructions.
-        settings = session_options(emulate_quantization=True)
-        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-        raise InferenceError(f"ONNX Runtime cannot load the encoder to try ({first_line(error)})") from error
+    session = trial_session(model, "encoder")
     for picture in pictures:
         try:
             (embedding,) = session.run(["image_embeddings"], picture.feed())

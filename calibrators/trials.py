@@ -24,7 +24,18 @@ from trt_sam.errors import CalibrationError, InferenceError, first_line
 from trt_sam.feeds.realistic import picture_part
 from trt_sam.runtime.session import session_options
 
-__all__ = ["HELD_OUT", "SMALL", "TRIAL_IMAGES", "KeptMasks", "Score", "SizedFeed", "Trials", "score_masks", "trial_feeds"]
+__all__ = [
+    "HELD_OUT",
+    "SMALL",
+    "TRIAL_IMAGES",
+    "KeptMasks",
+    "Score",
+    "SizedFeed",
+    "Trials",
+    "score_masks",
+    "trial_feeds",
+    "trial_session",
+]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -205,16 +216,21 @@ def _mapped(array: Array) -> Array:
         raise CalibrationError(f"cannot keep embeddings in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR") from error
 
 
+def trial_session(model: onnx.ModelProto, what: str) -> Any:
+    """A session of a quantized `model`, called `what` in errors; raises InferenceError where ONNX Runtime cannot load it."""
+    ort = require("onnxruntime", "to try a quantized graph")
+    try:
+        # Pairs in floating point, so that a verdict does not depend on the CPU's integer instructions.
+        settings = session_options(emulate_quantization=True)
+        return ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
+        raise InferenceError(f"ONNX Runtime cannot load the {what} to try ({first_line(error)})") from error
+
+
 def _run(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[Array, Array]]:
     """(masks [n, 4, 256, 256], scores as SAM's rule ranks them [n, 4]) of each feed."""
-    ort = require("onnxruntime", "to try a quantized graph")
+    session = trial_session(model, "graph")
     names = {value.name for value in model.graph.input}
-    try:
-        # Pairs in floating point, so that a choice does not depend on the CPU's integer instructions.
-        settings = session_options(emulate_quantization=True)
-        session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class per status, all directly under Exception
-        raise InferenceError(f"ONNX Runtime cannot load the graph to try ({first_line(error)})") from error
     for feed in feeds:
         parts = []
         for start in range(0, len(feed["point_labels"]), _PROMPTS_AT_ONCE):
