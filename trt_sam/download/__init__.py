@@ -2,11 +2,12 @@
 
 from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, KnownCheckpoint, nearest_names
 from trt_sam.download.fetch import NoSourceError, cached_path, fetch
-from trt_sam.download.identity import check_source, weights_sha256
+from trt_sam.download.identity import FOLDER_WEIGHTS, check_source, weights_sha256
 
 __all__ = [
     "CATALOGUE",
     "DATA_FOLDER",
+    "FOLDER_WEIGHTS",
     "STANDINS",
     "KnownCheckpoint",
     "NoSourceError",

@@ -12,7 +12,10 @@ from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, nearest
 from trt_sam.download.fetch import fetch
 from trt_sam.errors import CheckpointError, did_you_mean
 
-__all__ = ["check_source", "weights_sha256"]
+__all__ = ["FOLDER_WEIGHTS", "check_source", "weights_sha256"]
+
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The weights of a Hugging Face folder, the first that is there; in shards, each with `.index.json` behind it."""
 
 _READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 """What a loader may read of a folder."""
@@ -37,7 +40,7 @@ def check_source(source: str) -> str:
 def weights_sha256(source: str | os.PathLike[str]) -> str | None:
     """A hash over the bytes of everything that `load_checkpoint(source)` may read; a name of the catalogue is fetched.
 
-    None where that cannot be told from files: a hub id, or a path with nothing there.
+    None where that cannot be told from files: a hub id, a path with nothing there, or a folder without weights.
 
     Raises:
         TrtSamError: as `fetch`.
@@ -50,6 +53,8 @@ def weights_sha256(source: str | os.PathLike[str]) -> str | None:
     try:
         if not path.is_dir():
             return known_sha256(path)
+        if not any((path / f"{name}{index}").exists() for name in FOLDER_WEIGHTS for index in ("", ".index.json")):
+            return None
         files = sorted(each for each in path.iterdir() if each.suffix in _READ)
         # The stand-ins share their files; the name tells them apart.
         digest = hashlib.sha256((text if text in STANDINS else "").encode())

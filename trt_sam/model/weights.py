@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trt_sam._files import existing_file
 from trt_sam._lazy import require
+from trt_sam.download import FOLDER_WEIGHTS
 from trt_sam.errors import CheckpointError, InputError
 from trt_sam.model.pickled import read_pickled
 
@@ -59,12 +60,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]
         MissingDependencyError: safetensors is not installed.
     """
     config = _read_json(folder / "config.json") if (folder / "config.json").exists() else None
-    for single, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", read_pth)):
+    for single, read in zip(FOLDER_WEIGHTS, (_read_safetensors, read_pth), strict=True):
         if (folder / single).exists():
             return config, read(folder / single)
         if (folder / f"{single}.index.json").exists():
             return config, _read_shards(folder, folder / f"{single}.index.json", read)
-    return config, _read_safetensors(folder / "model.safetensors")  # which is missing, and says so
+    return config, _read_safetensors(folder / FOLDER_WEIGHTS[0])  # which is missing, and says so
 
 
 def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:

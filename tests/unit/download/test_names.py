@@ -70,6 +70,7 @@ def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     assert weights_sha256(lone) == hashlib.sha256(WRONG).hexdigest()
     folder = tmp_path / "folder"
     folder.mkdir()
+    assert weights_sha256(folder) is None
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     before = weights_sha256(folder)
     (folder / "notes.txt").write_text("read by nobody")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,17 @@ def test_neither_set_nor_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "neither a set with a manifest nor a checkpoint" in capsys.readouterr().err
     assert main(["serve", "set", "--device", "gpu"]) == 2
     assert "must be cuda:N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [None, "notes.txt", "decoder.onnx", "config.json"])
+def test_a_folder_that_holds_neither_is_refused_before_torch_is_loaded(name: str | None, tmp_path: Path) -> None:
+    if name is not None:
+        (tmp_path / name).write_text("{}")
+    code = "import sys; from trt_sam.cli import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
+    command = [sys.executable, "-c", code, "serve", str(tmp_path), "--device", "cpu", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert f"{tmp_path} is neither a set with a manifest nor a checkpoint" in done.stderr
 
 
 def test_a_checkpoint_becomes_a_set_in_the_cache_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
