@@ -38,6 +38,8 @@ class ClickCache:
         for path in sorted(Path(trt_sam.__file__).parent.rglob("*.py")):
             code.update(path.read_bytes())
         self._key = f"{weights} {code.hexdigest()}"
+        self.version = code.hexdigest()[:16]
+        """Begins the names of the sets of this state of the code."""
 
     @staticmethod
     def of(checkpoint: str) -> ClickCache | None:
@@ -115,7 +117,7 @@ class ClickCache:
 
     def set_folder(self, kind: str) -> Path:
         """Where a set of graphs or engines of this checkpoint is kept, whether it is there or not."""
-        return cache_folder() / "sets" / self._path(kind, "").name
+        return cache_folder() / "sets" / f"{self.version}-{self._path(kind, '').name}"
 
     def decoder_sha256(self) -> str | None:
         """`Checkpoint.sha256`, if it is kept."""

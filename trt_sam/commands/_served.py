@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
+from trt_sam.commands._kept_sets import UNUSED_DAYS, hold, remove_unused
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.download import nearest_names
@@ -43,6 +44,8 @@ def open_model(args: argparse.Namespace) -> Model:
 def cached_set(source: str, device: int | None) -> Path:
     """The set of the checkpoint `source` in the cache, written there where it is missing: graphs, or engines for GPU `device`.
 
+    It stays there until this process ends; the sets that other versions left unused go when a new one is written.
+
     Raises:
         TrtSamError: it is no checkpoint, or cannot be exported.
     """
@@ -55,7 +58,7 @@ def cached_set(source: str, device: int | None) -> Path:
             "export --encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
         )
     folder = cache.set_folder("graphs" if device is None else "engines")
-    if is_set(folder):
+    if is_set(folder) and hold(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Stages({"load": 1, "export": 8, "engine": 8}) as stages:
@@ -64,6 +67,10 @@ def cached_set(source: str, device: int | None) -> Path:
             write_encoder_set(source, recipe, folder, stages, decode_mask=True)
         else:
             _build(source, folder, stages, device)
+    hold(folder)
+    removed = remove_unused(folder.parent, cache.version)
+    if removed:
+        _log.info("sets of other versions removed from the cache, unused for %d days: %d", UNUSED_DAYS, len(removed))
     return folder
 
 
