@@ -29,8 +29,8 @@ __all__ = ["Candidate", "Comparison", "Floor", "Questions", "compare_with"]
 FLOOR_PROMPTS = 64
 """The noise floor is measured on the first of them."""
 MOST_DOUBTS = 8
-"""So many masks that miss `min_iou` are put to the reference in float16, which is slow on a CPU; with more the candidate is to
-blame."""
+"""So many masks of a candidate that miss `min_iou` are put to the reference in float16, which is slow on a CPU; with more the
+candidate is to blame."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,17 @@ def compare_with(
     tallies = [Tally() for _ in candidates]
     floors = {"the reference in FP16": Tally(keep_worst=0), "one unit of the last place of every logit": Tally(keep_worst=0)}
     own = reference.arithmetic if reference is not None else "fp32"
-    done, masks_given, doubts = 0, False, MOST_DOUBTS
+    # Each has its own, so that no verdict depends on the candidates beside it.
+    doubts = [MOST_DOUBTS] * len(candidates)
+    done, masks_given = 0, False
     for example, known in questions.examples:
         answer = known if known is not None else _answered(reference, example)
-        for side, tally in zip(candidates, tallies, strict=True):
+        for number, (side, tally) in enumerate(zip(candidates, tallies, strict=True)):
             ious, area = tally.add(example, answer, answer_of(side.runner.run(example.feed)))
             missed = (area >= LARGE_MASK) & (ious < limits[_coarser(own, expected or side.arithmetic)].min_iou)
-            if half is not None and 0 < missed.sum() <= doubts:
+            if half is not None and 0 < missed.sum() <= doubts[number]:
                 tally.leave_out(_changed_by_half(half, example, answer, missed))
-                doubts -= int(missed.sum())
+                doubts[number] -= int(missed.sum())
         if done < FLOOR_PROMPTS and answer.step == 1:
             floors["one unit of the last place of every logit"].add(example, answer, last_place(answer))
             if half is not None:

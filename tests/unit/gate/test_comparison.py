@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures.made_answers import answer, example, outputs
-from trt_sam.accuracy.sides import Side
-from trt_sam.contract import input_specs
+from tests.fixtures.made_answers import answer, example, outputs, side
 from trt_sam.errors import InputError
 from trt_sam.gate.comparison import MOST_DOUBTS, Candidate, Questions, compare_with
 from trt_sam.gate.fitting import fitting
@@ -21,23 +19,6 @@ from trt_sam.gate.limits import DEFAULTS, limits_for
 Array = np.ndarray[Any, Any]
 LIMITS = {name: limits_for(name, {"min_prompts": 1}) for name in DEFAULTS}
 FLOOR = limits_for("fp16").min_iou
-
-
-class Decoder:
-    """Gives what it is told to."""
-
-    limits: Mapping[str, tuple[int, int]] = {"num_prompts": (1, 16), "num_points": (1, 8)}
-
-    def __init__(self, given: Mapping[str, Array], *, masks: bool = True) -> None:
-        self.given, self.inputs = given, input_specs(mask_input=masks)
-
-    def run(self, feed: Any) -> Mapping[str, Array]:
-        return self.given
-
-
-def side(given: Mapping[str, Array], arithmetic: str = "fp16", **more: Any) -> Side:
-    runner: Any = Decoder(given, **more)
-    return Side("candidate.onnx", "numpy", arithmetic, runner, "")
 
 
 def with_a_smaller_mask(*prompts: int) -> dict[str, Array]:
