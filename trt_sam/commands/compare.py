@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from trt_sam.commands._judged_on import DEFAULT_PROMPTS, prompts_of, questions_of
 from trt_sam.commands._limits import add_limit_arguments, limits_of, outputs_limited
 from trt_sam.commands._options import add_cache_argument, add_json_argument, gpu_number, write_json
 from trt_sam.commands._outputs import check_output_file, check_reports
@@ -29,19 +29,13 @@ from trt_sam.errors import InputError
 from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from trt_sam.accuracy.sides import Side
-    from trt_sam.gate.comparison import Comparison, Questions
+    from trt_sam.gate.comparison import Comparison
     from trt_sam.gate.fitting import Asked
     from trt_sam.gate.golden import Golden
 
-    Embed = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-
 HELP = "a verdict on graphs and engines, by limits on masks, scores and logits"
 
-DEFAULT_PROMPTS = 256
 REPORTS = ("report.html", "report.md", "report.json", "junit.xml")
 _ASKED = {"fp32": "fp32", "tf32": "tf32", "fp16": "fp16", "int8": "quantized", "fp8": "quantized"}
 
@@ -104,12 +98,12 @@ def run(args: argparse.Namespace) -> int:
             from trt_sam.gate.blame import check_layers
 
             check_layers(reference, candidates)
-        found = _questions(args, reference, sides, golden, photos)
+        found = questions_of(args, reference, candidates, golden, photos)
         asked: Iterable[Asked] = fitting(found.examples, sides)
         if not args.allow_calibration_images:
             asked = refuse_calibration_images(asked, {side.source: side.calibration_images for side in candidates})
         questions = Questions(asked, found.description, found.masks_mean_something)
-        count = _prompts(args, golden)
+        count = prompts_of(args, golden)
         telling = stages.begin("compare", f"comparing on {count} prompts")
         comparison = compare_with(
             reference,
@@ -184,77 +178,6 @@ def _photos(args: argparse.Namespace) -> list[Path]:
     if args.embeddings is not None:
         embedding_files(args.embeddings)
     return [] if args.photos is None else list_images([args.photos])
-
-
-def _prompts(args: argparse.Namespace, golden: Golden | None) -> int:
-    if args.prompts is not None:
-        return int(args.prompts)
-    return DEFAULT_PROMPTS if golden is None else golden.prompts
-
-
-def _questions(
-    args: argparse.Namespace, reference: Side | None, sides: Sequence[Side], golden: Golden | None, photos: Sequence[Path]
-) -> Questions:
-    from trt_sam.gate import questions
-    from trt_sam.gate.golden import load_golden, shipped_golden
-
-    count = _prompts(args, golden)
-    if golden is not None:
-        return questions.golden_questions(golden, count)
-    assert reference is not None
-    masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
-    if args.embeddings is not None:
-        encoders = (side.checkpoint.encoder_sha256 for side in sides if side.checkpoint is not None)
-        return questions.of_embeddings(
-            args.embeddings,
-            photos,
-            count,
-            _decoder(reference),
-            seed=args.seed,
-            earlier_masks=masks,
-            encoder_sha256=next(encoders, ""),
-        )
-    if args.photos is not None:
-        encoder = next((side.checkpoint.image_encoder() for side in sides if side.checkpoint is not None), None)
-        if encoder is None:
-            raise InputError("--photos need an image encoder: name a checkpoint as REFERENCE, or give --embeddings")
-        decode = _decoder(reference)
-        return questions.of_photos(photos, encoder.embed, count, decode, seed=args.seed, earlier_masks=masks)
-    if args.random_embeddings:
-        return questions.noise(count, seed=args.seed)
-    embed = _standin_encoder(sides)
-    if embed is not None:
-        return questions.of_scenes(embed, count, seed=args.seed)
-    for side in sides:
-        shipped = shipped_golden(side.checkpoint_sha256)
-        if shipped is not None:
-            return questions.golden_questions(load_golden(shipped), count, answered=False)
-    raise InputError(
-        "there is nothing to judge by: give --photos DIR, --embeddings DIR or --golden G.npz (random embeddings would give a "
-        "figure that says nothing of masks; --random-embeddings asks for that)"
-    )
-
-
-def _decoder(reference: Side) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    if next(spec for spec in reference.runner.outputs if spec.name == "iou_predictions").dims[1] == 1:
-        raise InputError(
-            f"{reference.source} gives the selected mask only, but prompts are drawn on its four masks; name a checkpoint "
-            "or a graph without --best-mask as REFERENCE"
-        )
-    return reference.runner.run
-
-
-def _standin_encoder(sides: Sequence[Side]) -> Embed | None:
-    if any(importlib.util.find_spec(package) is None for package in ("torch", "safetensors", "PIL")):
-        return None
-    from trt_sam.model.checkpoint import STANDINS, load_checkpoint
-
-    hashes = {side.checkpoint_sha256 for side in sides}
-    for name in STANDINS:
-        standin = load_checkpoint(name)
-        if standin.sha256 in hashes:
-            return standin.image_encoder().embed
-    return None
 
 
 def _counted(tell: Progress, total: int) -> Callable[[int], None]:
