@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.mouse_button import MouseButton
@@ -36,10 +37,17 @@ class Page:
         self.driver, self.url = driver, url
 
     def open(self, sample: str = "astronaut.jpg") -> None:
-        self.driver.get(self.url + "/")
+        self.load(self.url + "/")
         self.find(f'[data-sample="{sample}"]').click()
         self.until(lambda: self.script("return document.body.dataset.state") == "ready", 60)
         self.settle()
+
+    def load(self, address: str) -> None:
+        """Open an address of the page, and wait until the service has told it about the model, or refused to."""
+        self.driver.get(address)
+        said = " || ".join(f"document.getElementById('{part}').textContent" for part in ("model", "toast"))
+        told = f"return !document.body.inert && ({said})"
+        self.until(lambda: self.script(told))
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -57,7 +65,20 @@ class Page:
         return self.driver.execute_script(code, *given)
 
     def until(self, is_so: Any, seconds: float = 20) -> None:
-        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: is_so())
+        try:
+            WebDriverWait(self.driver, seconds, 0.05).until(lambda _: is_so())
+        except TimeoutException:
+            raise AssertionError(f"not so after {seconds} s; {self.state()}") from None
+
+    def state(self) -> str:
+        """What the page shows, and what it has asked for: of a failure that may not come again."""
+        code = """const asked = performance.getEntriesByType('resource').slice(-8);
+        return {
+          ...document.body.dataset, address: location.href, toast: document.getElementById('toast')?.textContent,
+          kept: Object.keys(sessionStorage), now: Math.round(performance.now()), loaded: document.readyState,
+          asked: asked.map((e) => [e.name, e.responseStatus, Math.round(e.startTime), Math.round(e.duration)]),
+        }"""
+        return f"{self.script(code)}; console: {[line['message'] for line in self.driver.get_log('browser')]}"
 
     def settle(self) -> None:
         """Wait until nothing is under way and the picture is drawn."""

@@ -44,6 +44,18 @@ def test_a_click_paints_the_suit_and_shows_three_candidates_and_its_time(page: P
     assert " ms, model " in page.text("#time")
 
 
+def test_without_its_script_the_page_takes_no_clicks_that_would_be_lost(page: Page) -> None:
+    for blocked, inert in (["*/page/app.js"], True), ([], False):
+        page.driver.execute_cdp_cmd("Network.enable", {})
+        page.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": bool(blocked)})
+        page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": blocked})
+        page.driver.get(page.url + "/")
+        assert page.script("return document.body.inert") is inert
+        assert (
+            page.script("return document.elementFromPoint(...arguments[0]) === document.documentElement", [640, 430]) is inert
+        )
+
+
 def test_candidates_undo_and_removing_clicks(page: Page) -> None:
     page.open()
     page.click(*FACE)

@@ -135,10 +135,11 @@ def test_a_missing_token_and_a_service_that_is_gone_are_told(tmp_path: Path) -> 
     (tmp_path / "token").write_text("open-sesame")
     own = start("--token-file", str(tmp_path / "token"))
     with browser(own.url) as page:
-        page.driver.get(own.url + "/")
+        page.load(own.url + "/")
         said(page, "The service wants its token: open the whole address that trt-sam serve printed")
         page.driver.get("about:blank")
-        page.driver.get(own.url + "/#token=open-sesame")
+        page.load(own.url + "/#token=open-sesame")
+        assert page.driver.current_url == own.url + "/"
         page.open()
         page.click(*SUIT)
         assert len(page.all("#candidates button")) == 3

@@ -295,6 +295,7 @@ if (matchMedia("(pointer: coarse)").matches) {
 }
 take("add");
 render();
+document.body.inert = false; // index.html sets it: a click before the script has come would be lost without a word
 api.about().then(
   ({ model, executed }) => { element("model").textContent = `${model} · ${executed}`; },
   (error) => toast(error.message),
