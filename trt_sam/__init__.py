@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what type checkers know of the names below
     from trt_sam.masks.generator import AutomaticMaskGenerator as AutomaticMaskGenerator
     from trt_sam.model.checkpoint import load_checkpoint as load_checkpoint
     from trt_sam.recipe import EngineRecipe as EngineRecipe
-    from trt_sam.recipe import load_recipe as load_recipe
+    from trt_sam.recipe_toml import load_recipe as load_recipe
     from trt_sam.runner import DecoderRunner as DecoderRunner
     from trt_sam.runner import RunnerPool as RunnerPool
     from trt_sam.runtime.onnx_runner import OnnxRunner as OnnxRunner
@@ -33,7 +33,7 @@ _HOMES = {
     "build_set": "trt_sam.engine.engine_set",
     "export_decoder": "trt_sam.graph.export",
     "load_checkpoint": "trt_sam.model.checkpoint",
-    "load_recipe": "trt_sam.recipe",
+    "load_recipe": "trt_sam.recipe_toml",
 }
 
 __all__ = ["TrtSamError", "__version__", *_HOMES]  # noqa: PLE0604

@@ -22,7 +22,8 @@ from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import Flavour, load_flavour
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError
-from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile, list_recipes, load_recipe
+from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
+from trt_sam.recipe_toml import list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS = ("8.6", "8.9", "12.0")

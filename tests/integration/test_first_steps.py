@@ -19,7 +19,7 @@ from tests.fixtures.recorder import Recorder, recorded
 from trt_sam.cli import main
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.imaging.photos import list_images, read_image
-from trt_sam.recipe import load_recipe
+from trt_sam.recipe_toml import load_recipe
 
 ROOT = Path(__file__).parents[2]
 

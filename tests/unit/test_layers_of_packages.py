@@ -27,6 +27,7 @@ LAYERS = (
     ("trt_sam.graph",),
     ("trt_sam.model",),
     ("trt_sam.imaging", "trt_sam.machine", "trt_sam.cuda", "trt_sam.download"),
+    ("trt_sam.recipe_toml",),
     ("trt_sam.recipe", "trt_sam.progress"),
     ("trt_sam.contract",),
     ("trt_sam._cache",),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trt_sam.errors import RecipeError
-from trt_sam.recipe import EngineRecipe, list_recipes, load_recipe
+from trt_sam.recipe import EngineRecipe
+from trt_sam.recipe_toml import list_recipes, load_recipe
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -14,7 +14,8 @@ from trt_sam.download import check_source
 from trt_sam.errors import InputError
 from trt_sam.imaging.embeddings import embedding_files
 from trt_sam.imaging.photos import list_images
-from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions, load_recipe
+from trt_sam.recipe import PRECISIONS, TARGETS, EngineRecipe, GraphOptions
+from trt_sam.recipe_toml import load_recipe
 
 if TYPE_CHECKING:
     from trt_sam.feeds.realistic import Decode

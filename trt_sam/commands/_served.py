@@ -18,7 +18,8 @@ from trt_sam.download import nearest_names
 from trt_sam.errors import InputError, did_you_mean
 from trt_sam.machine.driver import examine_driver
 from trt_sam.progress import Stages
-from trt_sam.recipe import EngineRecipe, GraphOptions, load_recipe
+from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.recipe_toml import load_recipe
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 
 from trt_sam.contract import TensorSpec
 from trt_sam.errors import ManifestError
-from trt_sam.recipe import EngineRecipe, parse_recipe
+from trt_sam.recipe import EngineRecipe
+from trt_sam.recipe_toml import parse_recipe
 
 __all__ = [
     "check_schema",

@@ -14,7 +14,8 @@ from trt_sam.engine.builder import BuildResult
 from trt_sam.engine.engine_set import GraphSource, build_set, check_one_image
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import BuildError, RecipeError
-from trt_sam.recipe import EngineRecipe, GraphOptions, load_recipe
+from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.recipe_toml import load_recipe
 
 TWO = sorted([*FILES, "decoder_mask.engine", "decoder_mask.onnx"])
 
