@@ -18,6 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from trt_sam.cli import main
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.graph.export import export_decoder
 from trt_sam.graph.full_resolution import append_full_resolution
@@ -38,6 +39,12 @@ def error_line(err: str) -> str:
     assert error.startswith("trt-sam: error: ")
     assert error.endswith("\n")
     return error
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run the command line, expect exit code 2 and one error on stderr, and return its line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    return error_line(capsys.readouterr().err)
 
 
 def make_decoder() -> SamDecoder:

@@ -10,7 +10,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.fixtures.exports import random_graph
+from tests.helpers import refused
 from trt_sam.cli import main
+from trt_sam.recipe import GraphOptions
+
+
+@pytest.fixture(scope="session")
+def graph() -> Path:
+    return random_graph(GraphOptions(precision="fp16"))
 
 
 def make_graph(path: Path, *, kind: str = "Relu", dims: tuple[Any, ...] = ("num_prompts", "num_points", 64)) -> Path:
@@ -96,3 +104,29 @@ def test_wrong_sizes_are_one_line(flags: list[str], words: str, tmp_path: Path, 
 def test_an_engine_takes_no_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path), "--prompts", "1", "--kernels"]) == 2
     assert "--prompts and --kernels are for ONNX graphs" in capsys.readouterr().err
+
+
+def test_inspect_compiles_a_graph_at_fixed_sizes(graph: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report_path = tmp_path / "report.json"
+    arguments = ["--shape", "num_prompts=1,num_points=2", "--compute-capability", "8.9", "--json", str(report_path)]
+    assert main(["inspect", str(graph), *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "input  point_coords: float32 [num_prompts, num_points, 2]" in text
+    assert "7 fused attentions" in text
+    report = json.loads(report_path.read_text())
+    assert report["shapes"] == {"num_prompts": [1, 1, 1], "num_points": [2, 2, 2]}
+    assert json.loads(report["metadata"]["trt_sam.options"])["precision"] == "fp16"
+    assert sum(report["nodes"].values()) == len(onnx.load(graph, load_external_data=False).graph.node)
+    (kernels,) = report["kernels"]
+    assert len(report["layers"]) == kernels["kernels"] + kernels["waits"] + kernels["host_calls"]
+
+
+def test_inspect_refuses_in_one_line(graph: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for shape in ("points=2", "num_points", "num_points=0", "num_points=two", ""):
+        assert "must be NAME=SIZE" in refused(capsys, "inspect", graph, "--shape", shape)
+    engine = tmp_path / "decoder.engine"
+    assert "engine not found" in refused(capsys, "inspect", engine)
+    engine.write_bytes(b"engine")
+    assert "is no engine set" in refused(capsys, "inspect", engine)
+    assert "built already" in refused(capsys, "inspect", engine, "--shape", "num_points=2")
+    assert "is not an ONNX file" in refused(capsys, "inspect", Path(__file__))

@@ -78,3 +78,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(str(tmp_path / "none.toml"))
+
+
+def test_recipes_of_real_models_take_twenty_clicks_and_a_box() -> None:
+    for name in list_recipes():
+        if name != "many_prompts":
+            assert max(profile.num_points[2] for profile in load_recipe(name).profiles) >= 22
