@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam.cluster.photo import Prompts, Task, asks_of
-from trt_sam.cluster.plan import Plan, Shard, open_plan
+from trt_sam.cluster.plan import Plan, open_plan
 from trt_sam.cluster.pool import Pool, WorkerDiedError, check_reachable, connected
 from trt_sam.cluster.rows import PARQUET, check_parquet, write_rows
 from trt_sam.cluster.shard import Done, give_up
@@ -88,18 +88,24 @@ def segment_folder(
     report = Report(there=sum(map(len, plan.shards)) - sum(len(shard.names) for shard in todo))
     if todo:
         with connected(address), Pool(files, gpu=runs_on_gpu(folder)) as pool:
-            _share_out(pool, photos.absolute(), todo, task, report, told)
+            _share_out(pool, plan, photos.absolute(), task, report, told)
     failures = list(plan.failures())
     report.failed = len(failures)
     _write_failures(plan, failures)
     return report
 
 
-def _share_out(pool: Pool, photos: Path, todo: list[Shard], task: Task, report: Report, told: Progress | None) -> None:
+def _share_out(pool: Pool, plan: Plan, photos: Path, task: Task, report: Report, told: Progress | None) -> None:
+    todo = list(plan.todo())
     waiting, deaths, finished = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
+    saved = False
     while finished < len(todo):
         pool.fill(len(todo) - finished)
         while waiting and (worker := pool.idle()) is not None:
+            if not saved:
+                # Where no worker can be had nothing is left in the folder.
+                plan.save()
+                saved = True
             shard = waiting.popleft()
             part = task.of(shard.names) if isinstance(task, Prompts) else task
             pool.give(worker, shard, str(photos), part)

@@ -65,6 +65,11 @@ class Plan:
             elif failed := shard.failed():
                 yield Shard(number, tuple(line["file_name"] for line in failed), shard.part)
 
+    def save(self) -> None:
+        """Write it into its folder; raises InputError where that cannot be written."""
+        data = {"settings": dict(self.settings), "shards": self.shards}
+        write_atomically(self.folder / PLAN_NAME, json.dumps(data) + "\n")
+
     def failures(self) -> Iterator[dict[str, str]]:
         """What could not be done so far, shard by shard."""
         for number in range(len(self.shards)):
@@ -72,10 +77,10 @@ class Plan:
 
 
 def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], shard_size: int, suffix: str = ".jsonl") -> Plan:
-    """The plan in `folder`, made where there is none; photos that it does not know get shards of their own.
+    """The plan in `folder`, or a new one; photos that it does not know get shards of their own. It is not saved.
 
     Raises:
-        InputError: it is of other settings, damaged, or the folder cannot be written.
+        InputError: it is of other settings or damaged, or the folder holds other files.
     """
     path = folder / PLAN_NAME
     before: tuple[tuple[str, ...], ...] = ()
@@ -94,7 +99,4 @@ def open_plan(folder: Path, names: Sequence[str], settings: Mapping[str, Any], s
     known = {name for shard in before for name in shard}
     new = [name for name in names if name not in known]
     shards = (*before, *(tuple(new[start : start + shard_size]) for start in range(0, len(new), shard_size)))
-    plan = Plan(folder, settings, shards, suffix)
-    if shards != before:
-        write_atomically(path, json.dumps({"settings": dict(settings), "shards": shards}) + "\n")
-    return plan
+    return Plan(folder, settings, shards, suffix)

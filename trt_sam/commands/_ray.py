@@ -11,6 +11,7 @@ from typing import Any
 from trt_sam._files import existing_file
 from trt_sam.commands._everything import settings_of
 from trt_sam.commands._many import check_flags_of_many, task_of, unasked
+from trt_sam.commands._outputs import check_output_folder
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Stages
@@ -45,6 +46,7 @@ def run_on_ray(args: argparse.Namespace) -> int:
         raise InputError(f"--ray is for a folder of photos, and {args.image} is none")
     if args.output is None or args.output.suffix:
         raise InputError("--ray writes many files: give --output a folder")
+    check_output_folder(args.output)
     if args.onnx is not None or (args.set is None) == (args.checkpoint is None):
         raise InputError("--ray needs a set with an image encoder: give either --set DIR or --checkpoint mobile_sam")
     folder = _folder_of(args)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def names_in(shard: Shard) -> list[str]:
 
 def test_a_plan_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    plan.save()
     assert [shard.names for shard in plan.todo()] == [("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"), ("e.jpg",)]
     assert do(plan.shard(1)) == (2, 2, 0)
     again = open_plan(tmp_path / "out", [*NAMES, "aa.jpg"], SETTINGS, 3)
@@ -93,6 +96,7 @@ def test_a_run_stopped_between_both_files_does_nothing_twice(tmp_path: Path, bro
 
 def test_a_full_disk_leaves_the_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: set[str]) -> None:
     plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    plan.save()
     do(plan.shard(0))
 
     def full(path: Path, data: bytes) -> int:
@@ -107,7 +111,7 @@ def test_a_full_disk_leaves_the_files_as_they_were(tmp_path: Path, monkeypatch: 
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
-    open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
+    open_plan(tmp_path / "out", NAMES, SETTINGS, 2).save()
     with pytest.raises(InputError, match=r"is of other settings \(everything.*\)"):
         open_plan(tmp_path / "out", NAMES, {"everything": None}, 2)
     (tmp_path / "out" / "plan.json").write_text("{")
@@ -144,9 +148,44 @@ class FakePool:
 def share_out(plan: Plan, pool: FakePool) -> Report:
     report, told = Report(), []
     of_ray: Any = pool
-    folder_module._share_out(of_ray, Path("photos"), list(plan.todo()), Everything(), report, lambda *args: told.append(args))
+    folder_module._share_out(of_ray, plan, Path("photos"), Everything(), report, lambda *args: told.append(args))
     assert told[-1][0] == 1.0
     return report
+
+
+def test_a_cluster_that_is_not_there_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def connected(address: str) -> Iterator[None]:
+        raise InputError(f"no cluster of Ray at {address}")
+        yield
+
+    monkeypatch.setattr(folder_module, "connected", connected)
+    monkeypatch.setattr(folder_module, "check_reachable", lambda address: None)
+    monkeypatch.setattr(folder_module, "files_of_set", lambda folder: {})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    with pytest.raises(InputError, match="no cluster of Ray at auto"):
+        folder_module.segment_folder(photos, output, tmp_path, Everything(), settings=SETTINGS, address="auto")
+    assert not output.exists()
+
+
+def test_the_plan_is_there_from_the_first_photos_on_and_not_before(tmp_path: Path) -> None:
+    """A cluster that cannot be reached, or has no room, leaves no folder; a run that is stopped goes on."""
+    plan, seen = open_plan(tmp_path / "out", NAMES, SETTINGS, 2), []
+
+    class Watched(FakePool):
+        def fill(self, shards: int) -> None:
+            seen.append((tmp_path / "out").exists())
+
+        def give(self, *shard: Any) -> None:
+            seen.append((tmp_path / "out" / "plan.json").exists())
+            raise InputError("stopped")
+
+    with pytest.raises(InputError, match="stopped"):
+        share_out(plan, Watched(set()))
+    assert seen == [False, True]
+    assert open_plan(tmp_path / "out", NAMES, SETTINGS, 1) == plan
 
 
 def test_photos_that_workers_die_of_are_given_up(tmp_path: Path) -> None:
@@ -223,8 +262,9 @@ def test_prompts_go_with_their_photos() -> None:
         (["photos", "--everything", "--output", "out"], "give either --set DIR or --checkpoint"),
         (["photos", "--everything", "--output", "out", "--set", "photos"], "is no set with a manifest"),
         (["photos/a.jpg", "--everything", "--output", "out", "--set", "set"], "is for a folder of photos"),
+        (["photos", "--everything", "--output", "photos/a.jpg/out", "--set", "set"], "cannot write into photos/a.jpg/out: "),
     ],
-    ids=["no-task", "a-file", "no-set", "not-a-set", "a-photo"],
+    ids=["no-task", "a-file", "no-set", "not-a-set", "a-photo", "no-folder"],
 )
 def test_bad_flags(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
