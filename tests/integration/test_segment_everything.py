@@ -70,6 +70,52 @@ def test_masks_picture_and_report(start: list[str], tmp_path: Path, capsys: pyte
     assert len(files(tmp_path / "folder")) == len(masks) == len(annotations)
 
 
+GRID = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
+
+
+def without_side(start: list[str]) -> list[str]:
+    place = start.index("--points-per-side")
+    return start[:place] + start[place + 2 :]
+
+
+def test_clicks_of_ones_own_are_those_of_the_grid_that_they_are(start: list[str], tmp_path: Path) -> None:
+    grids = tmp_path / "grids.json"
+    grids.write_text(json.dumps([GRID]))
+    assert main([*start, "--output", str(tmp_path / "side.json")]) == 0
+    assert main([*without_side(start), "--point-grids", str(grids), "--output", str(tmp_path / "own.json")]) == 0
+    side, own = (json.loads((tmp_path / name).read_text()) for name in ("side.json", "own.json"))
+    assert own == side != []
+    grids.write_text(json.dumps([GRID[:1]]))
+    assert main([*without_side(start), "--point-grids", str(grids), "--output", str(tmp_path / "one.json")]) == 0
+    (one,) = {tuple(map(tuple, each["point_coords"])) for each in json.loads((tmp_path / "one.json").read_text())}
+    assert one == ((0.25 * SIZE[1], 0.25 * SIZE[0]),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "grids.json is not JSON"),
+        ("[[0.5, 0.5]]", "grids.json must hold a list of lists of [x, y], numbers from 0 to 1, one for each layer"),
+        ("3", "must hold a list of lists of [x, y]"),
+        ('[[["a", 1]]]', "must hold a list of lists of [x, y]"),
+        ("[[[0.5, 1.5]]]", "must be [k, 2] of numbers from 0 to 1"),
+        ("[[[0.5, NaN]]]", "must be [k, 2] of numbers from 0 to 1"),
+        ("[[]]", "must be [k, 2] of numbers from 0 to 1"),
+        ("[]", "point_grids has 0 grids, but there are 1 layers with the whole image"),
+        (None, "grids.json"),
+    ],
+)
+def test_a_file_that_holds_no_grids_is_refused(
+    content: str | None, message: str, start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grids = tmp_path / "grids.json"
+    if content is not None:
+        grids.write_text(content)
+    assert main([*without_side(start), "--point-grids", str(grids), "--output", str(tmp_path / "m.json")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "m.json").exists()
+
+
 def test_no_mask_is_no_failure(start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*start, "--least-iou", "1e9", "--output", str(tmp_path / "masks.json"), "--overlay", str(tmp_path / "o.png")]
     assert main(arguments) == 0
@@ -109,6 +155,7 @@ def test_names_beside_the_photo(start: list[str]) -> None:
         (["--output", "m.json", "--crop-overlap-ratio", "1"], "crop_overlap_ratio is 1.0, must be at least 0 and below 1"),
         (["--output", "m.json", "--crop-n-points-downscale-factor", "0"], "downscale_factor is 0, must be at least 1"),
         (["--output", "m.json", "--min-mask-region-area", "-3"], "min_mask_region_area is -3"),
+        (["--output", "m.json", "--point-grids", "file"], "--points-per-side came with --point-grids; give one of them"),
     ],
 )
 def test_refused_in_one_line(

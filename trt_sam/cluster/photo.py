@@ -32,7 +32,8 @@ Embed = Callable[[Path | None, npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 class Everything:
     """All masks that the decoder is sure of; the settings of `AutomaticMaskGenerator`, checked when this is made."""
 
-    points_per_side: int = 32
+    points_per_side: int | None = 32
+    """None where `point_grids` gives the clicks."""
     least_iou: float = 0.88
     """Its `pred_iou_thresh`."""
     least_stability: float = 0.95
@@ -45,6 +46,8 @@ class Everything:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
+    point_grids: tuple[tuple[tuple[float, float], ...], ...] | None = field(default=None, repr=False)
+    """Clicks (x, y) from 0 to 1 of the whole image, then of each layer of crops."""
 
     def __post_init__(self) -> None:
         check_settings(
@@ -61,9 +64,13 @@ class Everything:
                 "crop_nms_thresh": self.crop_nms_thresh,
             },
         )
-        point_grids_of(self.points_per_side, None, self.crop_n_layers, self.crop_n_points_downscale_factor)
+        point_grids_of(self.points_per_side, self._grids, self.crop_n_layers, self.crop_n_points_downscale_factor)
         if self.min_mask_region_area:
             require("scipy.ndimage", "to find the regions of masks")
+
+    @property
+    def _grids(self) -> list[npt.NDArray[np.float64]] | None:
+        return None if self.point_grids is None else [np.array(grid, np.float64) for grid in self.point_grids]
 
     def records(
         self,
@@ -91,6 +98,7 @@ class Everything:
             self.crop_nms_thresh,
             self.crop_overlap_ratio,
             self.crop_n_points_downscale_factor,
+            point_grids=self._grids,
             min_mask_region_area=self.min_mask_region_area,
             output_mode="coco_rle",
             image_encoder=_EncoderOfParts(image, embedding, embed),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._files import atomic_path
+from trt_sam._files import atomic_path, existing_file, sha256_of
 from trt_sam.commands._decoder import keep_for_the_next, open_decoder
 from trt_sam.commands._options import write_json
 from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
@@ -25,6 +25,7 @@ from trt_sam.formats.records import Photo, runs_of
 from trt_sam.formats.save import FOLDER, FORMATS, check_new_folder, encoded, format_of, save_masks, suffix_of
 from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
+from trt_sam.masks.settings import read_point_grids
 from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
 
 _SETTINGS: tuple[tuple[tuple[str, ...], type, str, str], ...] = (
     (("--points-per-side",), int, "N", "N x N clicks (default: 32)"),
+    (("--point-grids",), Path, "F.json", "clicks of your own instead: a list of [x, y] from 0 to 1 for each layer"),
     (("--points-per-batch",), int, "N", "most clicks of one call of the decoder (default: 64)"),
     (("--least-iou", "--pred-iou-thresh"), float, "X", "the decoder's own estimate of a mask (default: 0.88)"),
     (("--least-stability", "--stability-score-thresh"), float, "X", "how steady a mask's edge is (default: 0.95)"),
@@ -72,7 +74,7 @@ def check_flags_of_everything(args: argparse.Namespace) -> None:
         raise InputError(f"--{name.replace('_', '-')} goes with --everything; add that, or leave it out")
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, int | float]:
+def given_settings(args: argparse.Namespace) -> dict[str, int | float | Path]:
     """The settings that flags gave, by their names in `cluster.Everything`."""
     names = [flags[0][2:].replace("-", "_") for flags, *_ in _SETTINGS]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -117,7 +119,12 @@ def everything_of(args: argparse.Namespace) -> Everything:
     """What the flags of `--everything` ask for; raises InputError for an impossible setting, or crops without an encoder."""
     from trt_sam.cluster import Everything
 
-    task = dataclasses.replace(Everything(), **given_settings(args))  # type: ignore[arg-type]
+    given: dict[str, Any] = given_settings(args)
+    if args.point_grids is not None:
+        if args.points_per_side is not None:
+            raise InputError("--points-per-side came with --point-grids; give one of them")
+        given |= {"points_per_side": None, "point_grids": read_point_grids(args.point_grids)}
+    task = dataclasses.replace(Everything(), **given)
     if task.crop_n_layers and args.checkpoint is None and args.set is None:
         raise InputError("--crop-n-layers embeds crops, and there is no image encoder; give --checkpoint or --set")
     return task
@@ -125,7 +132,9 @@ def everything_of(args: argparse.Namespace) -> Everything:
 
 def settings_of(args: argparse.Namespace) -> list[Any]:
     """The settings as lines of JSON keep them: a later run must agree in them."""
-    given = given_settings(args)
+    given: dict[str, Any] = given_settings(args)
+    if args.point_grids is not None:
+        given["point_grids"] = sha256_of(existing_file(args.point_grids, "file of point grids"))
     known = [given.pop(name, None) for name in ("points_per_side", "least_iou", "least_stability")]
     return [*known, given] if given else known  # as before there were others: those files go on
 

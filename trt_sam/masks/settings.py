@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trt_sam._files import existing_file
 from trt_sam.errors import InputError
 from trt_sam.masks.crops import point_grid
 
-__all__ = ["OUTPUT_MODES", "check_settings", "point_grids_of"]
+__all__ = ["OUTPUT_MODES", "check_settings", "point_grids_of", "read_point_grids"]
 
 Array = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
@@ -68,6 +71,27 @@ def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int,
     for grid in grids:
         if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
             raise InputError(f"a grid of point_grids has shape {list(grid.shape)}, must be [k, 2] of numbers from 0 to 1")
+    return grids
+
+
+def read_point_grids(path: str | os.PathLike[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """Meta's `point_grids` from a JSON file: a list of clicks [x, y] from 0 to 1 for the whole image, and one for each layer.
+
+    Raises:
+        InputError: the file is missing, or holds something else; how many layers there must be is not looked at.
+    """
+    path = existing_file(path, "file of point grids")
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); it must hold a list of lists of [x, y]") from None
+    try:
+        grids = tuple(tuple((float(x), float(y)) for x, y in grid) for grid in data)
+        point_grids_of(None, [np.array(grid) for grid in grids], 0, 1)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{path} must hold a list of lists of [x, y], numbers from 0 to 1, one for each layer") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return grids
 
 
