@@ -54,12 +54,14 @@ class _Waiting:
     jobs: deque[tuple[Callable[[], Any], Future[Any], float]] = field(default_factory=deque)
     had: float = 0.0
     """Seconds of the runner by weight."""
-    took: deque[float] = field(default_factory=lambda: deque([0.1], _REMEMBERED))
-    """Seconds of the last pieces of work."""
+    pace: deque[float] = field(default_factory=lambda: deque([0.1], _REMEMBERED))
+    """Seconds from the end of a piece of work to the end of the next that waited for it: with what other lanes had between."""
+    ended: float = 0.0
+    """When the last was done."""
 
     def wait(self) -> float:
         """Seconds that those who wait will take."""
-        return len(self.jobs) * statistics.median(self.took)
+        return len(self.jobs) * statistics.median(self.pace)
 
     def is_full(self) -> bool:
         return len(self.jobs) >= self.lane.most or self.wait() > self.lane.seconds
@@ -147,9 +149,11 @@ class RunnerWorker:
             result = work()
         except BaseException as error:  # whoever waits gets it, and this thread goes on
             failed = error
-        took = time.perf_counter() - began
+        ended = time.perf_counter()
+        took = ended - began
         waiting.had += took / waiting.lane.weight
-        waiting.took.append(took)
+        waiting.pace.append(ended - max(asked, waiting.ended))
+        waiting.ended = ended
         if failed is None:
             future.set_result(Done(result, began - asked, took))
         else:

@@ -61,6 +61,35 @@ def test_a_lane_whose_work_would_come_too_late_refuses_more_but_never_all() -> N
     worker.close()
 
 
+def test_what_waits_for_other_lanes_too_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, most = 0.0, 2.0
+    monkeypatch.setattr("trt_sam.serve.worker.time.perf_counter", lambda: now)
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    lanes = {"slow": Lane("pictures", 1, 100, most), "short": Lane("prompts", 3, 1000), "gate": Lane("gates", 1, 1)}
+    worker, began, gate = RunnerWorker(lanes), threading.Event(), threading.Event()
+    before = [worker.submit("slow", lambda: work(0.1)) for _ in range(10)]
+    before += [worker.submit("short", lambda: work(0.01)) for _ in range(400)]
+    worker.start()  # three times as much goes to the others, by their weights
+    for future in before:
+        future.result(5)
+    worker.submit("gate", lambda: began.set() or gate.wait(5))
+    assert began.wait(5)
+    for _ in range(900):
+        worker.submit("short", lambda: work(0.01))
+    taken = []
+    with pytest.raises(Refusal):
+        while True:
+            taken.append(worker.submit("slow", lambda: work(0.1)))
+    gate.set()
+    waited = [future.result(5).waited for future in taken]
+    assert 0.5 * most < max(waited) < 1.5 * most
+    worker.close()
+
+
 def test_long_work_and_short_share_the_thread() -> None:
     worker, order = RunnerWorker({"short": Lane("prompts", 4, 100), "long": Lane("parts", 1, 100)}), list[str]()
 
