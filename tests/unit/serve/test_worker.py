@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -81,7 +82,7 @@ def test_what_waits_for_other_lanes_too_is_refused_in_time(monkeypatch: pytest.M
     for _ in range(900):
         worker.submit("short", lambda: work(0.01))
     taken = []
-    with pytest.raises(Refusal):
+    with contextlib.suppress(Refusal):
         while True:
             taken.append(worker.submit("slow", lambda: work(0.1)))
     gate.set()
