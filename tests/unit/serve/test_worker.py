@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,11 +46,17 @@ def test_one_long_piece_of_work_does_not_send_others_away_for_long() -> None:
     worker.close()
 
 
-def test_a_lane_whose_work_would_come_too_late_refuses_more_but_never_all() -> None:
+def test_a_lane_whose_work_would_come_too_late_refuses_more_but_never_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]  # a real one makes 0.04 s more than 0.05 on a busy machine
+    monkeypatch.setattr("trt_sam.serve.worker.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def take(seconds: float) -> None:
+        clock[0] += seconds
+
     worker, began, gate = RunnerWorker({"slow": Lane("pictures", 1, 8, 0.05)}), threading.Event(), threading.Event()
     worker.start()
     for _ in range(3):
-        worker.submit("slow", lambda: time.sleep(0.04)).result(5)
+        worker.submit("slow", lambda: take(0.04)).result(5)
     worker.submit("slow", lambda: began.set() or gate.wait(5))
     assert began.wait(5)
     waiting = [worker.submit("slow", lambda: 1) for _ in range(2)]
