@@ -25,8 +25,8 @@ for version; do
     venv=.venv-$version
     if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
         "$found" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx,parquet]' \
-            httpx httpx2 hypothesis mypy pytest pytest-timeout ruff
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[onnx,onnxruntime,image,formats,serve,supervision,bench,rtx,parquet,download]' \
+            httpx httpx2 hypothesis mypy pytest pytest-timeout ruff safetensors
         bash scripts/install_gpu_fixtures.sh "$venv/bin/python"
         touch "$venv/.installed"
     fi
