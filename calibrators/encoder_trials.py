@@ -6,7 +6,7 @@ photographs with a quantized encoder and decodes the same prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,15 +71,28 @@ class EncoderTrials:
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Run `model`, a quantized form of the float32 encoder; raises InferenceError where ONNX Runtime cannot."""
+        return self.score_embeddings(_embeddings(model, self.pictures))
+
+    def score_embeddings(self, embeddings: Iterable[Array], *, decode: Decode | None = None) -> Score:
+        """Judge what another encoder made of `pictures`, in their order.
+
+        Args:
+            embeddings: float32 [1, 256, 64, 64] each.
+            decode: another decoder to go with it, as the float32 one was given; None for that one.
+        """
         kept = [held for each in self._prompted for held in each.kept]
         self.runs += 1
-        return score_masks(kept, self._runs(model))
+        return score_masks(kept, self._runs(embeddings, decode or self._decode))
 
-    def _runs(self, model: onnx.ModelProto) -> Iterator[tuple[Array, Array]]:
-        embeddings = _embeddings(model, [each.picture for each in self._prompted])
+    @property
+    def pictures(self) -> list[Picture]:
+        """What is judged by."""
+        return [each.picture for each in self._prompted]
+
+    def _runs(self, embeddings: Iterable[Array], decode: Decode) -> Iterator[tuple[Array, Array]]:
         for each, embedding in zip(self._prompted, embeddings, strict=True):
             for feed in each.feeds:
-                yield _decoded(self._decode, feed, embedding, each.picture)
+                yield _decoded(decode, feed, embedding, each.picture)
 
 
 def _prompted(picture: Picture, embedding: Array, decode: Decode, count: int, rng: np.random.Generator) -> _Prompted:
