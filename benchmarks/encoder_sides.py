@@ -169,7 +169,7 @@ def peer_encoder(kind: str) -> Any:
 
 def write_ours(kind: str, path: Path) -> None:
     """Our graph of the same encoder, float32, compared with PyTorch by the exporter."""
-    from trt_sam.graph.encoder import export_encoder
+    from trt_sam.graph.encoder import export_encoder, sample_pictures
     from trt_sam.model.checkpoint import load_checkpoint
     from trt_sam.model.image_encoder import build_image_encoder
     from trt_sam.model.naming import HF_ENCODER_PREFIX, hf_to_meta
@@ -179,7 +179,8 @@ def write_ours(kind: str, path: Path) -> None:
     else:
         state = {f"{HF_ENCODER_PREFIX}{name}": value for name, value in peer_encoder(kind).encoder.state_dict().items()}
         encoder = build_image_encoder(hf_to_meta(state)[0], kind, None, "random weights")
-    export_encoder(encoder, path, target="cpu")
+    # One sample is enough: the sides are compared too, and ViT-B takes ten seconds of a core for each.
+    export_encoder(encoder, path, target="cpu", samples=sample_pictures()[:1])
 
 
 def write_plain(kind: str, path: Path) -> None:
