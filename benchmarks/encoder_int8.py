@@ -2,8 +2,9 @@
 
 Photographs and their split are those of benchmarks/mobile_sam_photos.py: ranges come from some of "calibration", verdicts from
 some of "judging", which nothing was tuned on. Masks are the float32 decoder's, of embeddings of a quantized and of the float32
-encoder, for prompts as people give them; nothing else is rounded, so that only quantization is seen. A row takes about 4 s of
-one core for each photograph. Finished rows are kept in --work.
+encoder, for prompts as people give them; nothing else is rounded, so that only quantization is seen. Rows of FP16 stand beside
+them: every float16 tensor of the encoder rounded (emulated), and of the decoder too. A row takes about 4 s of one core for each
+photograph. Finished rows are kept in --work; --earlier takes them from a report.
 
 Example:
   python benchmarks/encoder_int8.py --work /tmp/encoder_int8 --output benchmarks/results/encoder_int8.json
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from calibrators.calibration import Calibration
     from calibrators.encoder_trials import EncoderTrials
     from calibrators.pictures import PictureFeeds
+    from trt_sam.model.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("qkv", "attn_out", "mlp_in", "mlp_out")
@@ -64,6 +66,7 @@ ROWS: dict[str, tuple[str, Callable[[str], bool]]] = {
     **{f"mlp_out of stage {stage} alone, max": ("max", _of_stage(stage)) for stage in (3, 2, 1)},
 }
 """By name: the calibrator, and which groups are quantized."""
+FP16_ENCODER, FP16_BOTH = "nothing: FP16 encoder (emulated)", "nothing: FP16 end to end (encoder and decoder emulated)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibration", type=int, default=8, metavar="N", help="photographs to calibrate on (default: 8)")
     parser.add_argument("--images", type=int, default=8, metavar="N", help="photographs to judge by (default: 8)")
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="of each (default: 8)")
-    parser.add_argument("--rows", type=int, default=len(ROWS), metavar="N", help="only the first N (default: all)")
+    parser.add_argument("--rows", type=int, default=len(ROWS), metavar="N", help="only the first N (default: all), and FP16")
+    parser.add_argument("--earlier", type=Path, metavar="F.json", help="a report of the same photographs: its rows are done")
     parser.add_argument("--note", default="", metavar="TEXT", help="stands in the head of the report")
     return finish("encoder_int8", run, parser.parse_args(argv))
 
@@ -93,18 +97,26 @@ def run(args: argparse.Namespace) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     names = split(PHOTOS)
     used, judged = names["calibration"][: args.calibration], names["judging"][: args.images]
-    fetch(tuple(photo for photo in PHOTOS if photo.name in (*used, *judged)), args.work / "photos")
     checkpoint = load_checkpoint(args.checkpoint)
     graph = args.work / "fp32.onnx"
     if not graph.exists():
         say("exporting the encoder")
         export_encoder(checkpoint.image_encoder(), graph, checkpoint_sha256=checkpoint.sha256)
-    plain = onnx.load(graph)
-    calibration = _calibrated(args, plain, used)
-    say("drawing prompts")
-    decode = TorchRunner(checkpoint.decoder).run
-    trials = EncoderTrials(plain, decode, _feeds(args.work, judged).pictures, prompts=args.prompts)
-    rows = {name: _row(args, name, calibration, trials) for name in [*ROWS][: args.rows]}
+    quantized = [*ROWS][: args.rows]
+    names_of_rows = (FP16_ENCODER, FP16_BOTH, *quantized)
+    if args.earlier is not None:
+        _take_rows(args, {"calibration": used, "judging": judged})
+    missing = [name for name in names_of_rows if not _row_file(args, name).exists()]
+    if missing:
+        plain = onnx.load(graph)
+        calibration = _calibrated(args, plain, used) if set(missing) & set(quantized) else None
+        say("drawing prompts")
+        decode = TorchRunner(checkpoint.decoder).run
+        trials = EncoderTrials(plain, decode, _feeds(args.work, judged).pictures, prompts=args.prompts)
+        _judge_fp16(args, checkpoint, trials)
+        for name in quantized:
+            _judge(args, name, calibration, trials)
+    rows = {name: json.loads(_row_file(args, name).read_text()) for name in names_of_rows}
     _report(args, rows, {"calibration": used, "judging": judged})
     return 0
 
@@ -112,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
 def _feeds(work: Path, names: Sequence[str]) -> PictureFeeds:
     from calibrators.pictures import picture_feeds
 
+    fetch(tuple(photo for photo in PHOTOS if photo.name in names), work / "photos")
     folder = work / f"photos-{len(names)}-{names[0]}"
     folder.mkdir(exist_ok=True)
     for name in names:
@@ -135,21 +148,62 @@ def _calibrated(args: argparse.Namespace, plain: onnx.ModelProto, used: Sequence
     return calibration
 
 
-def _row(args: argparse.Namespace, name: str, calibration: Calibration, trials: EncoderTrials) -> dict[str, Any]:
+def _row_file(args: argparse.Namespace, name: str) -> Path:
+    file: Path = args.work / f"row-{args.calibration}-{args.images}-{args.prompts}-{name.replace(' ', '_')}.json"
+    return file
+
+
+def _take_rows(args: argparse.Namespace, names: dict[str, list[str]]) -> None:
+    """Rows of an earlier report as finished ones; raises InputError where it is of something else."""
+    from trt_sam.errors import InputError
+
+    earlier = json.loads(args.earlier.read_text())
+    asked = {"checkpoint": args.checkpoint, "photographs": names, "prompts_per_image": args.prompts}
+    for key, value in asked.items():
+        if earlier[key] != value:
+            raise InputError(f"{args.earlier} has {key} {earlier[key]}, must be {value}; give a report of the same, or none")
+    for name, row in earlier["rows"].items():
+        _row_file(args, name).write_text(json.dumps(row) + "\n")
+
+
+def _judge(args: argparse.Namespace, name: str, calibration: Calibration | None, trials: EncoderTrials) -> None:
     from trt_sam.quantize.share import insert_qdq, quantization_share
 
-    path = args.work / f"row-{args.calibration}-{args.images}-{args.prompts}-{name.replace(' ', '_')}.json"
-    if not path.exists():
-        say(name)
-        calibrator, wanted = ROWS[name]
-        products = [product for product in calibration.products if wanted(product.group)]
-        amax = calibration.ranges(dict.fromkeys((product.activation for product in products), calibrator))
-        model = insert_qdq(calibration.model, products, amax, "int8", moments=calibration.moments)
-        found = [product for product in calibration.found if wanted(product.group)]
-        share = quantization_share(calibration.plain, found)
-        path.write_text(json.dumps({**dataclasses.asdict(trials.score(model)), "share": share}) + "\n")
-    row: dict[str, Any] = json.loads(path.read_text())
-    return row
+    path = _row_file(args, name)
+    if path.exists():
+        return
+    assert calibration is not None
+    say(name)
+    calibrator, wanted = ROWS[name]
+    products = [product for product in calibration.products if wanted(product.group)]
+    amax = calibration.ranges(dict.fromkeys((product.activation for product in products), calibrator))
+    model = insert_qdq(calibration.model, products, amax, "int8", moments=calibration.moments)
+    found = [product for product in calibration.found if wanted(product.group)]
+    share = quantization_share(calibration.plain, found)
+    path.write_text(json.dumps({**dataclasses.asdict(trials.score(model)), "share": share}) + "\n")
+
+
+def _judge_fp16(args: argparse.Namespace, checkpoint: Checkpoint, trials: EncoderTrials) -> None:
+    from trt_sam.graph.encoder import export_encoder
+    from trt_sam.graph.export import export_decoder
+    from trt_sam.graph.float16 import Float16Emulation
+    from trt_sam.recipe import GraphOptions
+
+    if all(_row_file(args, name).exists() for name in (FP16_ENCODER, FP16_BOTH)):
+        return
+    encoder, decoder = args.work / "fp16.onnx", args.work / "decoder-fp16.onnx"
+    if not encoder.exists():
+        say("exporting in FP16")
+        export_encoder(checkpoint.image_encoder(), encoder, precision="fp16", checkpoint_sha256=checkpoint.sha256)
+    if not decoder.exists():
+        options = GraphOptions(precision="fp16", target="gpu", mask_input=True)
+        export_decoder(checkpoint.decoder, decoder, options, checkpoint_sha256=checkpoint.sha256)
+    say(FP16_ENCODER)
+    half = Float16Emulation(encoder)
+    embeddings = [half.run(picture.feed())["image_embeddings"] for picture in trials.pictures]
+    for name, decode in ((FP16_ENCODER, None), (FP16_BOTH, Float16Emulation(decoder).run)):
+        row = dataclasses.asdict(trials.score_embeddings(embeddings, decode=decode))
+        _row_file(args, name).write_text(json.dumps({**row, "share": 0.0}) + "\n")
 
 
 def _report(args: argparse.Namespace, rows: dict[str, dict[str, Any]], names: dict[str, list[str]]) -> None:
@@ -168,6 +222,7 @@ def _report(args: argparse.Namespace, rows: dict[str, dict[str, Any]], names: di
         "",
         "Made by `benchmarks/encoder_int8.py`; see there what is compared. Masks of the float32 decoder, of embeddings by the",
         "quantized and by the float32 encoder; noise is the root mean square difference of the logits near the masks' edges.",
+        "In the rows of FP16 every float16 tensor is rounded; in those of INT8 nothing is but what is quantized.",
         "",
         f"{facts['machine']}; {', '.join(f'{name} {version}' for name, version in versions.items())}.",
         *(["", args.note] if args.note else []),
