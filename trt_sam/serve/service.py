@@ -178,10 +178,11 @@ class Service:
 
     async def _warm_up(self) -> None:
         try:
-            await asyncio.wrap_future(self.worker.submit("warm-up", self.model.warm_up))
+            done = await asyncio.wrap_future(self.worker.submit("warm-up", self.model.warm_up))
         except Exception:
             _log.exception("the model failed at its first call; the service stays unready")
             return
+        self.worker.expect("images", done.took)  # a picture is nearly all of it
         self.ready = True
         _log.info("ready")
 

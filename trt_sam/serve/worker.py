@@ -54,14 +54,16 @@ class _Waiting:
     jobs: deque[tuple[Callable[[], Any], Future[Any], float]] = field(default_factory=deque)
     had: float = 0.0
     """Seconds of the runner by weight."""
-    pace: deque[float] = field(default_factory=lambda: deque([0.1], _REMEMBERED))
+    guess: float = 0.1
+    """Seconds that one takes, until the first is done."""
+    pace: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     """Seconds from the end of a piece of work to the end of the next that waited for it: with what other lanes had between."""
     ended: float = 0.0
     """When the last was done."""
 
     def wait(self) -> float:
         """Seconds that those who wait will take."""
-        return len(self.jobs) * statistics.median(self.pace)
+        return len(self.jobs) * (statistics.median(self.pace) if self.pace else self.guess)
 
     def is_full(self) -> bool:
         return len(self.jobs) >= self.lane.most or self.wait() > self.lane.seconds
@@ -110,6 +112,10 @@ class RunnerWorker:
         with self._changed:
             self._chores.append(chore)
             self._changed.notify()
+
+    def expect(self, lane: str, seconds: float) -> None:
+        """Reckon with work of so many seconds in a lane, until the first of it is done and tells."""
+        self._lanes[lane].guess = seconds
 
     def waiting(self, lane: str) -> int:
         """Pieces of work that wait in a lane."""

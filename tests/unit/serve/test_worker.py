@@ -71,7 +71,7 @@ def test_a_lane_whose_work_would_come_too_late_refuses_more_but_never_all(monkey
 
 def test_what_waits_for_other_lanes_too_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0.0, 2.0
-    monkeypatch.setattr("trt_sam.serve.worker.time.perf_counter", lambda: now)
+    monkeypatch.setattr("trt_sam.serve.worker.time", SimpleNamespace(perf_counter=lambda: now))
 
     def work(seconds: float) -> None:
         nonlocal now
@@ -95,6 +95,21 @@ def test_what_waits_for_other_lanes_too_is_refused_in_time(monkeypatch: pytest.M
     gate.set()
     waited = [future.result(5).waited for future in taken]
     assert 0.5 * most < max(waited) < 1.5 * most
+    worker.close()
+
+
+def test_what_is_expected_counts_until_the_first_is_done() -> None:
+    worker = RunnerWorker({"slow": Lane("pictures", 1, 100, 2.0)})
+    worker.expect("slow", 1.5)
+    waiting = [worker.submit("slow", lambda: 1) for _ in range(2)]
+    with pytest.raises(Refusal) as refused:
+        worker.submit("slow", lambda: 1)
+    assert refused.value.retry_seconds == 4
+    worker.start()
+    for future in waiting:
+        future.result(5)
+    for future in [worker.submit("slow", lambda: 1) for _ in range(10)]:
+        future.result(5)
     worker.close()
 
 
