@@ -79,18 +79,20 @@ class Call:
         return b"".join(parts)
 
     async def finished(self, request: Request, future: Future[Done[Result]], stage: str, seconds: float) -> Result:
-        """Wait for the runner's work, as long as the client does.
+        """Wait for the runner's work, as long as the client does: for `seconds`, and once more where it has begun by then.
 
         Raises:
-            Refusal: it took longer than `seconds`.
+            Refusal: it did not begin in that time (429), or was not done (503).
             ClientGoneError: the client has gone; the work is taken out of the queue.
         """
         try:
             done = await self.waited(request, asyncio.wrap_future(future), seconds)
         except Refusal as refusal:
-            if refusal.code == "no_answer" and future.cancel():  # it never began: the queue was too slow, not the model
+            if refusal.code != "no_answer":
+                raise
+            if future.cancel():  # it never began: the queue was too slow, not the model
                 raise busy("requests", seconds / 4) from None
-            raise
+            done = await self.waited(request, asyncio.wrap_future(future), seconds)
         self.took("queue", done.waited)
         self.took(stage, done.took)
         return done.value

@@ -21,8 +21,9 @@ from trt_sam.serve.faults import Refusal, busy
 __all__ = ["Done", "Lane", "RunnerWorker"]
 
 Result = TypeVar("Result")
-_REMEMBERED = 15
-"""Pieces of work of a lane whose times are known; a large one among them says nothing of the next."""
+_REMEMBERED = 5
+"""Pieces of work of a lane whose times are known: a large one among them says nothing of the next, and a lane that gets slower
+as others get work must tell soon."""
 
 
 @dataclass(frozen=True)

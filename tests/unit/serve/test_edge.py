@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -135,3 +136,35 @@ def test_it_is_ready_once_the_model_has_run_and_never_where_that_failed() -> Non
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert client.get("/v2/health/live").status_code == 200
     assert broken.closed
+
+
+def test_what_has_begun_when_its_time_is_over_is_answered_and_what_has_not_is_429() -> None:
+    with served(answer_seconds=2) as service:
+        image, runner = service.add(), service.runner
+        runner.hold.clear()
+        runner.entered.clear()
+        answers: dict[str, Any] = {}
+
+        def ask(name: str) -> None:
+            answers[name] = service.masks(image, **CLICK)
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in ("begun", "waiting")]
+        threads[0].start()
+        assert runner.entered.wait(5)
+        threads[1].start()
+        until(lambda: "waiting" in answers)
+        assert "begun" not in answers
+        runner.hold.set()
+        for thread in threads:
+            thread.join(10)
+        assert (answers["begun"].status_code, answers["waiting"].status_code) == (200, 429)
+        assert int(answers["waiting"].headers["retry-after"]) >= 1
+
+
+def test_a_model_that_does_not_end_is_503() -> None:
+    with served(answer_seconds=1) as service:
+        image, runner = service.add(), service.runner
+        runner.hold.clear()
+        answer = service.masks(image, **CLICK)
+        runner.hold.set()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_answer")
