@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ _REMOVE = pytest.StashKey[Callable[[], None]]()
 def pytest_configure(config: pytest.Config) -> None:
     from tests.fixtures.shared import open_shared_folder
 
+    # A run in the background of a script is started with Ctrl-C ignored, and would hand that down to what tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_REMOVE] = open_shared_folder()
 
 
