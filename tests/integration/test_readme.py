@@ -40,6 +40,7 @@ def test_the_lines_of_docs_python_run(tmp_path: Path, mobile_sam: Path) -> None:
     shutil.copy(ROOT / "samples" / "astronaut.jpg", tmp_path / "photo.jpg")
     for words in (
         ["export", "--checkpoint", "mobile_sam", "--output", "decoder.onnx"],
+        ["export", "--checkpoint", "mobile_sam", "--mask-input", "--output", "decoder_mask.onnx"],
         ["export", "--checkpoint", "mobile_sam", "--encoder", "--output", "mobile_sam_set"],
         ["embed", "photo.jpg", "--checkpoint", "mobile_sam", "--output", "embeddings"],
     ):
@@ -50,7 +51,7 @@ def test_the_lines_of_docs_python_run(tmp_path: Path, mobile_sam: Path) -> None:
     code = code.replace(
         "# image:",
         "import torch\nfrom trt_sam import Predictor, load_checkpoint\n"
-        "predictor = Predictor(OnnxRunner('decoder.onnx'), load_checkpoint('mobile_sam').image_encoder())\n"
+        "predictor = Predictor(OnnxRunner('decoder_mask.onnx'), load_checkpoint('mobile_sam').image_encoder())\n"
         "image, detections = photo, torch.tensor([[20.0, 16, 360, 511]])\n# image:",
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
