@@ -183,6 +183,7 @@ def test_command_with_a_real_encoder(
     assert report["embeddings"][0]["original_size"] == [30, 40]
     loaded = load_embedding(output / "a.npz")
     assert (loaded.original_size, loaded.file_name, loaded.encoder_sha256) == ((30, 40), "a.png", encoder.sha256)
+    assert loaded.checkpoint_sha256 == load_checkpoint(hf[1]).sha256
     np.testing.assert_array_equal(loaded.image_embeddings, encoder.embed(make_photo(30, 40)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_decoder, make_embedding
+from helpers import CHECKPOINT_SHA256, make_decoder, make_embedding
 from PIL import Image
 
 from trt_sam.cli import main
@@ -187,6 +187,10 @@ def test_bad_embeddings_graphs_and_checkpoints(
         ("other.npz", "is the embedding of an image of 161x120, this one is 160x120"),
     ):
         assert message in refused(capsys, [image, "--embedding", str(inputs / embedding), "--onnx", graph, *rest])
+    foreign = str(tmp_path.parent / "foreign.npz")
+    save_embedding(foreign, Embedding(make_embedding(), SIZE, "photo.png", "12" * 32, "34" * 32))
+    message = f"was made by another image encoder than the decoder's (checkpoint {'34' * 6}, not {CHECKPOINT_SHA256[:12]})"
+    assert message in refused(capsys, [image, "--embedding", foreign, "--onnx", graph, *rest])
     photo = ["--embedding", str(inputs / "photo.npz")]
     for onnx_file, message in (
         (inputs / "missing.onnx", "graph not found"),
@@ -205,6 +209,19 @@ def test_bad_embeddings_graphs_and_checkpoints(
     message = "was exported from another checkpoint than standin"
     assert message in refused(capsys, [image, "--checkpoint", "standin", "--onnx", graph, *rest], before="loading standin\n")
     assert files(tmp_path) == []
+
+
+def test_an_embedding_of_a_photo_of_another_name_is_told(
+    inputs: Path, graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "copy.png").write_bytes((inputs / "photo.png").read_bytes())
+    arguments = [*ready(inputs, graphs)[1:], "--point", "5,5", "--output", str(tmp_path / "mask.png")]
+    save_embedding(tmp_path / "e.npz", Embedding(make_embedding(), SIZE, "photo.png", "12" * 32, CHECKPOINT_SHA256))
+    arguments[1] = str(tmp_path / "e.npz")
+    assert main(["segment", str(inputs / "photo.png"), *arguments]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["segment", str(tmp_path / "copy.png"), *arguments]) == 0
+    assert "e.npz was made of photo.png, not of copy.png" in capsys.readouterr().err
 
 
 def test_impossible_outputs(inputs: Path, graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

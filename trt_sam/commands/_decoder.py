@@ -19,6 +19,7 @@ from trt_sam._lazy import require
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.errors import GraphError, InputError, TrtSamError
 from trt_sam.imaging.embeddings import Embedding, load_embedding
+from trt_sam.imaging.origin import check_origin
 from trt_sam.runtime.interface import Runner
 
 if TYPE_CHECKING:
@@ -57,19 +58,22 @@ def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iter
     Raises:
         TrtSamError: one of them cannot be used, or they do not belong together.
     """
-    embedding = None if args.embedding is None else _read_embedding(args.embedding, image)
+    embedding = None if args.embedding is None else _read_embedding(args, image)
     if args.set is not None:
         with _open_set(args.set) as of_set:
             executed = f"ONNX Runtime ({of_set.options.precision} graph, CPU)"
-            whole = of_set.embed(image) if embedding is None else embedding
+            if embedding is not None:
+                _check_origin(args.embedding, embedding, of_set.checkpoint_sha256, lambda: of_set.encoder_sha256)
+            whole = of_set.embed(image) if embedding is None else embedding.image_embeddings
             yield OpenedDecoder(of_set, whole, executed, (), lambda _, part: of_set.embed(part), lambda: None)
         return
     source = _Source(args)
     runner, executed = source.runner()
     try:
-        if embedding is None:
-            embedding = source.embed(args.image, image)
-        yield OpenedDecoder(runner, embedding, executed, tuple(source.from_cache), source.embed, source.keep_graph)
+        if embedding is not None:
+            _check_origin(args.embedding, embedding, source.decoder_sha256(runner), source.encoder_sha256)
+        whole = source.embed(args.image, image) if embedding is None else embedding.image_embeddings
+        yield OpenedDecoder(runner, whole, executed, tuple(source.from_cache), source.embed, source.keep_graph)
     finally:
         runner.close()
 
@@ -145,6 +149,15 @@ class _Source:
         self._in_torch = True
         return TorchRunner(self._load().decoder), "PyTorch (float32, CPU)"
 
+    def decoder_sha256(self, runner: Runner) -> str:
+        """Hash of the weights of the decoder that runs; "" where a graph does not say it and there is no checkpoint."""
+        said = str(getattr(runner, "checkpoint_sha256", ""))
+        return said if said or self._args.checkpoint is None else self._load().sha256
+
+    def encoder_sha256(self) -> str:
+        """Hash of the checkpoint's image encoder; "" where there is neither."""
+        return "" if self._args.checkpoint is None else self._load().encoder_sha256
+
     def embed(self, photo: Path | None, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if photo is None:
             return self._load().image_encoder().embed(image)
@@ -198,7 +211,8 @@ class _Source:
             )
 
 
-def _read_embedding(path: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _read_embedding(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Embedding:
+    path: Path = args.embedding
     size = (image.shape[0], image.shape[1])
     # A bare array does not know its photo: it is taken to be of this one.
     embedding = load_embedding(path, original_size=None if path.suffix == ".npz" else size)
@@ -207,4 +221,18 @@ def _read_embedding(path: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.
         raise InputError(
             f"{path} is the embedding of an image of {width}x{height}, this one is {size[1]}x{size[0]}; embed it again"
         )
-    return embedding.image_embeddings
+    # A photo may have been renamed. A file that does not say whose it is has its own name here.
+    if embedding.file_name not in (args.image.name, "", path.stem):
+        seen = (path, embedding.file_name, args.image.name)
+        _log.warning("%s was made of %s, not of %s; unless both are one photo, the masks mean nothing", *seen)
+    return embedding
+
+
+def _check_origin(path: Path, embedding: Embedding, checkpoint_sha256: str, encoder_sha256: Callable[[], str]) -> None:
+    check_origin(
+        (embedding.encoder_sha256, embedding.checkpoint_sha256),
+        checkpoint_sha256,
+        encoder_sha256,
+        f"embedding file {path} was made by another image encoder",
+        "embed the photo with the decoder's own checkpoint",
+    )

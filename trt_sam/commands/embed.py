@@ -5,7 +5,7 @@ Example:
   trt-sam embed cat.jpg dog.jpg --checkpoint sam_vit_b_01ec64.pth --output embeddings/ --json report.json
 
 writes embeddings/cat.npz and embeddings/dog.npz: image_embeddings float32 [1, 256, 64, 64], original_size int64 [2] (height,
-width), file_name, encoder_sha256.
+width), file_name, encoder_sha256, checkpoint_sha256.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The embedding file: what the image encoder made of one photo, kept for any number of prompts. numpy only.
 
 An `.npz` with `image_embeddings` float32 [1, 256, 64, 64], `original_size` int64 [2] (height, width of the photo),
-`file_name` (the photo's) and `encoder_sha256` (which weights made it), both unicode. Nothing in it is ever unpickled.
+`file_name` (the photo's), `encoder_sha256` (which weights made it) and `checkpoint_sha256` (which decoder belongs to them), all
+unicode. Nothing in it is ever unpickled.
 Of other people's files the first two are enough, the embedding in any float type and without the axis of length 1 too, the
 size in any integer type.
 """
@@ -53,6 +54,8 @@ class Embedding:
     """Of the photo; where the embedding file does not say, that file's own name without its ending."""
     encoder_sha256: str = ""
     """Hash of the encoder's weights (`ImageEncoder.sha256`); empty where unknown."""
+    checkpoint_sha256: str = ""
+    """Hash of the decoder's weights of the same checkpoint (`Checkpoint.sha256`); empty where unknown."""
 
 
 class Encoder(Protocol):
@@ -71,7 +74,8 @@ def embed_photo(photo: Path, encoder: Encoder) -> Embedding:
 
 def embed_pixels(rgb: npt.NDArray[np.uint8], file_name: str, encoder: Encoder) -> Embedding:
     """Embed uint8 [height, width, 3] RGB under the name of its photo."""
-    return Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), file_name, encoder.sha256)
+    checkpoint_sha256 = getattr(encoder, "checkpoint_sha256", "")
+    return Embedding(encoder.embed(rgb), (rgb.shape[0], rgb.shape[1]), file_name, encoder.sha256, checkpoint_sha256)
 
 
 def save_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
@@ -95,6 +99,7 @@ def save_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
             original_size=np.array(size, dtype=np.int64),
             file_name=np.array(embedding.file_name, dtype=np.str_),
             encoder_sha256=np.array(embedding.encoder_sha256, dtype=np.str_),
+            checkpoint_sha256=np.array(embedding.checkpoint_sha256, dtype=np.str_),
         )
 
 
@@ -164,7 +169,7 @@ def _load_npz(path: Path, original_size: tuple[int, int] | None) -> Embedding:
     if original_size is not None and tuple(original_size) != size:
         raise InputError(f"embedding file {path} is of a photo of {size} (height, width), not {tuple(original_size)}")
     texts = []
-    for name, absent in (("file_name", path.stem), ("encoder_sha256", "")):
+    for name, absent in (("file_name", path.stem), ("encoder_sha256", ""), ("checkpoint_sha256", "")):
         text = _read_member(path, name, np.array(absent))
         if text.dtype.kind != "U" or text.shape != ():
             found = f"{text.dtype} {list(text.shape)}"

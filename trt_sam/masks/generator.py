@@ -17,6 +17,7 @@ import numpy.typing as npt
 from trt_sam.contract import LABEL_ABSENT, LABEL_FOREGROUND, LABEL_NOT_A_POINT, LOW_RES_SIZE, check_scores
 from trt_sam.errors import InputError
 from trt_sam.formats.runs import Runs
+from trt_sam.imaging.origin import check_encoder_of_runner
 from trt_sam.imaging.photos import frame_shape
 from trt_sam.imaging.resize import coords_to_frame
 from trt_sam.masks.candidates import Candidates, Thresholds, candidates_of
@@ -89,7 +90,8 @@ class AutomaticMaskGenerator:
                 opened on a set with an image encoder; else there is only `generate_from_embedding`.
 
         Raises:
-            InputError: an impossible setting, or a graph that gives only its best mask.
+            InputError: an impossible setting, a graph that gives only its best mask, or an `image_encoder` that is known to be
+                of another checkpoint than the decoder.
         """
         for spec in model.outputs:
             if spec.name == "iou_predictions" and spec.dims[-1] == 1:
@@ -121,6 +123,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self._runner = model
+        check_encoder_of_runner(image_encoder, model)
         # A runner of a set with an image encoder embeds by itself.
         own = cast(SupportsEmbed, model) if getattr(model, "takes_photos", False) else None
         self._encoder = own if image_encoder is None else image_encoder

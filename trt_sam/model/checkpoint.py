@@ -55,7 +55,9 @@ class Checkpoint:
         Raises:
             CheckpointError: there is none, or none of a kind that can be run here, or its weights do not fit.
         """
-        return self._open_encoder()
+        encoder = self._open_encoder()
+        encoder.checkpoint_sha256 = self.sha256
+        return encoder
 
     @property
     def has_image_encoder(self) -> bool:

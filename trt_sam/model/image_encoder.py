@@ -33,6 +33,8 @@ class ImageEncoder:
         self.kind = kind
         self.sha256 = sha256
         """Of the weights by their names (a ViT's in `SamVisionEncoder`, TinyViT's in MobileSAM), as `state_sha256` has it."""
+        self.checkpoint_sha256 = ""
+        """Of the decoder's weights of the same checkpoint (`Checkpoint.sha256`); empty where it is not from one."""
 
     def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import ContractError, InputError
+from trt_sam.imaging.origin import check_encoder_of_runner
 from trt_sam.imaging.photos import frame_shape
 from trt_sam.runtime.interface import Runner, checked_embedding
 from trt_sam.runtime.prompt_tokens import as_array, as_image_size
@@ -103,6 +104,7 @@ class ImageHolder:
         self.transform = FrameTransform()
         self._runner = runner
         self._turn = _turn_of(runner)
+        check_encoder_of_runner(image_encoder, runner)
         # A runner of a set with an image encoder embeds by itself.
         self._encoder = cast(SupportsEmbed, runner) if image_encoder is None and _takes_photos(runner) else image_encoder
         self._shared = shared

@@ -50,6 +50,11 @@ class OnnxImages:
         """Whether it was opened on a set with an image encoder."""
         return self._encoder_path is not None
 
+    @property
+    def encoder_sha256(self) -> str:
+        """Hash of the weights of the set's image encoder, which is opened for it; empty where it is not known."""
+        return self._opened_encoder().sha256 if self.takes_photos else ""
+
     def embed(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Embed a photo, uint8 [height, width, 3] RGB of any size, to float32 [1, 256, 64, 64].
 

@@ -60,7 +60,8 @@ class Predictor(ImageHolder):
             shared: whether the image that one thread sets is meant for all threads.
 
         Raises:
-            InputError: the runner's graph selects the best mask itself, so that the others cannot be had.
+            InputError: the runner's graph selects the best mask itself, so that the others cannot be had; or `image_encoder` is
+                known to be of another checkpoint than the runner's decoder.
         """
         for spec in runner.outputs:
             if spec.name == "iou_predictions" and spec.dims[-1] == 1:

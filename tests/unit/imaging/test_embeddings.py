@@ -27,11 +27,12 @@ def members(**changed: object) -> dict[str, object]:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    embedding = Embedding(make_array(), (480, 640), "Katze äöü.jpg", "ab" * 32)
+    embedding = Embedding(make_array(), (480, 640), "Katze äöü.jpg", "ab" * 32, "cd" * 32)
     save_embedding(tmp_path / "new" / "a.npz", embedding)
     loaded = load_embedding(tmp_path / "new" / "a.npz")
     np.testing.assert_array_equal(loaded.image_embeddings, embedding.image_embeddings)
     assert (loaded.original_size, loaded.file_name, loaded.encoder_sha256) == ((480, 640), "Katze äöü.jpg", "ab" * 32)
+    assert loaded.checkpoint_sha256 == "cd" * 32
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.npz"]
     with np.load(tmp_path / "new" / "a.npz", allow_pickle=False) as plain:
         assert plain["original_size"].dtype == np.int64
