@@ -25,7 +25,6 @@ from trt_sam.formats.records import Photo, runs_of
 from trt_sam.formats.save import FOLDER, FORMATS, check_new_folder, encoded, format_of, save_masks, suffix_of
 from trt_sam.imaging.overlay import draw_regions
 from trt_sam.imaging.photos import read_image
-from trt_sam.masks.settings import read_point_grids
 from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
@@ -123,6 +122,8 @@ def everything_of(args: argparse.Namespace) -> Everything:
     if args.point_grids is not None:
         if args.points_per_side is not None:
             raise InputError("--points-per-side came with --point-grids; give one of them")
+        from trt_sam.masks.settings import read_point_grids
+
         given |= {"points_per_side": None, "point_grids": read_point_grids(args.point_grids)}
     task = dataclasses.replace(Everything(), **given)
     if task.crop_n_layers and args.checkpoint is None and args.set is None:
