@@ -113,7 +113,9 @@ def keep_for_the_next(decoder: OpenedDecoder) -> None:
 
 def _open_set(folder: Path) -> OnnxRunner:
     from trt_sam.runtime.onnx_runner import OnnxRunner
+    from trt_sam.runtime.set_graphs import check_is_set
 
+    check_is_set(folder)
     return OnnxRunner(folder)
 
 

@@ -79,12 +79,11 @@ def run_on_ray(args: argparse.Namespace) -> int:
 
 def _folder_of(args: argparse.Namespace) -> Path:
     from trt_sam.commands._served import cached_set
-    from trt_sam.runtime.set_graphs import is_set
+    from trt_sam.runtime.set_graphs import check_is_set
 
     if args.set is None:
         return cached_set(args.checkpoint, None)
-    if not is_set(args.set):
-        raise InputError(f"{args.set} is no set with a manifest; write one with trt-sam export --encoder")
+    check_is_set(args.set)
     return Path(args.set)
 
 

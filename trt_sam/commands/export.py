@@ -11,6 +11,7 @@ The set is a folder of graphs and a manifest, which take photographs in ONNX Run
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from trt_sam._files import sha256_of
@@ -25,10 +26,11 @@ from trt_sam.commands._options import (
     write_json,
 )
 from trt_sam.commands._outputs import check_output_file, check_output_folder
-from trt_sam.engine.manifest import MANIFEST_NAME
-from trt_sam.errors import InputError
+from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
+from trt_sam.errors import InputError, ManifestError
 from trt_sam.progress import Stages
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe
+from trt_sam.runtime.set_graphs import command_of_set
 
 HELP = "checkpoint to ONNX"
 
@@ -120,6 +122,7 @@ def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
     if recipe.graph.mask_input:
         raise InputError("with --encoder, --decode-mask adds the graph that takes a mask; leave --mask-input out")
     check_output_folder(args.output)
+    _check_no_engines(args.output)
     check_output_file(args.json)
     source = checkpoint_of(args, recipe)
     with Stages({"load": 1, "export": 8}) as stages:
@@ -130,3 +133,16 @@ def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
         files = ", ".join(f"{graph.onnx.name} ({graph.onnx.size / 1e6:.1f} MB)" for graph in manifest.graphs)
         print(f"{args.output}: {files}, {MANIFEST_NAME}; {recipe.graph.precision}, each within its tolerance of PyTorch")
     return 0
+
+
+def _check_no_engines(folder: Path) -> None:
+    """Raise InputError where a set of graphs would take the place of engines: those may have been built elsewhere, for long."""
+    with contextlib.suppress(ManifestError):
+        manifest = open_manifest(folder, verify=False)
+        engines = [graph.engine.name for graph in manifest.graphs if graph.engine is not None]
+        if engines:
+            again = command_of_set(folder, manifest.to_dict())
+            raise InputError(
+                f"{folder} holds a set with {', '.join(engines)}, which graphs alone would replace; name another --output, or "
+                f"build the set again with {again}"
+            )

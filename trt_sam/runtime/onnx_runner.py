@@ -29,7 +29,7 @@ from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs
 from trt_sam.runtime.onnx_decoder import OnnxDecoder
 from trt_sam.runtime.onnx_images import OnnxImages
 from trt_sam.runtime.session import Providers, reason_in
-from trt_sam.runtime.set_graphs import graphs_of_set, is_set
+from trt_sam.runtime.set_graphs import check_is_set, graphs_of_set, is_set
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -70,11 +70,13 @@ class OnnxRunner(OnnxImages):
         Raises:
             GraphError: the file is no ONNX graph, or not a SAM decoder of this package; or the decoders of a set are of two.
             ManifestError: the set is damaged, or has no decoder.
-            InputError: it is missing or empty, or a provider or the number of threads is impossible.
+            InputError: it is missing, empty or a folder that is no set, or a provider or the number of threads is impossible.
             ContractError: `image_bytes` holds no image.
             MissingDependencyError: onnxruntime is not installed.
         """
         encoder, plain = None, None
+        if Path(path).is_dir():
+            check_is_set(path)
         if is_set(path):
             graphs = graphs_of_set(path)
             encoder, plain = graphs.get("encode"), graphs.get("decode")

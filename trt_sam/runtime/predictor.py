@@ -192,7 +192,10 @@ class Predictor(ImageHolder):
         """Run the prompts, as many at a time as the runner takes, and make masks at the image's size."""
         count = len(prompts)
         if mask_input is not None and "mask_input" not in self._names:
-            raise InputError("this graph takes no mask_input; export it with --mask-input, or build the set with --decode-mask")
+            raise InputError(
+                "this graph takes no mask_input; export it with --mask-input, or its set with --decode-mask "
+                "(trt-sam export --encoder --decode-mask, or build --decode-mask for engines)"
+            )
         hints = None if mask_input is None else as_masks(mask_input, count)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         each = NUM_MASKS - 1 if multimask_output else 1

@@ -41,7 +41,7 @@ def test_a_file_that_is_no_decoder(kind: str, graphs: dict[str, Path], tmp_path:
             other_graph(path)
     message = {
         "missing": "graph not found",
-        "folder": "is not a file",
+        "folder": r"is no set with a manifest: it has no manifest\.json; .* trt-sam export --checkpoint mobile_sam --encoder",
         "empty": "is empty",
         "classifier": r"is not a SAM decoder \(inputs pixels; outputs classes\)",
     }.get(kind, "cannot|can be loaded|not a SAM decoder")
