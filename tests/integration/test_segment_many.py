@@ -89,8 +89,8 @@ def test_crops_are_embedded_and_not_kept(inputs: Path, tmp_path: Path) -> None:
 
 def test_impossible_settings_before_any_photo(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "masks.jsonl"
-    assert main(command(inputs, output, "--everything", "--crop-n-layers", "9", "--crop-n-points-downscale-factor", "2")) == 2
-    assert "layer 9 has no clicks" in capsys.readouterr().err
+    assert main(command(inputs, output, "--everything", "--crop-n-layers", "6", "--crop-n-points-downscale-factor", "2")) == 2
+    assert "layer 6 has no clicks" in capsys.readouterr().err
     assert main(command(inputs, output, "--everything", "--points-per-side", "0")) == 2
     assert "points_per_side is 0" in capsys.readouterr().err
     prompts = ["--prompts", str(inputs / "prompts.json")]

@@ -73,13 +73,15 @@ class AutomaticMaskGenerator:
 
         Args:
             model: what runs the decoder.
-            points_per_side: of the grid of clicks; None where `point_grids` gives the clicks.
+            points_per_side: of the grid of clicks, at most 1024; None where `point_grids` gives the clicks.
             points_per_batch: most clicks of one call; fewer where the runner takes fewer.
             pred_iou_thresh: a mask's predicted IoU must be above this, 0 to 1; 0 takes all.
             stability_score_thresh: its stability score must be at least this, 0 to 1; 0 takes all.
-            stability_score_offset: the score is the IoU of the masks whose logits are above this, and above minus this.
-            box_nms_thresh: of the masks of one crop whose boxes have a larger IoU, the one with the best predicted IoU stays.
-            crop_n_layers: layers of crops beside the whole image; layer n has 4^n crops, each of which is embedded.
+            stability_score_offset: the score is the IoU of the masks whose logits are above this, and above minus this;
+                0 or more.
+            box_nms_thresh: of the masks of one crop whose boxes have a larger IoU, the one with the best predicted IoU stays;
+                0 to 1, and 1 keeps all.
+            crop_n_layers: layers of crops beside the whole image, at most 6; layer n has 4^n crops, each of which is embedded.
             crop_nms_thresh: as `box_nms_thresh`, between crops; the mask of the smaller crop stays.
             crop_overlap_ratio: of neighbouring crops of layer 1, as a part of the image's short side.
             crop_n_points_downscale_factor: layer n has `points_per_side` divided by this to the n clicks a side.

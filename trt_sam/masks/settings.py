@@ -15,10 +15,15 @@ from trt_sam._files import existing_file
 from trt_sam.errors import InputError
 from trt_sam.masks.crops import point_grid
 
-__all__ = ["OUTPUT_MODES", "check_settings", "point_grids_of", "read_point_grids"]
+__all__ = ["OUTPUT_MODES", "check_no_grid_is_left_over", "check_settings", "point_grids_of", "read_point_grids"]
 
 Array = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
+
+_MOST_POINTS_PER_SIDE = 1024
+"""A click on every pixel of the frame that the image encoder sees."""
+_MOST_CROP_LAYERS = 6
+"""Of 4,096 crops in the last one, each of some 16 pixels a side in that frame."""
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
@@ -39,7 +44,13 @@ def check_settings(
         if not math.isfinite(value):
             raise InputError(f"{name} is {value}, must be a finite number")
     _check_whole("points_per_batch", points_per_batch, 1)
-    _check_whole("crop_n_layers", crop_n_layers, 0)
+    _check_whole("crop_n_layers", crop_n_layers, 0, _MOST_CROP_LAYERS)
+    for name in ("box_nms_thresh", "crop_nms_thresh"):
+        if not 0 <= thresholds.get(name, 0) <= 1:
+            raise InputError(f"{name} is {thresholds[name]}, must be an IoU from 0 to 1; 1 keeps all masks")
+    offset = thresholds.get("stability_score_offset", 0)
+    if offset < 0:
+        raise InputError(f"stability_score_offset is {offset}, must be at least 0: below that every mask would count as steady")
     if not 0 <= crop_overlap_ratio < 1:
         raise InputError(f"crop_overlap_ratio is {crop_overlap_ratio}, must be at least 0 and below 1")
     if not min_mask_region_area >= 0:
@@ -56,7 +67,7 @@ def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int,
         raise InputError("give either points_per_side or point_grids, and None for the other")
     if given is None:
         assert side is not None
-        _check_whole("points_per_side", side, 1)
+        _check_whole("points_per_side", side, 1, _MOST_POINTS_PER_SIDE)
         if not factor >= 1:
             raise InputError(f"crop_n_points_downscale_factor is {factor}, must be at least 1")
         sides = [int(side / factor**layer) for layer in range(layers + 1)]
@@ -67,11 +78,20 @@ def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int,
         return [point_grid(each) for each in sides]
     grids = [np.asarray(grid, np.float64) for grid in given]
     if len(grids) <= layers:
-        raise InputError(f"point_grids has {len(grids)} grids, but there are {layers + 1} layers with the whole image")
-    for grid in grids:
-        if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
-            raise InputError(f"a grid of point_grids has shape {list(grid.shape)}, must be [k, 2] of numbers from 0 to 1")
+        needed = "one for the whole image" + (f" and one for each of {layers} layers of crops" if layers else "")
+        raise InputError(f"point_grids has {len(grids)} grids, must have {layers + 1}: {needed}")
+    for number, grid in enumerate(grids):
+        _check_grid(number, grid)
     return grids
+
+
+def check_no_grid_is_left_over(count: int, layers: int) -> None:
+    """Raise InputError where `count` grids came for fewer layers; Meta's generator passes over the rest."""
+    if count > layers + 1:
+        raise InputError(
+            f"point_grids has {count} grids, but only {layers + 1} of them would be used: the first is for the whole image, "
+            f"each further one for a layer of crops; give --crop-n-layers {count - 1}, or fewer grids"
+        )
 
 
 def read_point_grids(path: str | os.PathLike[str]) -> tuple[tuple[tuple[float, float], ...], ...]:
@@ -95,6 +115,18 @@ def read_point_grids(path: str | os.PathLike[str]) -> tuple[tuple[tuple[float, f
     return grids
 
 
-def _check_whole(name: str, value: int, least: int) -> None:
-    if int(value) != value or value < least:
+def _check_grid(number: int, grid: Points) -> None:
+    if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
+        raise InputError(f"grid {number} of point_grids has shape {list(grid.shape)}, must be [k, 2] of numbers from 0 to 1")
+    bad = ~((grid >= 0) & (grid <= 1))
+    if bad.any():
+        click = int(bad.any(axis=1).argmax())
+        seen = grid[click].tolist()
+        raise InputError(f"click {click} in grid {number} of point_grids is {seen}, must be (x, y), numbers from 0 to 1")
+
+
+def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    if not math.isfinite(value) or int(value) != value or value < least:
         raise InputError(f"{name} is {value}, must be a whole number of at least {least}")
+    if most is not None and value > most:
+        raise InputError(f"{name} is {value}, must be a whole number from {least} to {most}")
