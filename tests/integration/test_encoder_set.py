@@ -144,7 +144,20 @@ def test_a_folder_of_photos_through_a_set(folder: Path, tmp_path: Path, capsys: 
     (line,) = read_lines(output)
     assert len(line["annotations"]) == 1
     assert line["annotations"][0]["area"] > 10_000
-    assert "1 photos, 1 masks" in capsys.readouterr().out
+    assert "1 photo, 1 mask" in capsys.readouterr().out
+    # The set counts by its contents: a copy is the same one, and another one under the same path is not.
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    words[words.index(str(folder))] = str(copy)
+    assert main(words) == 0
+    assert "0 photos, 0 masks, 1 were there" in capsys.readouterr().out
+    manifest = json.loads((copy / "manifest.json").read_text())
+    decoder = next(graph for graph in manifest["graphs"] if graph["role"] == "decode")
+    before, decoder["onnx"]["sha256"] = decoder["onnx"]["sha256"], "ab" * 32
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert main(words) == 2
+    assert f"--set (decode) was SHA-256 {before[:12]}, now SHA-256 abababababab; name another" in capsys.readouterr().err
+    assert read_lines(output) == [line]
 
 
 def test_engines_are_not_looked_for_in_a_set_of_graphs(folder: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_killed_worker_loses_nothing(cluster: Cluster, photos: Path, folder: s
     (photos / "photos" / "photo3.jpg").write_bytes(PHOTO.read_bytes())
     (photos / "photos" / LATE).write_bytes(PHOTO.read_bytes()[:2000])
     again = run(*words, by="ray", code=1, env=cluster.environment())
-    assert "1 photos, 1 masks, 5 were there, 1 could not be done" in again.stdout
+    assert "1 photo, 1 mask, 5 were there, 1 could not be done" in again.stdout
     assert len(lines_in(output)) == PHOTOS
     changed = {part.name for part, stamp in before.items() if not part.exists() or part.stat().st_mtime_ns != stamp}
     assert changed == {"part-000003.jsonl", "part-000003.failed.jsonl"}

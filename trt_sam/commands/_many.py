@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trt_sam.commands._decoder import open_for_photos
-from trt_sam.commands._everything import check_flags_of_everything, everything_of, progress_bar, settings_of
+from trt_sam.commands._everything import check_flags_of_everything, everything_of, progress_bar
 from trt_sam.commands._outputs import check_output_file
+from trt_sam.commands._same_run import done_photos, settings_of_photo, settings_of_run
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.lines import LinesFile
@@ -22,7 +23,7 @@ from trt_sam.progress import Progress
 if TYPE_CHECKING:
     from trt_sam.cluster import Everything, Prompts
 
-__all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "run_many", "task_of", "unasked"]
+__all__ = ["add_many_arguments", "check_flags_of_many", "is_of_many", "photos_and_masks", "run_many", "task_of", "unasked"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def run_many(args: argparse.Namespace) -> int:
     With `--prompts` a photo that the file does not name is left out: nobody asked anything of it.
 
     Raises:
-        InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written.
+        InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written or holds
+            lines that this command would not write (`done_photos`).
     """
     from trt_sam.cluster import asks_of, segmented
 
@@ -57,16 +59,10 @@ def run_many(args: argparse.Namespace) -> int:
     task = task_of(args, photos)
     left_out = unasked(task, photos)
     photos = [photo for photo in photos if asks_of(task, photo.name)]
-    settings = {
-        "checkpoint": args.checkpoint,
-        "onnx": None if args.onnx is None else str(args.onnx),
-        "set": None if args.set is None else str(args.set),
-        "prompts": None if args.prompts is None else str(args.prompts),
-        "everything": settings_of(args) if args.everything else None,
-    }
+    settings = settings_of_run(args, task)
     started, failed, masks = time.perf_counter(), 0, 0
     with LinesFile(args.output) as lines:
-        done = _done(args.output, lines, settings)
+        done = done_photos(args.output, lines.lines, settings, photos, task)
         todo = [photo for photo in photos if photo.name not in done]
         with contextlib.ExitStack() as stack:
             decoder = stack.enter_context(open_for_photos(args)) if todo else None
@@ -75,18 +71,20 @@ def run_many(args: argparse.Namespace) -> int:
                 assert decoder is not None
                 try:
                     part = _part_of(bar, number, len(todo), path.name)
+                    # Before the photo is read: one that is replaced meanwhile is not taken for the new one later.
+                    whole = {**settings, **settings_of_photo(path, task)}
                     photo, records = segmented(decoder.runner, decoder.embed, path, task, part)
                 except (InputError, InferenceError) as error:
                     words = " ".join(str(error).split())
                     _log.error("%s", words if str(path) in words else f"{path}: {words}")
                     failed += 1
                     continue
-                lines.append({**sa1b_data(photo, records), "settings": settings})
+                lines.append({**sa1b_data(photo, records), "settings": whole})
                 masks += len(records)
         kept = f", {len(photos) - len(todo)} were there" if len(photos) > len(todo) else ""
         wrong = f", {failed} could not be done (named above)" if failed else ""
         seconds = time.perf_counter() - started
-        told = f"{len(todo) - failed} photos, {masks} masks{kept}{left_out}{wrong}, {seconds:.1f} s"
+        told = f"{photos_and_masks(len(todo) - failed, masks)}{kept}{left_out}{wrong}, {seconds:.1f} s"
         print(f"{args.output}: {told}", flush=True)
     return 1 if failed else 0
 
@@ -122,12 +120,9 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("no checkpoint: photos have to be embedded; give --checkpoint mobile_sam, standin, a .pth; or --set")
 
 
-def _done(output: Path, lines: LinesFile, settings: dict[str, Any]) -> set[str]:
-    """Names of the photos that earlier runs of the same command finished."""
-    for line in lines.lines:
-        if line.get("settings") != settings:
-            raise InputError(f"{output} is of other settings ({line.get('settings')}); name another file, or remove it")
-    return {str(line["image"]["file_name"]) for line in lines.lines}
+def photos_and_masks(photos: int, masks: int) -> str:
+    """For the line at the end: what was done."""
+    return f"{photos} photo{'s' * (photos != 1)}, {masks} mask{'s' * (masks != 1)}"
 
 
 def task_of(args: argparse.Namespace, photos: Sequence[Path]) -> Everything | Prompts:

@@ -10,8 +10,9 @@ from typing import Any
 
 from trt_sam._files import existing_file
 from trt_sam.commands._everything import settings_of
-from trt_sam.commands._many import check_flags_of_many, task_of, unasked
+from trt_sam.commands._many import check_flags_of_many, photos_and_masks, task_of, unasked
 from trt_sam.commands._outputs import check_output_folder
+from trt_sam.commands._same_run import sha256_of_graphs
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Stages
@@ -71,7 +72,7 @@ def run_on_ray(args: argparse.Namespace) -> int:
     wrong = f", {report.failed} could not be done (failed.jsonl names them)" if report.failed else ""
     seconds = time.perf_counter() - started
     print(
-        f"{args.output}: {report.photos} photos, {report.masks} masks{kept}{unasked(task, photos)}{wrong}, {seconds:.1f} s",
+        f"{args.output}: {photos_and_masks(report.photos, report.masks)}{kept}{unasked(task, photos)}{wrong}, {seconds:.1f} s",
         flush=True,
     )
     return 1 if report.failed else 0
@@ -89,11 +90,9 @@ def _folder_of(args: argparse.Namespace) -> Path:
 
 def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a later run must agree in: what is computed, by contents."""
-    from trt_sam.engine.manifest import open_manifest
-
     prompts = None if args.prompts is None else existing_file(args.prompts, "prompt file").read_bytes()
     return {
-        "set": {graph.role: graph.onnx.sha256 for graph in open_manifest(folder, verify=False).graphs},
+        "set": sha256_of_graphs(folder),
         "prompts": None if prompts is None else hashlib.sha256(prompts).hexdigest(),
         "everything": settings_of(args) if args.everything else None,
     }

@@ -18,7 +18,8 @@ the image's size: of three candidates, the one with the best predicted IoU; --al
 as SA-1B has them (.json), a picture of numbers (.png), packed bits (.npz) or a folder; --format takes other JSON formats.
 
 A folder of photos, or --prompts with many prompts (as calibrate takes them, or COCO's boxes), goes into JSON lines: one photo
-a line as a file of SA-1B has it, written as soon as it is done. The same command goes on where it was stopped. A photo that
+a line as a file of SA-1B has it, written as soon as it is done. The same command goes on where it was stopped; it is refused
+if the weights, a setting, or the file or prompts of a photo with a line have changed. A photo that
 cannot be read is named and left out, and the exit code is 1. --ray does a folder on a cluster, into a folder with a file for
 each 64 photos, JSON lines or --parquet; its failed.jsonl names what could not be done.
 
