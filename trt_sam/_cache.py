@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trt_sam._files import sha256_of, write_atomically
 from trt_sam._lazy import require
-from trt_sam.errors import InputError
+from trt_sam.errors import InputError, MissingDependencyError
 
 __all__ = ["CACHE_VARIABLE", "cache_folder", "cache_set_to", "known_sha256", "remember_sha256"]
 
@@ -38,6 +38,8 @@ def cache_folder() -> Path:
 def known_sha256(path: Path) -> str:
     """The SHA-256 of a file, read once for each state of it (path, size and time of change): ViT-H's 2.5 GB take seconds.
 
+    Where no cache folder can be found it is read each time.
+
     Raises:
         OSError: the file cannot be read.
     """
@@ -45,6 +47,8 @@ def known_sha256(path: Path) -> str:
         stamp = json.loads(_stamp_path(path).read_text(encoding="utf-8"))
         if stamp["state"] == _state(path):
             return str(stamp["sha256"])
+    except MissingDependencyError:
+        return sha256_of(path)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
         pass
     sha256 = sha256_of(path)

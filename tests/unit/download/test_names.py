@@ -16,6 +16,7 @@ pytest.importorskip("pypi_simple")
 
 from tests.fixtures.tiny_checkpoint import SHA256, WEIGHTS, WRONG, know
 from trt_sam import cli
+from trt_sam._cache import CACHE_VARIABLE
 from trt_sam.download import CATALOGUE, cached_path, nearest_names, weights_sha256
 
 
@@ -80,3 +81,12 @@ def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     assert weights_sha256("standin") != weights_sha256("standin-hard")
     assert weights_sha256(tmp_path / "nowhere.pth") is None
     assert weights_sha256("someone/some-sam") is None
+
+
+def test_hashes_without_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the variable nor platformdirs is there: the file is read each time."""
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    (tmp_path / "lone.pth").write_bytes(WEIGHTS)
+    assert weights_sha256(tmp_path / "lone.pth") == SHA256
+    assert weights_sha256(tmp_path / "nowhere.pth") is None
