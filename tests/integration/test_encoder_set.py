@@ -24,6 +24,7 @@ from trt_sam.cli import main
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import GraphError, InputError, ManifestError, TrtSamError
 from trt_sam.formats.lines import read_lines
+from trt_sam.recipe import GraphOptions
 from trt_sam.runner import DecoderRunner
 from trt_sam.runtime.onnx_encoder import OnnxEncoder
 from trt_sam.runtime.onnx_runner import OnnxRunner
@@ -247,8 +248,30 @@ def test_a_set_of_two_graphs_and_no_checkpoint(tmp_path: Path, capsys: pytest.Ca
     given = ["--encoder-onnx", str(tmp_path / "encoder.onnx"), "--output", str(tmp_path / "set")]
     assert main([*arguments, *given]) == 0
     assert [graph.role for graph in open_manifest(tmp_path / "set").graphs] == ["decode", "encode"]
+    said = capsys.readouterr()
+    assert "\n  decoder fp16, image encoder fp16, TensorRT-RTX" in said.out
+    assert "image encoder's graph is fp32" not in said.err
+    write_tiny_encoder(tmp_path / "fp32.onnx", "fp32")
+    assert main([*arguments, "--encoder-onnx", str(tmp_path / "fp32.onnx"), "--output", str(tmp_path / "wide")]) == 0
+    said = capsys.readouterr()
+    assert "\n  decoder fp16, image encoder fp32, TensorRT-RTX" in said.out
+    (warning,) = [line for line in said.err.splitlines() if "image encoder's graph is fp32" in line]
+    assert "trt-sam export --checkpoint CHECKPOINT --encoder --precision fp16 --output SET" in warning
     given = ["--encoder-onnx", str(tmp_path / "other.onnx"), "--output", str(tmp_path / "none")]
     capsys.readouterr()
     assert main([*arguments, *given]) == 2
     assert "of another checkpoint than the decoder's" in error_line(capsys.readouterr().err)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_decoder_for_the_cpu_names_the_export_for_the_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_graph(tmp_path / "decoder.onnx", GraphOptions(precision="fp32", target="cpu", mask_bits=True))
+    write_tiny_encoder(tmp_path / "encoder.onnx", "fp32")
+    given = ["--onnx", str(tmp_path / "decoder.onnx"), "--encoder-onnx", str(tmp_path / "encoder.onnx")]
+    assert main(["build", *given, "--backend", "rtx", "--output", str(tmp_path / "set")]) == 2
+    said = error_line(capsys.readouterr().err)
+    assert "was exported with target = 'cpu', and TensorRT takes the gpu form" in said
+    assert "trt-sam export --checkpoint CHECKPOINT --precision fp16 --target gpu --mask-bits --output GPU.onnx" in said
+    assert said.rstrip().endswith("--encoder instead of --encoder-onnx")
+    assert "leave the flag or recipe out" not in said
+    assert not (tmp_path / "set").exists()

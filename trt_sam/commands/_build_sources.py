@@ -20,6 +20,7 @@ from trt_sam.errors import InputError
 from trt_sam.graph.metadata import check_decoder, read_graph
 from trt_sam.progress import Stages
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
+from trt_sam.runtime.set_graphs import graph_flags
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -60,9 +61,18 @@ def calibrated_graphs(args: argparse.Namespace, recipe: EngineRecipe, stages: St
 def onnx_source(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
     """Copy the graph; raise InputError where a flag or a recipe wants what the graph is not."""
     has = check_decoder(read_graph(args.onnx))
+    if has.target != "gpu":
+        flags = " ".join(
+            ["--precision fp16 --target gpu", *graph_flags(dataclasses.asdict(dataclasses.replace(has, images=1)))]
+        )
+        raise InputError(
+            f"{args.onnx} was exported with target = {has.target!r}, and TensorRT takes the gpu form: write that one with "
+            f"trt-sam export --checkpoint CHECKPOINT {flags} --output GPU.onnx, or give --checkpoint instead of --onnx"
+            f"{', and --encoder instead of --encoder-onnx' if args.encoder_onnx else ''}"
+        )
     for field in dataclasses.fields(GraphOptions):
         wanted, seen = getattr(recipe.graph, field.name), getattr(has, field.name)
-        asked = args.recipe or getattr(args, field.name, None) is not None or field.name == "target"
+        asked = args.recipe or getattr(args, field.name, None) is not None
         if asked and wanted != seen:
             raise InputError(
                 f"{args.onnx} was exported with {field.name} = {seen!r}, not {wanted!r}, and building cannot change that; "

@@ -19,7 +19,7 @@ from trt_sam.machine.driver import RTX_GPUS, rtx_runs_on
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, ShapeProfile
 
-__all__ = ["Modelled", "build_summary", "covered_gpus", "modelled", "verified_line"]
+__all__ = ["Modelled", "build_summary", "covered_gpus", "encoder_warning", "modelled", "verified_line"]
 
 _POINTS = 2
 """Of the modelled call: one click and SAM's padding point."""
@@ -100,7 +100,7 @@ def build_summary(
     seconds = sum(build.seconds for build in built.builds)
     lines = [
         f"{manifest.folder}: {', '.join(files)}, {MANIFEST_NAME}",
-        f"  {precision}, {title}, built in {seconds:.1f} s",
+        f"  {_precisions(manifest)}, {title}, built in {seconds:.1f} s",
         f"  compute capability {covered_gpus(manifest)}",
     ]
     for place, (graph, build) in enumerate(zip(manifest.graphs, built.builds, strict=True)):
@@ -111,6 +111,25 @@ def build_summary(
     if told := verified_line(manifest.verified, manifest.not_verified):
         lines.append(f"  {told}")
     return "\n".join([*lines, *_next_lines(manifest, precision, checkpoint)])
+
+
+def encoder_warning(manifest: Manifest) -> str:
+    """What to say of a float32 image encoder beside a decoder in fewer bits; empty where there is nothing to say."""
+    precisions = {graph.role: graph.options.precision for graph in manifest.graphs}
+    if precisions.get("encode") != "fp32" or precisions["decode" if "decode" in precisions else "decode_mask"] == "fp32":
+        return ""
+    return (
+        "the image encoder's graph is fp32, so its engine is larger and fuses fewer attentions than in fp16; build from "
+        "--checkpoint with --encoder, or take encoder.onnx of trt-sam export --checkpoint CHECKPOINT --encoder "
+        "--precision fp16 --output SET"
+    )
+
+
+def _precisions(manifest: Manifest) -> str:
+    """Of the decoder, and of the image encoder where there is one."""
+    decoder = manifest.graphs[0].options.precision
+    encoders = [graph.options.precision for graph in manifest.graphs if graph.role == "encode"]
+    return f"decoder {decoder}, image encoder {encoders[0]}" if encoders else decoder
 
 
 def verified_line(verified: Mapping[str, Any] | None, not_verified: str) -> str:

@@ -37,7 +37,7 @@ from trt_sam.commands._build_sources import (
     onnx_source,
     wants_encoder,
 )
-from trt_sam.commands._build_summary import Modelled, build_summary, modelled
+from trt_sam.commands._build_summary import Modelled, build_summary, encoder_warning, modelled
 from trt_sam.commands._calibration import add_calibration_arguments, calibration_recipe
 from trt_sam.commands._options import (
     CHECKPOINT_HELP,
@@ -171,9 +171,7 @@ def _build(args: argparse.Namespace) -> int:
             device=args.device,
             verifier=verifier,
         )
-        # Two graphs of one decoder are warned of in the same words.
-        for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
-            _log.warning("%s: %s", flavour.title, warning)
+        _warn(built, flavour)
         times = _modelled(built, flavour, stages, checkpoint)
     source = None if args.onnx else checkpoint_of(args, recipe)
     facts = {"judged": judged, "modelled": [dataclasses.asdict(time) for time in times]}
@@ -233,6 +231,14 @@ def _with_points(profile: ShapeProfile, most: int) -> ShapeProfile:
         raise InputError(f"--max-points is {most}, must be at least 1")
     low, best, _ = profile.num_points
     return dataclasses.replace(profile, num_points=(min(low, most), min(best, most), most))
+
+
+def _warn(built: BuiltSet, flavour: Flavour) -> None:
+    # Two graphs of one decoder are warned of in the same words.
+    for warning in dict.fromkeys(warning for build in built.builds for warning in build.warnings):
+        _log.warning("%s: %s", flavour.title, warning)
+    if told := encoder_warning(built.manifest):
+        _log.warning("%s", told)
 
 
 def _report(args: argparse.Namespace, manifest: Manifest, summary: str, **facts: Any) -> None:
