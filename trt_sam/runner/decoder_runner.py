@@ -96,6 +96,8 @@ class DecoderRunner(PromptCalls):
         self.inputs: tuple[TensorSpec, ...] = widest.inputs
         self.outputs: tuple[TensorSpec, ...] = widest.outputs
         self.limits: Limits = widest.limits
+        self.checkpoint_sha256 = widest.checkpoint_sha256
+        """Hash of the decoder's weights; empty where the set does not know it."""
         try:
             if in_flight < 1 or image_bytes < EMBEDDING_BYTES:
                 raise ContractError(

@@ -58,6 +58,8 @@ class Engine:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.profiles = tuple(profiles)
+        self.checkpoint_sha256 = ""
+        """Hash of the decoder's weights of its checkpoint, as the manifest has it; empty where that does not know it."""
         names = [str(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
         found = {}
         for name in names:

@@ -94,6 +94,7 @@ def _deserialize(
         # The engine keeps the runtime; nobody else may, for both must be gone before the device is closed.
         _log.debug("%s of %s loaded by %s", graph.engine_name, manifest.folder, flavour.title)
         made = Engine(flavour.trt, deserialized, graph.inputs, graph.outputs, profiles, (runtime,), cache, complaints)
+        made.checkpoint_sha256 = graph.checkpoint_sha256
         engines.append(made)
     return engines
 

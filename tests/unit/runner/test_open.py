@@ -23,10 +23,11 @@ from trt_sam.contract import encoder_input_specs, encoder_output_specs
 from trt_sam.engine.callbacks import make_logger
 from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.flavour import Flavour
-from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
+from trt_sam.errors import ContractError, GraphError, InferenceError, InputError, ManifestError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 from trt_sam.runner.decoder_runner import DecoderRunner
 from trt_sam.runner.open import _logger
+from trt_sam.runtime.predictor import Predictor
 
 pytestmark = pytest.mark.hostcuda
 
@@ -128,6 +129,10 @@ def test_a_set_with_an_image_encoder_takes_photos(host_cuda: HostCuda, monkeypat
     given: dict[str, Any] = {"points": [[5, 6]], "labels": [1], "image_size": (20, 30)}
     with DecoderRunner.open(tmp_path, in_flight=2) as runner:
         assert runner.takes_photos
+        assert runner.checkpoint_sha256 == "ab" * 32
+        Predictor(runner, SimpleNamespace(embed=None, checkpoint_sha256="ab" * 32))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="image_encoder is another one than the decoder's"):
+            Predictor(runner, SimpleNamespace(embed=None, checkpoint_sha256="cd" * 32))  # type: ignore[arg-type]
         runner.warm_up([(1, 2)])
         runner.set_image(toy_photo(7))
         found = runner.decode(**given, copy=True)
