@@ -222,6 +222,21 @@ def test_flags_that_cannot_be(
 
 
 @pytest.mark.slow
+def test_the_encoder_of_a_set_has_the_form_that_was_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
+    monkeypatch.setattr("trt_sam.graph.encoder.sample_pictures", smaller_samples)
+    arguments = ["export", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--target", "gpu"]
+    assert main([*arguments, "--output", str(tmp_path / "set")]) == 0
+    counts = [
+        sum(node.op_type == "Conv" for node in onnx.load(each / "encoder.onnx").graph.node)
+        for each in (folder, tmp_path / "set")
+    ]
+    assert counts == [29 + 2 * 10, 29], "for a CPU the layers of the MLPs are convolutions"
+
+
+@pytest.mark.slow
 def test_a_set_with_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["build", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--backend", "rtx"]
     assert main([*arguments, "--compute-capability", "8.9", "--output", str(tmp_path / "set")]) == 0

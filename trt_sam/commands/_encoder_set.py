@@ -52,7 +52,7 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         export_encoder,
         encoder,
         precision=recipe.graph.precision,
-        target="cpu",
+        target=recipe.graph.target,
         checkpoint_sha256=checkpoint.sha256,
     )
     return write_graph_set(writers, recipe, output)
