@@ -30,6 +30,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_REMOVE]()
 
 
+@pytest.fixture
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's cache is a folder of this test's own, with nothing in it."""
+    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The golden data of the stand-in that are in the package."""
+    from trt_sam.gate.golden import shipped_golden
+    from trt_sam.model.checkpoint import load_checkpoint
+
+    path = shipped_golden(load_checkpoint("standin").sha256)
+    assert path is not None
+    return path
+
+
 @pytest.fixture(scope="session")
 def graphs() -> dict[str, Path]:
     """Decoder graphs by name (see `helpers.write_graphs`); do not change them."""

@@ -15,19 +15,11 @@ from tests.fixtures.planted import PLANTS, planted
 from tests.helpers import error_line
 from trt_sam.cli import main
 from trt_sam.feeds.feeds import random_images
-from trt_sam.gate.golden import digest_of_embedding, load_golden, shipped_golden
+from trt_sam.gate.golden import digest_of_embedding, load_golden
 from trt_sam.imaging.embeddings import Embedding, save_embedding
-from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
 
 FEW = ("--prompts", "8", "--min-prompts", "8")
-
-
-@pytest.fixture(scope="module")
-def golden() -> Path:
-    path = shipped_golden(load_checkpoint("standin").sha256)
-    assert path is not None
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,10 @@ from tests.fixtures.exports import standin_graph
 from tests.fixtures.planted import PLANTS, planted
 from tests.helpers import error_line
 from trt_sam.cli import main
-from trt_sam.gate.golden import shipped_golden
 from trt_sam.machine.driver import gpu_compute_capability
-from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.recipe import GraphOptions
 
 FEW = ("--prompts", "8", "--min-prompts", "8")
-
-
-@pytest.fixture(scope="module")
-def golden() -> Path:
-    path = shipped_golden(load_checkpoint("standin").sha256)
-    assert path is not None
-    return path
 
 
 @pytest.fixture(scope="module")

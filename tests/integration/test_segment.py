@@ -26,12 +26,7 @@ ROOT = Path(__file__).parents[2]
 SIZE = (120, 160)
 """(height, width) of the test image."""
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "empty_cache")
 
 
 @pytest.fixture(scope="module")

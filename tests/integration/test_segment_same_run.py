@@ -18,10 +18,7 @@ from tests.fixtures.many_photos import command, write_many
 from trt_sam.cli import main
 from trt_sam.formats.lines import read_lines
 
-
-@pytest.fixture(autouse=True)
-def no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture(scope="module")

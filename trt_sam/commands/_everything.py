@@ -134,12 +134,12 @@ def everything_of(args: argparse.Namespace) -> Everything:
 
 
 def settings_of(args: argparse.Namespace) -> list[Any]:
-    """The settings as lines of JSON keep them: a later run must agree in them."""
+    """The settings as a plan for several machines keeps them: a later run must agree in them."""
     given: dict[str, Any] = given_settings(args)
     if args.point_grids is not None:
         given["point_grids"] = sha256_of(existing_file(args.point_grids, "file of point grids"))
     known = [given.pop(name, None) for name in ("points_per_side", "least_iou", "least_stability")]
-    return [*known, given] if given else known  # as before there were others: those files go on
+    return [*known, given] if given else known  # as before there were others: those plans go on
 
 
 @contextlib.contextmanager
