@@ -107,7 +107,8 @@ class ClickCache:
         place = self._path("decoder", "")
         path = place.with_name(f".{place.name}.onnx")
         try:
-            export_decoder(checkpoint.decoder, path, GraphOptions(), checkpoint_sha256=checkpoint.sha256)
+            options = GraphOptions(precision="fp32", target="cpu")
+            export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
             kept = place.with_name(f"{place.name}.{sha256_of(path)}.onnx")
             os.replace(path, kept)
         except (InputError, OSError) as error:
