@@ -139,6 +139,28 @@ def test_a_folder_of_parquet_is_one_data_set(cluster: Cluster, photos: Path, fol
     assert all(row["annotations"][0]["segmentation"] == reference["rle"] for row in rows if row["annotations"])
 
 
+def test_a_folder_goes_on_by_contents(cluster: Cluster, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).write_bytes(PHOTO.read_bytes())
+
+    def segment(images: dict[str, list[Any]], code: int = 0) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "prompts.json").write_text(json.dumps({"images": images}))
+        words = [*words_of(tmp_path, folder, cluster.address, tmp_path / "masks"), "--parquet"]
+        return run(*words, by="ray", code=code, env=cluster.environment())
+
+    assert "1 photo, 1 mask, 1 without prompts left out" in segment({"a.jpg": [CLICK]}).stdout
+    assert "1 photo, 1 mask, 1 were there" in segment({"b.jpg": [CLICK], "a.jpg": [CLICK]}).stdout
+    other = {"a.jpg": [CLICK, {"box": [10, 20, 300, 400]}], "b.jpg": [CLICK]}
+    assert "changed since: a.jpg (its prompts, in part-000000.parquet); name another --output, or remove these files" in (
+        segment(other, code=2).stderr
+    )
+    (tmp_path / "masks" / "part-000000.parquet").unlink()
+    assert "1 photo, 2 masks, 1 were there" in segment(other).stdout
+    (tmp_path / "photos" / "b.jpg").write_bytes(PHOTO.read_bytes() + b"more")
+    assert "changed since: b.jpg (its file, in part-000001.parquet)" in segment(other, code=2).stderr
+
+
 def test_an_address_where_nothing_is(photos: Path, folder: str, tmp_path: Path) -> None:
     for address, said in (("127.0.0.1:9", "nothing answers at 127.0.0.1:9"), ("somewhere", "must be HOST:PORT")):
         done = run(*words_of(photos, folder, address, tmp_path / "masks"), by="ray", code=2)

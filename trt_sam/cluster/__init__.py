@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from trt_sam.cluster.folder import Report, segment_folder
-from trt_sam.cluster.photo import Everything, Prompts, asks_of, segmented
+from trt_sam.cluster.photo import Everything, Prompts, Task, asks_of, segmented
 
-__all__ = ["Everything", "Prompts", "Report", "asks_of", "segment_folder", "segmented"]
+__all__ = ["Everything", "Prompts", "Report", "Task", "asks_of", "segment_folder", "segmented"]

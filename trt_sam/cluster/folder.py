@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trt_sam.cluster.photo import Prompts, Task, asks_of
-from trt_sam.cluster.plan import Plan, open_plan
+from trt_sam.cluster.plan import Plan, Shard, open_plan
 from trt_sam.cluster.pool import Pool, WorkerDiedError, check_reachable, connected
 from trt_sam.cluster.rows import PARQUET, check_parquet, write_rows
+from trt_sam.cluster.same_run import done_photos, settings_of_run, sha256_of_graphs
 from trt_sam.cluster.shard import Done, give_up
 from trt_sam.cluster.worker import files_of_set, runs_on_gpu
 from trt_sam.errors import InputError
@@ -50,7 +51,7 @@ def segment_folder(
     folder: Path,
     task: Task,
     *,
-    settings: Mapping[str, Any],
+    model: Mapping[str, Any] | None = None,
     address: str = "",
     shard_size: int = 64,
     parquet: bool = False,
@@ -58,45 +59,59 @@ def segment_folder(
 ) -> Report:
     """Segment the photos in the folder `photos` into files of JSON lines in the folder `output`, on a cluster of Ray.
 
-    Both folders must be there for all machines under these paths; the set in `folder` is sent to them.
+    Both folders must be there for all machines under these paths; the set in `folder` is sent to them. What an earlier run did
+    of the same weights, task, photos and prompts, by contents, is not done again.
 
     Args:
         photos: the folder; of `Prompts` those photos that have some.
         output: one file for each shard of `shard_size` photos, written when it is whole; `failed.jsonl` where some failed.
         folder: a set with an image encoder: engines take a GPU for each worker, graphs a core.
         task: what to find.
-        settings: that a later run must have too.
+        model: what a later run must have too, by `same_run.settings_of_run`; the set's graphs if None.
         address: of the cluster, "auto" for the one of this machine; empty starts one here for this run.
         shard_size: photos of a file.
         parquet: write Parquet instead of JSON lines (`cluster.rows`).
         told: who is told how far it is.
 
     Raises:
-        InputError: the address cannot be reached, the output is of other settings, or cannot be written any more.
+        InputError: the address cannot be reached, the output is of other settings, photos or prompts, or cannot be written any
+            more.
         TrtSamError: the set cannot be used, or pyarrow is missing here or on another machine.
     """
     if shard_size < 1:
         raise InputError(f"a shard of {shard_size} photos is none; give at least 1")
     if parquet:
         check_parquet()
-        settings = {**settings, "parquet": True}
     check_reachable(address)
-    names = [path.name for path in list_images([photos]) if asks_of(task, path.name)]
+    asked = [path for path in list_images([photos]) if asks_of(task, path.name)]
+    names = [path.name for path in asked]
     files = files_of_set(folder)
+    settings = settings_of_run({"set": sha256_of_graphs(folder)} if model is None else model, task)
     plan = open_plan(output.absolute(), names, settings, shard_size, PARQUET if parquet else ".jsonl")
-    todo = list(plan.todo())
-    report = Report(there=sum(map(len, plan.shards)) - sum(len(shard.names) for shard in todo))
+    written = _counted(plan.written(), told)
+    done = done_photos(plan.folder, written, settings, asked, task, to_remove="files" if parquet else "lines")
+    todo = list(plan.todo(set(names), done))
+    report = Report(there=len(names) - sum(len(shard.names) for shard in todo))
     if todo:
         with connected(address), Pool(files, gpu=runs_on_gpu(folder)) as pool:
-            _share_out(pool, plan, photos.absolute(), task, report, told)
-    failures = list(plan.failures())
+            _share_out(pool, plan, todo, photos.absolute(), task, report, told)
+    failures = list(plan.failures(set(names)))
     report.failed = len(failures)
     _write_failures(plan, failures)
     return report
 
 
-def _share_out(pool: Pool, plan: Plan, photos: Path, task: Task, report: Report, told: Progress | None) -> None:
-    todo = list(plan.todo())
+def _counted(files: Iterator[tuple[Path, list[dict[str, Any]]]], told: Progress | None) -> Iterator[tuple[Path, Any]]:
+    """`files`, of whose photos each has to be read: that takes minutes in a large folder."""
+    for number, file in enumerate(files):
+        if told is not None:
+            told(0.0, f"photos of {number} files compared with what is there")
+        yield file
+
+
+def _share_out(
+    pool: Pool, plan: Plan, todo: Collection[Shard], photos: Path, task: Task, report: Report, told: Progress | None
+) -> None:
     waiting, deaths, finished = deque(todo), dict.fromkeys((shard.number for shard in todo), 0), 0
     saved = False
     while finished < len(todo):

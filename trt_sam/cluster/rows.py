@@ -11,20 +11,21 @@ from typing import Any
 from trt_sam._files import write_atomically
 from trt_sam._json import strict
 from trt_sam._lazy import require
-from trt_sam.errors import InputError
+from trt_sam.errors import InputError, first_line
 from trt_sam.formats.lines import read_lines
 
-__all__ = ["PARQUET", "check_parquet", "read_rows", "write_rows"]
+__all__ = ["PARQUET", "check_parquet", "read_heads", "read_rows", "write_rows"]
 
 PARQUET = ".parquet"
 """The suffix that takes Parquet."""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what `formats.coco.sa1b_data` gave for each photo into `path`, whole or not at all; the suffix says how.
+    """Write what `formats.coco.sa1b_data` gave for each photo, with `settings`, into `path`, whole or not at all.
 
-    Parquet has the columns `image` (a struct) and `annotations` (a list of structs), null where an annotation has no such
-    value; the types do not depend on the rows, so that the files of a folder are one data set.
+    The suffix says how. Parquet has the columns `image` (a struct), `annotations` (a list of structs), null where an annotation
+    has no such value, and `settings` (JSON); the types do not depend on the rows, so that the files of a folder are one data
+    set.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written; the file is as it was.
@@ -35,7 +36,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     pa, parquet = _pyarrow()
     buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=_schema(pa)), buffer, compression="zstd")
+    plain = [{**row, "settings": json.dumps(row["settings"])} for row in rows]
+    parquet.write_table(pa.Table.from_pylist(plain, schema=_schema(pa)), buffer, compression="zstd")
     write_atomically(path, buffer.getvalue())
 
 
@@ -43,16 +45,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of such a file, none where it is not there; raises InputError where it is damaged."""
     if not path.exists():
         return []
-    if path.suffix != PARQUET:
-        return read_lines(path)
+    return _read_table(path, None) if path.suffix == PARQUET else read_lines(path)
+
+
+def read_heads(path: Path) -> list[dict[str, Any]]:
+    """As `read_rows`, of a file that is there; of Parquet without the masks, which are nearly all of it."""
+    return _read_table(path, ["image", "settings"]) if path.suffix == PARQUET else read_lines(path)
+
+
+def _read_table(path: Path, columns: list[str] | None) -> list[dict[str, Any]]:
     pa, parquet = _pyarrow()
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); remove it, it is made again"
-        ) from None
-    return rows
+        rows: list[dict[str, Any]] = parquet.read_table(path, columns=columns).to_pylist()
+        return [{**row, "settings": json.loads(row["settings"])} for row in rows]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no whole Parquet file ({first_line(error)}); remove it, it is made again") from None
 
 
 def check_parquet() -> None:
@@ -79,4 +86,4 @@ def _schema(pa: Any) -> Any:
         "crop_box": numbers,
         "prompt": pa.struct({"points": pairs, "labels": pa.list_(pa.int32()), "box": numbers}),
     }
-    return pa.schema({"image": pa.struct(image), "annotations": pa.list_(pa.struct(annotation))})
+    return pa.schema({"image": pa.struct(image), "annotations": pa.list_(pa.struct(annotation)), "settings": pa.string()})

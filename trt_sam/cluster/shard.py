@@ -8,6 +8,7 @@ from typing import Any
 from trt_sam.cluster.photo import Embed, Task, segmented
 from trt_sam.cluster.plan import Shard
 from trt_sam.cluster.rows import read_rows, write_rows
+from trt_sam.cluster.same_run import settings_of_photo
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.runtime.interface import Runner
@@ -32,11 +33,13 @@ def do_shard(runner: Runner, embed: Embed, photos: Path, shard: Shard, task: Tas
         if name in there:
             continue
         try:
+            # Before the photo is read: one that is replaced meanwhile is not taken for the new one later.
+            settings = {**shard.settings, **settings_of_photo(photos / name, task)}
             photo, records = segmented(runner, embed, photos / name, task)
         except (InputError, InferenceError) as error:
             failed.append({"file_name": name, "error": " ".join(str(error).split())})
             continue
-        lines.append(sa1b_data(photo, records))
+        lines.append({**sa1b_data(photo, records), "settings": settings})
         done, masks = done + 1, masks + len(records)
     _write(shard, lines, failed)
     return done, masks, len(failed)

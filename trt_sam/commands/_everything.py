@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_sam._files import atomic_path, existing_file, sha256_of
+from trt_sam._files import atomic_path
 from trt_sam.commands._decoder import keep_for_the_next, open_decoder
 from trt_sam.commands._options import write_json
 from trt_sam.commands._outputs import check_distinct, check_output_file, check_picture_suffix, picture_bytes
@@ -30,14 +30,7 @@ from trt_sam.progress import Progress, Stages
 if TYPE_CHECKING:
     from trt_sam.cluster import Everything
 
-__all__ = [
-    "add_everything_arguments",
-    "check_flags_of_everything",
-    "everything_of",
-    "progress_bar",
-    "run_everything",
-    "settings_of",
-]
+__all__ = ["add_everything_arguments", "check_flags_of_everything", "everything_of", "progress_bar", "run_everything"]
 
 _SETTINGS: tuple[tuple[tuple[str, ...], type, str, str], ...] = (
     (("--points-per-side",), int, "N", "N x N clicks (default: 32)"),
@@ -131,15 +124,6 @@ def everything_of(args: argparse.Namespace) -> Everything:
     if task.crop_n_layers and args.checkpoint is None and args.set is None:
         raise InputError("--crop-n-layers embeds crops, and there is no image encoder; give --checkpoint or --set")
     return task
-
-
-def settings_of(args: argparse.Namespace) -> list[Any]:
-    """The settings as a plan for several machines keeps them: a later run must agree in them."""
-    given: dict[str, Any] = given_settings(args)
-    if args.point_grids is not None:
-        given["point_grids"] = sha256_of(existing_file(args.point_grids, "file of point grids"))
-    known = [given.pop(name, None) for name in ("points_per_side", "least_iou", "least_stability")]
-    return [*known, given] if given else known  # as before there were others: those plans go on
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from trt_sam.commands._decoder import open_for_photos
 from trt_sam.commands._everything import check_flags_of_everything, everything_of, progress_bar
 from trt_sam.commands._outputs import check_output_file
-from trt_sam.commands._same_run import done_photos, settings_of_photo, settings_of_run
+from trt_sam.commands._same_run import settings_of_run
 from trt_sam.errors import InferenceError, InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.lines import LinesFile
@@ -50,9 +50,10 @@ def run_many(args: argparse.Namespace) -> int:
 
     Raises:
         InputError: impossible flags, no photo, a file of prompts that cannot be used, or the output cannot be written or holds
-            lines that this command would not write (`done_photos`).
+            lines that this command would not write (`cluster.same_run`).
     """
     from trt_sam.cluster import asks_of, segmented
+    from trt_sam.cluster.same_run import done_photos, settings_of_photo
 
     _check(args)
     photos = list_images([args.image])
@@ -62,7 +63,7 @@ def run_many(args: argparse.Namespace) -> int:
     settings = settings_of_run(args, task)
     started, failed, masks = time.perf_counter(), 0, 0
     with LinesFile(args.output) as lines:
-        done = done_photos(args.output, lines.lines, settings, photos, task)
+        done = done_photos(args.output, [(args.output, lines.lines)], settings, photos, task)
         todo = [photo for photo in photos if photo.name not in done]
         with contextlib.ExitStack() as stack:
             decoder = stack.enter_context(open_for_photos(args)) if todo else None

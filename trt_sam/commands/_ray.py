@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from pathlib import Path
-from typing import Any
 
-from trt_sam._files import existing_file
-from trt_sam.commands._everything import settings_of
 from trt_sam.commands._many import check_flags_of_many, photos_and_masks, task_of, unasked
 from trt_sam.commands._outputs import check_output_folder
-from trt_sam.commands._same_run import sha256_of_graphs
+from trt_sam.commands._same_run import model_of_run
 from trt_sam.errors import InputError
 from trt_sam.imaging.photos import list_images
 from trt_sam.progress import Stages
@@ -62,7 +58,7 @@ def run_on_ray(args: argparse.Namespace) -> int:
             args.output,
             folder,
             task,
-            settings=_settings(args, folder),
+            model=model_of_run(args),
             address=args.ray,
             shard_size=_SHARD_SIZE if args.shard_size is None else args.shard_size,
             parquet=args.parquet,
@@ -86,13 +82,3 @@ def _folder_of(args: argparse.Namespace) -> Path:
         return cached_set(args.checkpoint, None)
     check_is_set(args.set)
     return Path(args.set)
-
-
-def _settings(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What a later run must agree in: what is computed, by contents."""
-    prompts = None if args.prompts is None else existing_file(args.prompts, "prompt file").read_bytes()
-    return {
-        "set": sha256_of_graphs(folder),
-        "prompts": None if prompts is None else hashlib.sha256(prompts).hexdigest(),
-        "everything": settings_of(args) if args.everything else None,
-    }

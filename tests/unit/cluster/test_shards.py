@@ -28,7 +28,7 @@ from trt_sam.errors import InputError
 from trt_sam.formats.coco import sa1b_data
 from trt_sam.formats.records import Photo
 
-SETTINGS = {"everything": [4, None, None]}
+SETTINGS = {"model": {"set": {}}, "everything": {"points_per_side": 4}}
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
 RECORD = {"segmentation": np.eye(4, dtype=np.bool_), "predicted_iou": 0.9}
 
@@ -44,12 +44,19 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return Photo(path.name, (4, 4)), [dict(RECORD)]
 
     monkeypatch.setattr(shard_module, "segmented", segmented)
+    monkeypatch.setattr(shard_module, "settings_of_photo", lambda path, task: {"photo": path.name, "prompts": None})
     return names
 
 
 def do(shard: Shard) -> tuple[int, int, int]:
     runner: Any = None
     return do_shard(runner, runner, Path("photos"), shard, Everything())
+
+
+def left(plan: Plan, names: list[str] = NAMES) -> list[Shard]:
+    """What is to be done of `names`."""
+    done = {row["image"]["file_name"] for _, rows in plan.written() for row in rows}
+    return list(plan.todo(names, done))
 
 
 def names_in(shard: Shard) -> list[str]:
@@ -59,26 +66,26 @@ def names_in(shard: Shard) -> list[str]:
 def test_a_plan_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
     plan.save()
-    assert [shard.names for shard in plan.todo()] == [("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"), ("e.jpg",)]
+    assert [shard.names for shard in left(plan)] == [("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"), ("e.jpg",)]
     assert do(plan.shard(1)) == (2, 2, 0)
     again = open_plan(tmp_path / "out", [*NAMES, "aa.jpg"], SETTINGS, 3)
-    assert [shard.names for shard in again.todo()] == [("a.jpg", "b.jpg"), ("e.jpg",), ("aa.jpg",)]
+    assert [shard.names for shard in left(again, [*NAMES, "aa.jpg"])] == [("a.jpg", "b.jpg"), ("e.jpg",), ("aa.jpg",)]
     assert names_in(plan.shard(1)) == ["c.jpg", "d.jpg"]
 
 
 def test_what_failed_is_named_and_tried_again(tmp_path: Path, broken: set[str]) -> None:
     broken |= {"b.jpg"}
     plan = open_plan(tmp_path / "out", NAMES, SETTINGS, 5)
-    (shard,) = plan.todo()
+    (shard,) = left(plan)
     assert do(shard) == (4, 4, 1)
-    assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
-    (left,) = plan.todo()
-    assert left.names == ("b.jpg",)
+    assert list(plan.failures(NAMES)) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
+    (rest,) = left(plan)
+    assert rest.names == ("b.jpg",)
     broken.clear()
-    assert do(left) == (1, 1, 0)
+    assert do(rest) == (1, 1, 0)
     assert sorted(names_in(shard)) == NAMES
-    assert list(plan.todo()) == []
-    assert not left.side.exists()
+    assert left(plan) == []
+    assert not rest.side.exists()
 
 
 def test_a_run_stopped_between_both_files_does_nothing_twice(tmp_path: Path, broken: set[str]) -> None:
@@ -87,11 +94,11 @@ def test_a_run_stopped_between_both_files_does_nothing_twice(tmp_path: Path, bro
     do(plan.shard(0))
     side = plan.shard(0).side.read_bytes()
     broken.clear()
-    do(next(plan.todo()))
+    do(left(plan)[0])
     plan.shard(0).side.write_bytes(side)  # as if it had been stopped before the side file went
-    assert do(next(plan.todo())) == (0, 0, 0)
+    assert do(left(plan)[0]) == (0, 0, 0)
     assert names_in(plan.shard(0)) == NAMES[:2]
-    assert list(plan.todo()) == []
+    assert left(plan) == []
 
 
 def test_a_full_disk_leaves_the_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: set[str]) -> None:
@@ -107,13 +114,13 @@ def test_a_full_disk_leaves_the_files_as_they_were(tmp_path: Path, monkeypatch: 
         with pytest.raises(InputError, match="No space left on device"):
             do(plan.shard(1))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part-000000.jsonl", "plan.json"]
-    assert [shard.number for shard in plan.todo()] == [1, 2]
+    assert [shard.number for shard in left(plan)] == [1, 2]
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
     open_plan(tmp_path / "out", NAMES, SETTINGS, 2).save()
-    with pytest.raises(InputError, match=r"is of other settings \(everything.*\)"):
-        open_plan(tmp_path / "out", NAMES, {"everything": None}, 2)
+    with pytest.raises(InputError, match="is of other settings: --everything was given, now not given"):
+        open_plan(tmp_path / "out", NAMES, {**SETTINGS, "everything": None}, 2)
     (tmp_path / "out" / "plan.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         open_plan(tmp_path / "out", NAMES, SETTINGS, 2)
@@ -148,7 +155,7 @@ class FakePool:
 def share_out(plan: Plan, pool: FakePool) -> Report:
     report, told = Report(), []
     of_ray: Any = pool
-    folder_module._share_out(of_ray, plan, Path("photos"), Everything(), report, lambda *args: told.append(args))
+    folder_module._share_out(of_ray, plan, left(plan), Path("photos"), Everything(), report, lambda *args: told.append(args))
     assert told[-1][0] == 1.0
     return report
 
@@ -166,7 +173,7 @@ def test_a_cluster_that_is_not_there_leaves_nothing(tmp_path: Path, monkeypatch:
     (tmp_path / "photos" / "a.jpg").touch()
     photos, output = tmp_path / "photos", tmp_path / "out"
     with pytest.raises(InputError, match="no cluster of Ray at auto"):
-        folder_module.segment_folder(photos, output, tmp_path, Everything(), settings=SETTINGS, address="auto")
+        folder_module.segment_folder(photos, output, tmp_path, Everything(), model={}, address="auto")
     assert not output.exists()
 
 
@@ -194,20 +201,20 @@ def test_photos_that_workers_die_of_are_given_up(tmp_path: Path) -> None:
     report = share_out(plan, pool)
     assert sorted(pool.tries) == [0, 1, 1, 1, 2]
     assert (report.photos, report.masks) == (3, 3)
-    assert [line["file_name"] for line in plan.failures()] == ["c.jpg", "d.jpg"]
-    assert "3 workers died" in next(plan.failures())["error"]
+    assert [line["file_name"] for line in plan.failures(NAMES)] == ["c.jpg", "d.jpg"]
+    assert "3 workers died" in next(plan.failures(NAMES))["error"]
     pool.deadly.clear()
     assert share_out(plan, pool).photos == 2
-    assert list(plan.failures()) == []
+    assert list(plan.failures(NAMES)) == []
 
 
 def test_giving_up_keeps_what_was_done(tmp_path: Path, broken: set[str]) -> None:
     broken |= {"b.jpg"}
     plan = open_plan(tmp_path / "out", NAMES[:2], SETTINGS, 2)
     do(plan.shard(0))
-    assert give_up(next(plan.todo()), "it is too large") == (0, 0, 1)
+    assert give_up(left(plan)[0], "it is too large") == (0, 0, 1)
     assert names_in(plan.shard(0)) == ["a.jpg"]
-    assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "it is too large"}]
+    assert list(plan.failures(NAMES)) == [{"file_name": "b.jpg", "error": "it is too large"}]
 
 
 def test_a_shard_in_parquet_is_the_one_in_json_lines(tmp_path: Path, broken: set[str]) -> None:
@@ -215,11 +222,11 @@ def test_a_shard_in_parquet_is_the_one_in_json_lines(tmp_path: Path, broken: set
     lines, table = (open_plan(tmp_path / suffix, NAMES[:3], SETTINGS, 3, suffix) for suffix in (".jsonl", ".parquet"))
     for plan in (lines, table):
         assert do(plan.shard(0)) == (2, 2, 1)
-        assert list(plan.failures()) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
+        assert list(plan.failures(NAMES)) == [{"file_name": "b.jpg", "error": "b.jpg is broken"}]
     broken.clear()
     for plan in (lines, table):
-        assert do(next(plan.todo())) == (1, 1, 0)
-        assert list(plan.todo()) == []
+        assert do(left(plan)[0]) == (1, 1, 0)
+        assert left(plan) == []
     known = read_rows(lines.shard(0).part)
     found = read_rows(table.shard(0).part)
     assert [row["image"] for row in found] == [row["image"] for row in known]
@@ -235,11 +242,12 @@ def test_everything_that_a_record_may_hold_is_in_parquet(tmp_path: Path) -> None
     """A column that the schema lacked would be left out in silence."""
     generated = {**RECORD, "stability_score": 0.97, "point_coords": [[1.5, 2.0]], "crop_box": [0, 0, 4, 4]}
     prompted = {**RECORD, "prompt": {"points": [(1.0, 2.0)], "labels": [1], "box": (0.5, 1.0, 2.0, 3.0)}}
-    line = sa1b_data(Photo("a.jpg", (4, 4)), [generated, prompted])
+    line = {**sa1b_data(Photo("a.jpg", (4, 4)), [generated, prompted]), "settings": SETTINGS}
     write_rows(tmp_path / "a.parquet", [line])
     ((row),) = read_rows(tmp_path / "a.parquet")
     plain = [{name: value for name, value in mask.items() if value is not None} for mask in row["annotations"]]
     assert plain == json.loads(json.dumps(line))["annotations"]
+    assert row["settings"] == SETTINGS
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
