@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from trt_sam._cache import cache_set_to
 from trt_sam._version import __version__
 from trt_sam.errors import TrtSamError, did_you_mean
-from trt_sam.progress import write_line
+from trt_sam.progress import SAID_ONCE, write_line
 
 __all__ = ["main"]
 
@@ -120,9 +120,14 @@ class _Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._started = time.monotonic()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
+        if SAID_ONCE.items() <= vars(record).items():
+            if message in self._said:
+                return
+            self._said.add(message)
         if record.levelno >= logging.WARNING:
             line = f"trt-sam: {record.levelname.lower()}: {message}"
         else:

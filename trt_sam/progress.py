@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-__all__ = ["Progress", "Stages", "counted", "write_line"]
+__all__ = ["SAID_ONCE", "Progress", "Stages", "counted", "write_line"]
 
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done (0 to 1, never falling) and the innermost phase; may come from any thread."""
+
+SAID_ONCE = {"said_once": True}
+"""`extra` of a record of the log that a command shows once: what is noted of an input that is looked at several times."""
 
 _log = logging.getLogger(__name__)
 _SHAPE = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} so far, about {remaining} left"

@@ -20,6 +20,7 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import FRAME_SIZE
 from trt_sam.errors import InputError
+from trt_sam.progress import SAID_ONCE
 
 __all__ = ["IMAGE_SUFFIXES", "decode_image", "frame_shape", "list_images", "read_image"]
 
@@ -111,7 +112,8 @@ def _refuse_deep(image: Any, name: object) -> None:
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The images that `paths` name: a file is itself, a folder the images directly in it, sorted by name.
 
-    What `segment` wrote beside a photo of the folder (photo.mask.png, photo.overlay.png) is left out.
+    What `segment` wrote beside a photo of the folder (photo.mask.png, photo.overlay.png) is left out, and so is what lies in
+    its subfolders; the log says both.
 
     Raises:
         InputError: a path is missing, or a folder holds no image.
@@ -129,10 +131,17 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         stems = {photo.stem for photo in inside}
         ours = [photo for photo in inside if (made := _OURS.fullmatch(photo.name)) and made[1] in stems]
         if ours:
-            _log.info("%s: %d masks and overlays that segment wrote beside their photos are left out", path, len(ours))
+            text = "%s: %d masks and overlays that segment wrote beside their photos are left out"
+            _log.info(text, path, len(ours), extra=SAID_ONCE)
             inside = [photo for photo in inside if photo not in ours]
+        count = sum(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        subfolders = f"{count} subfolder{'s' * (count != 1)}"
         if not inside:
-            raise InputError(f"folder {path} holds no image ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}); name another")
+            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            below = f", and its {subfolders} {'is' if count == 1 else 'are'} not looked into; name one of them" if count else ""
+            raise InputError(f"folder {path} holds no image ({kinds}){below or '; name another'}")
+        if count:
+            _log.info("%s: images of the folder itself are taken, not of its %s", path, subfolders, extra=SAID_ONCE)
         found.extend(inside)
     if not found:
         raise InputError("no photo was given; name files or a folder")

@@ -146,6 +146,16 @@ def test_what_failed_and_is_gone_now_is_no_failure(more: list[str], capsys: pyte
     assert clicks_in_rows() == {"a.png": (10, 10), "b.png": (5, 5), "c.png": (9, 9)}
 
 
+def test_subfolders_that_are_not_looked_into_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command lists the folder twice."""
+    Path("photos/more").mkdir()
+    write_photo(Path("photos/more/d.png"), 3)
+    assert main(prompted()) == 0
+    said = capsys.readouterr().err
+    assert said.count("photos: images of the folder itself are taken, not of its 1 subfolder\n") == 1
+    assert said.count("subfolder") == 1
+
+
 def test_lines_are_those_of_the_command_on_one_machine() -> None:
     assert main(prompted()) == 0
     words = ["segment", "photos", "--set", "set", "--prompts", "prompts.json", "--output", "masks.jsonl"]

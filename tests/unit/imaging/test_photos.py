@@ -163,6 +163,20 @@ def test_folder_gives_its_images_sorted(tmp_path: Path) -> None:
     assert list_images([tmp_path / "odd", tmp_path])[0] == tmp_path / "odd"
 
 
+def test_subfolders_are_counted_and_not_looked_into(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "two.png", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds no image .*, and its 2 subfolders are not looked into; name one of them"):
+        list_images([tmp_path])
+    with caplog.at_level("INFO", "trt_sam"):
+        assert list_images([tmp_path / "one"]) == [tmp_path / "one" / "a.png"]
+        assert caplog.messages == []
+        (tmp_path / "b.png").write_bytes(b"x")
+        assert list_images([tmp_path]) == [tmp_path / "b.png"]
+    assert caplog.messages == [f"{tmp_path}: images of the folder itself are taken, not of its 2 subfolders"]
+
+
 def test_folder_without_images_and_missing_paths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
         list_images([tmp_path])
