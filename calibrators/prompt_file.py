@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -38,6 +38,8 @@ class FilePrompt:
     """1 on the object, 0 off it; one per point."""
     box: Box | None = None
     """(x0, y0, x1, y1)."""
+    where: str = field(default="a prompt", compare=False)
+    """Its place in the file, for messages."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class PromptFile:
     prompts: Mapping[str, tuple[FilePrompt, ...]]
     sizes: Mapping[str, tuple[int, int]]
     """(height, width), where the file says them."""
+    source: str = field(default="", compare=False)
+    """The file, for messages."""
 
     def find(self, *names: str) -> str | None:
         """The image of the file that one of `names` means: by its whole name, else by its name without folder and suffix."""
@@ -66,7 +70,7 @@ def read_prompts(path: str | os.PathLike[str]) -> PromptFile:
     """
     path = existing_file(path, "prompt file")
     try:
-        return parse_prompts(path.read_bytes())
+        return replace(parse_prompts(path.read_bytes()), source=str(path))
     except InputError as error:
         raise InputError(f"prompt file {path}: {error}") from None
 
@@ -116,9 +120,8 @@ def _parse_prompt(where: str, row: Any) -> FilePrompt:
     box = _numbers(where, "box", row["box"], "[x0, y0, x1, y1]") if "box" in row else None
     if box is not None and not (box[0] < box[2] and box[1] < box[3]):
         raise InputError(f"{where} has the box {list(box)}, which is empty: x1 must be above x0, and y1 above y0")
-    return FilePrompt(
-        tuple((x, y) for x, y in found), tuple(map(int, labels)), None if box is None else (box[0], box[1], box[2], box[3])
-    )
+    corners = None if box is None else (box[0], box[1], box[2], box[3])
+    return FilePrompt(tuple((x, y) for x, y in found), tuple(map(int, labels)), corners, where)
 
 
 def _parse_coco(images: list[Any], annotations: Any) -> PromptFile:
@@ -152,7 +155,8 @@ def _parse_coco(images: list[Any], annotations: Any) -> PromptFile:
         if width < 0 or height < 0:
             raise InputError(f"{where} has the bbox {[x, y, width, height]}; its width and height must not be negative")
         if width > 0 and height > 0 and not annotation.get("iscrowd"):
-            prompts[names[key]].append(FilePrompt(box=(x, y, x + width, y + height)))
+            of = f"{where} (of {_shown(names[key])})"
+            prompts[names[key]].append(FilePrompt(box=(x, y, x + width, y + height), where=of))
     if not any(prompts.values()):
         raise InputError("its annotations hold no box of a single object; give at least one")
     return PromptFile({name: tuple(rows) for name, rows in prompts.items()}, sizes)

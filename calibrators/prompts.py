@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from calibrators.prompt_file import FilePrompt
 from trt_sam.contract import LABEL_ABSENT, LABEL_BOX_END, LABEL_BOX_START, LABEL_NOT_A_POINT
-from trt_sam.errors import InputError
 from trt_sam.feeds.feeds import Image, draw_prompt
 from trt_sam.feeds.realistic import CALIBRATION, Decode, DrawnPrompt, draw_realistic
+from trt_sam.imaging.inside import check_prompt_inside
 from trt_sam.imaging.resize import boxes_to_frame, coords_to_frame
 
 __all__ = ["PATTERN", "from_file", "sample_prompts"]
@@ -27,8 +27,6 @@ several clicks, and one has absent points behind it, as a row of a batch has whe
 another place."""
 
 _MOST_ABSENT = 3
-_OUTSIDE = 1.0
-"""Pixels by which a box may reach over the image's edge, as rounding makes it in COCO."""
 
 
 def sample_prompts(
@@ -51,11 +49,9 @@ def from_file(prompts: Sequence[FilePrompt], original_size: tuple[int, int], whe
     """The user's prompts for an image of `original_size` (height, width), as `Predictor` would send them.
 
     Raises:
-        InputError: a point or box lies outside the image; the message begins with `where`.
+        InputError: a point or box lies outside the image; the message begins with `where`, the file.
     """
-    return tuple(
-        _to_frame(prompt, original_size, f"{where}, prompt {number}") for number, prompt in enumerate(prompts, start=1)
-    )
+    return tuple(_to_frame(prompt, original_size, f"{where}: {prompt.where}") for prompt in prompts)
 
 
 def _sample(rng: np.random.Generator, image: Image, kind: str) -> DrawnPrompt:
@@ -69,13 +65,7 @@ def _sample(rng: np.random.Generator, image: Image, kind: str) -> DrawnPrompt:
 
 def _to_frame(prompt: FilePrompt, original_size: tuple[int, int], where: str) -> DrawnPrompt:
     height, width = original_size
-    corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
-    given = np.array([*prompt.points, *corners], np.float64).reshape(-1, 2)
-    if (given < -_OUTSIDE).any() or (given > np.array([width, height]) + _OUTSIDE).any():
-        x, y = given[np.any((given < -_OUTSIDE) | (given > np.array([width, height]) + _OUTSIDE), axis=1)][0]
-        raise InputError(
-            f"{where}: ({x:g}, {y:g}) is outside the image of {width}x{height}; give pixels of the original image, (x, y)"
-        )
+    check_prompt_inside(where, prompt.points, prompt.box, height=height, width=width)
     coords = coords_to_frame(np.array(prompt.points, np.float64).reshape(-1, 2), original_size)
     if prompt.box is not None:
         coords = np.concatenate([coords, boxes_to_frame(np.array(prompt.box), original_size)])

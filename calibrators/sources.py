@@ -99,10 +99,10 @@ def _own_prompts(path: Path, embedding: Embedding, prompts: PromptFile) -> tuple
         height, width = embedding.original_size
         turned = " (photos are read upright, as their EXIF orientation says)" if known == (width, height) else ""
         raise InputError(
-            f"the prompt file says that {key} is {known[1]}x{known[0]}, but the photo that was embedded is "
+            f"prompt file {prompts.source} says that {key} is {known[1]}x{known[0]}, but the photo that was embedded is "
             f"{width}x{height}{turned}; they must be the same"
         )
-    return from_file(prompts.prompts[key], embedding.original_size, f"prompt file, image {key}")
+    return from_file(prompts.prompts[key], embedding.original_size, f"prompt file {prompts.source}")
 
 
 def _check_varies(embedding: npt.NDArray[Any], what: str) -> None:

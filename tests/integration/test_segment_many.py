@@ -98,7 +98,9 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
     output = tmp_path / "masks.jsonl"
     assert main(command(inputs, output, "--prompts", str(inputs / "prompts.json"))) == 1
     said = capsys.readouterr()
-    assert "d.jpg: --box 10,10,600,50 is outside the image of 90x90" in said.err
+    place = f'prompt file {inputs / "prompts.json"}: image "d.jpg", prompt 1'
+    assert f"{inputs / 'photos' / 'd.jpg'}: {place}: (600, 50) is outside the image of 90x90; give pixels" in said.err
+    assert "--box" not in said.err
     assert "for the prompts of 1 images: gone.jpg; check their names" in said.err
     assert "prompts on 3 photos" in said.err
     assert "2 photos, 4 masks, 1 without prompts left out, 1 could not be done" in said.out
@@ -116,6 +118,20 @@ def test_prompts_from_a_file(inputs: Path, tmp_path: Path, capsys: pytest.Captur
         assert main([*single, *prompt]) == 0
         with Image.open(tmp_path / "m.png") as picture:
             np.testing.assert_array_equal(np.array(picture) > 0, masks_of(lines["a.png"])[number])
+
+
+def test_boxes_of_coco_over_the_edge(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that reaches over it by rounding is taken, as calibrate takes it; another is named by its number."""
+    images = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b.png"))]
+    boxes = {0: [[10, 20, 150.4, 40]], 1: [[1, 1, 9, 0], [1, 1, 9, 9], [30, 50, 12, 9]]}  # the one without an area is no prompt
+    annotations = [{"image_id": number, "bbox": box} for number, rows in boxes.items() for box in rows]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    output = tmp_path / "masks.jsonl"
+    assert main(command(inputs, output, "--prompts", str(tmp_path / "coco.json"))) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert 'coco.json: COCO annotation 4 (of "b.png"): (42, 59) is outside the image of 40x60; give pixels' in error
+    (line,) = read_lines(output)
+    assert line["annotations"][0]["prompt"]["box"] == [10.0, 20.0, 160.4, 60.0]
 
 
 def test_a_photo_that_nobody_asked_of_is_no_failure(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

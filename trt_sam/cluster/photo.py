@@ -13,7 +13,7 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.errors import InputError
 from trt_sam.formats.records import Photo
-from trt_sam.imaging.inside import check_inside
+from trt_sam.imaging.inside import check_prompt_inside
 from trt_sam.imaging.photos import read_image
 from trt_sam.masks import AutomaticMaskGenerator
 from trt_sam.masks.prompted import PhotoPrompt, prompted_records
@@ -123,7 +123,7 @@ class Prompts:
     by_photo: Mapping[str, Sequence[PhotoPrompt]] = field(repr=False)
     """By the file's name."""
     source: str
-    """Where they are from, for messages."""
+    """The file that they are from, for messages."""
 
     def of(self, names: Sequence[str]) -> Prompts:
         """Those of some photos."""
@@ -155,8 +155,8 @@ def segmented(
     if prompts is None:
         raise InputError(f"{task.source} has no prompts of it; name it there, or move the photo away")
     for prompt in prompts:
-        clicks = [(x, y, label) for (x, y), label in zip(prompt.points, prompt.labels, strict=True)]
-        check_inside(clicks, prompt.box, height=photo.size[0], width=photo.size[1])
+        where = f"prompt file {task.source}: {prompt.where}"
+        check_prompt_inside(where, prompt.points, prompt.box, height=photo.size[0], width=photo.size[1])
     predictor = Predictor(runner)
     predictor.set_image_embedding(embed(path, image), photo.size)
     return photo, prompted_records(predictor, prompts)

@@ -26,6 +26,9 @@ class PhotoPrompt(Protocol):
     def labels(self) -> Sequence[int]: ...
     @property
     def box(self) -> Box | None: ...
+    @property
+    def where(self) -> str:
+        """Its place in the file that it is from, for messages."""
 
 
 def prompted_records(predictor: Predictor, prompts: Sequence[PhotoPrompt]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,15 @@ def test_prompts_that_fit_no_photo_are_refused(tmp_path: Path, folder: Path) -> 
     refused({"images": {"cat.jpg": [{"box": [0, 0, 5, 5]}]}}, r"names no photo of .*, but cat\.jpg")
     refused(
         {"images": {"photo0.jpg": [{"box": [0, 0, 5, 5]}, {"box": [0, 0, 900, 5]}]}},
-        r"photo0\.jpg, prompt 2: \(900, 5\) is outside",
+        rf'prompt file {re.escape(str(path))}: image "photo0\.jpg", prompt 2: \(900, 5\) is outside',
     )
     refused({"images": {"photo0.jpg": [{"points": [[5, -3]], "labels": [1]}]}}, r"\(5, -3\) is outside the image of 640x480")
     sized = coco()
     sized["images"][0]["width"] = 641
-    refused(sized, "641x480, but the photo that was embedded is 640x480; they must be the same")
+    refused(
+        sized,
+        rf"prompt file {re.escape(str(path))} says that .* is 641x480, but the photo that was embedded is 640x480",
+    )
     sized["images"][0].update(width=480, height=640)  # as its camera stored it, on its side
     refused(sized, r"480x640, but the photo that was embedded is 640x480 \(photos are read upright, as their EXIF")
     with pytest.raises(InputError, match="prompt file not found"):
