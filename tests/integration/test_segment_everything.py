@@ -102,7 +102,7 @@ def test_clicks_of_ones_own_are_those_of_the_grid_that_they_are(start: list[str]
         ("[[[0, 0], [0.5, NaN]]]", "click 1 in grid 0 of point_grids is [0.5, nan], must be (x, y), numbers from 0 to 1"),
         ("[[]]", "must be [k, 2] of numbers from 0 to 1"),
         ("[]", "point_grids has 0 grids, must have 1: one for the whole image"),
-        ("[[[0, 0]], [[0, 1]]]", "only 1 of them would be used: the first is for the whole image"),
+        ("[[[0, 0]], [[0, 1]]]", "of which only 1 are used: the first is for the whole image"),
         (None, "grids.json"),
     ],
 )

@@ -17,7 +17,7 @@ from trt_sam.imaging.inside import check_prompt_inside
 from trt_sam.imaging.photos import read_image
 from trt_sam.masks import AutomaticMaskGenerator
 from trt_sam.masks.prompted import PhotoPrompt, prompted_records
-from trt_sam.masks.settings import check_settings, point_grids_of
+from trt_sam.masks.settings import check_settings, grids_left_over, point_grids_of
 from trt_sam.progress import Progress
 from trt_sam.runtime.interface import Runner
 from trt_sam.runtime.predictor import Predictor
@@ -65,6 +65,8 @@ class Everything:
             },
         )
         point_grids_of(self.points_per_side, self._grids, self.crop_n_layers, self.crop_n_points_downscale_factor)
+        if left_over := grids_left_over(len(self.point_grids or ()), self.crop_n_layers):
+            raise InputError(left_over)
         if self.min_mask_region_area:
             require("scipy.ndimage", "to find the regions of masks")
 

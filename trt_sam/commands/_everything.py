@@ -115,11 +115,9 @@ def everything_of(args: argparse.Namespace) -> Everything:
     if args.point_grids is not None:
         if args.points_per_side is not None:
             raise InputError("--points-per-side came with --point-grids; give one of them")
-        from trt_sam.masks.settings import check_no_grid_is_left_over, read_point_grids
+        from trt_sam.masks.settings import read_point_grids
 
-        grids = read_point_grids(args.point_grids)
-        check_no_grid_is_left_over(len(grids), args.crop_n_layers or 0)
-        given |= {"points_per_side": None, "point_grids": grids}
+        given |= {"points_per_side": None, "point_grids": read_point_grids(args.point_grids)}
     task = dataclasses.replace(Everything(), **given)
     if task.crop_n_layers and args.checkpoint is None and args.set is None:
         raise InputError("--crop-n-layers embeds crops, and there is no image encoder; give --checkpoint or --set")

@@ -7,6 +7,7 @@ size exist for one mask at a time, within its box, and masks are kept as runs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -24,7 +25,7 @@ from trt_sam.masks.candidates import Candidates, Thresholds, candidates_of
 from trt_sam.masks.crops import Crop, crops_of
 from trt_sam.masks.overlaps import without_overlaps
 from trt_sam.masks.regions import without_small_regions
-from trt_sam.masks.settings import check_settings, point_grids_of
+from trt_sam.masks.settings import check_settings, grids_left_over, point_grids_of
 from trt_sam.progress import Progress
 from trt_sam.runtime.interface import Runner, checked_embedding
 from trt_sam.runtime.predictor import SupportsEmbed
@@ -34,6 +35,8 @@ __all__ = ["AutomaticMaskGenerator"]
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 _TOKENS = 2
 """Of a click: the point, and SAM's "not a point"."""
@@ -85,7 +88,8 @@ class AutomaticMaskGenerator:
             crop_nms_thresh: as `box_nms_thresh`, between crops; the mask of the smaller crop stays.
             crop_overlap_ratio: of neighbouring crops of layer 1, as a part of the image's short side.
             crop_n_points_downscale_factor: layer n has `points_per_side` divided by this to the n clicks a side.
-            point_grids: clicks [k, 2] of each layer, (x, y) from 0 to 1, in place of `points_per_side`.
+            point_grids: clicks [k, 2] of each layer, (x, y) from 0 to 1, in place of `points_per_side`. Grids of layers that
+                there are not are passed over, as Meta's generator does, and warned of in the log.
             min_mask_region_area: holes and islands of fewer pixels go; 0 leaves all. Needs SciPy.
             output_mode: what `segmentation` is: "binary_mask" bool [height, width], "uncompressed_rle" or "coco_rle".
             image_encoder: what embeds photos and crops, such as `Checkpoint.image_encoder()`. None: `model`, where it was
@@ -113,6 +117,9 @@ class AutomaticMaskGenerator:
             },
         )
         self.point_grids = point_grids_of(points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor)
+        if left_over := grids_left_over(len(self.point_grids), crop_n_layers):
+            # Refused it is not, as this is called like Meta's: the grids for all layers may serve generators of several depths.
+            _log.warning("%s", left_over)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh

@@ -15,7 +15,7 @@ from trt_sam._files import existing_file
 from trt_sam.errors import InputError
 from trt_sam.masks.crops import point_grid
 
-__all__ = ["OUTPUT_MODES", "check_no_grid_is_left_over", "check_settings", "point_grids_of", "read_point_grids"]
+__all__ = ["OUTPUT_MODES", "check_settings", "grids_left_over", "point_grids_of", "read_point_grids"]
 
 Array = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
@@ -85,13 +85,14 @@ def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int,
     return grids
 
 
-def check_no_grid_is_left_over(count: int, layers: int) -> None:
-    """Raise InputError where `count` grids came for fewer layers; Meta's generator passes over the rest."""
-    if count > layers + 1:
-        raise InputError(
-            f"point_grids has {count} grids, but only {layers + 1} of them would be used: the first is for the whole image, "
-            f"each further one for a layer of crops; give --crop-n-layers {count - 1}, or fewer grids"
-        )
+def grids_left_over(count: int, layers: int) -> str:
+    """What is to be said where `count` grids came for fewer layers, else ""; Meta's generator passes over the rest."""
+    if count <= layers + 1:
+        return ""
+    return (
+        f"point_grids has {count} grids, of which only {layers + 1} are used: the first is for the whole image, each "
+        f"further one for a layer of crops; give crop_n_layers {count - 1}, or fewer grids"
+    )
 
 
 def read_point_grids(path: str | os.PathLike[str]) -> tuple[tuple[tuple[float, float], ...], ...]:

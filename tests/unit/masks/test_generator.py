@@ -212,6 +212,21 @@ def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
         AutomaticMaskGenerator(DiscRunner(), **settings)
 
 
+def test_grids_of_layers_that_there_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    """Meta's generator takes the first ones and says nothing; the same code runs here, and is told of it once."""
+    grids = [np.random.default_rng(number).random((5, 2)) for number in range(3)]
+    settings: dict[str, Any] = {"points_per_side": None, "crop_n_layers": 1, "pred_iou_thresh": 0.8, "output_mode": "coco_rle"}
+    wanted = ours(SIZES[0], **settings, point_grids=grids[:2])
+    assert caplog.messages == []
+    assert ours(SIZES[0], **settings, point_grids=grids) == wanted != []
+    (said,) = caplog.messages
+    assert "point_grids has 3 grids, of which only 2 are used: the first is for the whole image" in said
+    assert said.endswith("give crop_n_layers 2, or fewer grids")
+    rows = tuple(tuple((float(x), float(y)) for x, y in grid) for grid in grids)
+    with pytest.raises(InputError, match="point_grids has 3 grids, of which only 2 are used"):
+        Everything(points_per_side=None, crop_n_layers=1, point_grids=rows)
+
+
 def test_what_cannot_be_segmented() -> None:
     generator = AutomaticMaskGenerator(DiscRunner(), 2, image_encoder=Encoder())  # type: ignore[arg-type]
     for image, message in (
