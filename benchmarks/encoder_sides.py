@@ -187,7 +187,7 @@ def write_plain(kind: str, path: Path) -> None:
     """`torch.onnx.export` of the peer's encoder, as it comes."""
     import torch
 
-    from trt_sam.graph.export import OPSET, quiet_export
+    from trt_sam.graph.tracing import OPSET, quiet_export
 
     with quiet_export():
         torch.onnx.export(

@@ -16,9 +16,9 @@ from trt_sam._lazy import require
 from trt_sam._version import __version__
 from trt_sam.contract import FRAME_SIZE, encoder_input_specs, encoder_output_specs
 from trt_sam.errors import ExportError
-from trt_sam.graph.export import OPSET, name_nodes, quiet_export
 from trt_sam.graph.float16 import Float16Emulation
 from trt_sam.graph.metadata import encoder_entry
+from trt_sam.graph.tracing import name_nodes, trace
 from trt_sam.model.encoders import TinyViT, Vit
 from trt_sam.model.encoders.tiny_vit_graph import graph_form, to_half
 from trt_sam.model.encoders.vit_graph import VitGraph
@@ -153,19 +153,9 @@ def sample_pictures() -> list[tuple[Array, Array]]:
 
 
 def _trace(graph: EncoderGraph, picture: tuple[Array, Array]) -> onnx.ModelProto:
-    with quiet_export():
-        program = torch.onnx.export(
-            graph,
-            tuple(map(torch.from_numpy, picture)),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in encoder_input_specs()],
-            output_names=[spec.name for spec in encoder_output_specs()],
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
+    inputs, outputs = encoder_input_specs(), encoder_output_specs()
+    arguments = tuple(map(torch.from_numpy, picture))
+    return trace(graph, arguments, [spec.name for spec in inputs], [spec.name for spec in outputs])
 
 
 def _declare(model: onnx.ModelProto, precision: str, checkpoint_sha256: str, encoder_sha256: str) -> None:

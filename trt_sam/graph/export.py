@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import json
 import logging
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +23,12 @@ from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.graph.meta_interface import check_for_meta, to_metas_interface
 from trt_sam.graph.metadata import options_entry
 from trt_sam.graph.parity import PARITY_TOLERANCE, ParityRow, check_parity, cpu_session, random_feed
+from trt_sam.graph.tracing import name_nodes, trace
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
 
-__all__ = ["DecoderGraph", "ExportReport", "SeveralImagesGraph", "export_decoder"]
-
-OPSET = 20
-"""The first with Gelu; at least 19 is needed for float16 scales of QuantizeLinear."""
+__all__ = ["DecoderGraph", "ExportReport", "SeveralImagesGraph", "Traced", "declare", "export_decoder", "select_best"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,13 +84,7 @@ def export_decoder(
     graph = kind(_decoder_form(reference, options), best_mask=options.best_mask).eval()
     with atomic_path(path) as temporary:
         model = _trace(graph, options)
-        name_nodes(model)
-        if options.full_resolution:
-            append_full_resolution(model)
-        if options.mask_bits:
-            append_mask_bits(model)
-        _declare(model, options, checkpoint_sha256)
-        onnx.checker.check_model(model)
+        declare(model, options, checkpoint_sha256)
         onnx.save(model, temporary)
         parity = check_parity(reference, temporary, options)
         if metas_interface:
@@ -106,7 +94,7 @@ def export_decoder(
     return ExportReport(str(path), options, parity)
 
 
-class _Traced(nn.Module):
+class Traced(nn.Module):
     """A form of the decoder and, if asked for, the choice of the best mask."""
 
     def __init__(self, decoder: nn.Module, *, best_mask: bool) -> None:
@@ -114,11 +102,12 @@ class _Traced(nn.Module):
         self.decoder = decoder
         self.best_mask = best_mask
 
-    def _chosen(self, masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(self, masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the graph gives of them."""
         return select_best(masks, iou, point_labels) if self.best_mask else (masks, iou)
 
 
-class DecoderGraph(_Traced):
+class DecoderGraph(Traced):
     """The module that is traced: a form of the decoder and, if asked for, the choice of the best mask."""
 
     def forward(
@@ -131,10 +120,10 @@ class DecoderGraph(_Traced):
     ) -> tuple[Tensor, Tensor]:
         """As `SamDecoder.forward`; with `best_mask` only the selected mask, [num_prompts, 1, ...]."""
         masks, iou = self.decoder(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
-        return self._chosen(masks, iou, point_labels)
+        return self.chosen(masks, iou, point_labels)
 
 
-class SeveralImagesGraph(_Traced):
+class SeveralImagesGraph(Traced):
     """As `DecoderGraph`, of several images: `image_index` int32 [num_prompts] says to which of them a prompt belongs."""
 
     def forward(
@@ -148,7 +137,7 @@ class SeveralImagesGraph(_Traced):
     ) -> tuple[Tensor, Tensor]:
         """As `DecoderGraph.forward`, with image_embeddings [images, 256, 64, 64]."""
         masks, iou = self.decoder(image_embeddings, point_coords, point_labels, mask_input, has_mask_input, image_index)
-        return self._chosen(masks, iou, point_labels)
+        return self.chosen(masks, iou, point_labels)
 
 
 def select_best(masks: Tensor, iou: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,40 +164,20 @@ def _trace(graph: nn.Module, options: GraphOptions) -> onnx.ModelProto:
     prompts, points = torch.export.Dim("num_prompts", min=1), torch.export.Dim("num_points", min=1)
     dynamic = {"image_embeddings": None, "point_coords": {0: prompts, 1: points}, "point_labels": {0: prompts, 1: points}}
     dynamic |= {"mask_input": {0: prompts}, "has_mask_input": {0: prompts}, "image_index": {0: prompts}}
-    with quiet_export():
-        program = torch.onnx.export(
-            graph,
-            tuple(torch.from_numpy(feed[name]) for name in inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=[s.name for s in output_specs()],
-            dynamic_shapes={name: dynamic[name] for name in inputs},
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
+    arguments = tuple(torch.from_numpy(feed[name]) for name in inputs)
+    return trace(graph, arguments, inputs, [s.name for s in output_specs()], {name: dynamic[name] for name in inputs})
 
 
-def name_nodes(model: onnx.ModelProto) -> None:
-    """Name nodes after their module, and drop the exporter's notes, which hold file paths of this machine."""
-    seen: dict[str, int] = {}
-    for node in model.graph.node:
-        notes = {note.key: note.value for note in node.metadata_props}
-        scopes = [s for s in json.loads(notes.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"')) if s]
-        scope = scopes[-2].removeprefix("decoder").lstrip(".") if len(scopes) > 1 else ""
-        name = f"{scope}/{node.op_type}".lstrip("/")
-        seen[name] = seen.get(name, 0) + 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
+def declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: str, role: str = "") -> None:
+    """Make a traced decoder the graph of `options`: its further outputs, the contract's names of dimensions, metadata.
 
-
-def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: str) -> None:
-    """Give outputs the contract's dimension names, and the model its metadata."""
+    `role` is that in a set, for a graph that is of no use alone.
+    """
+    name_nodes(model)
+    if options.full_resolution:
+        append_full_resolution(model)
+    if options.mask_bits:
+        append_mask_bits(model)
     dtype = "float16" if options.precision == "fp16" else "float32"
     specs = output_specs(
         full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype
@@ -222,8 +191,10 @@ def _declare(model: onnx.ModelProto, options: GraphOptions, checkpoint_sha256: s
         "trt_sam.version": __version__,
         **options_entry(options),
         "trt_sam.checkpoint_sha256": checkpoint_sha256,
+        **({"trt_sam.role": role} if role else {}),
     }
     onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
 
 
 def _write_for_meta(model: onnx.ModelProto, path: os.PathLike[str], options: GraphOptions) -> None:
@@ -238,17 +209,3 @@ def _write_for_meta(model: onnx.ModelProto, path: os.PathLike[str], options: Gra
     for name, ours, metas in zip(names, expected, found, strict=True):
         if not np.allclose(ours, metas, rtol=0, atol=PARITY_TOLERANCE["fp32"] * float(np.abs(ours).max())):
             raise ExportError(f"{name} of the graph with Meta's interface differ from the same graph's with ours; a bug")
-
-
-@contextlib.contextmanager
-def quiet_export() -> Iterator[None]:
-    """Silence the exporter's log and warnings about itself; errors still come through."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
