@@ -18,7 +18,7 @@ from trt_sam.model.fused_transformer import FusedTransformer
 from trt_sam.model.mask_decoder import ABSENT_KEY_BIAS, MaskDecoder
 from trt_sam.model.sam import SamDecoder
 
-__all__ = ["FormOptions", "FusedDecoder", "for_target", "fuse"]
+__all__ = ["FormOptions", "FusedDecoder", "decoder_tokens", "for_target", "fuse"]
 
 ATTENTIONS = ("plain", "projected", "absorbed")
 
@@ -149,9 +149,7 @@ class FusedDecoder(nn.Module):
         else:
             assert self.encoder is not None
             sparse = self.encoder.embed_points(point_coords, point_labels)
-        tokens = torch.cat([self.output_tokens.expand(num_prompts, -1, -1), sparse], dim=1)
-        absent = (point_labels == LABEL_ABSENT).to(torch.promote_types(dtype, torch.float32)) * ABSENT_KEY_BIAS
-        token_bias = nn.functional.pad(absent, (num_outputs, 0)).unsqueeze(1).unsqueeze(1)
+        tokens, token_bias = decoder_tokens(self.output_tokens, sparse, point_labels)
         if self.form.attention == "plain":
             tokens, image = self.transformer(image, self.image_pe, tokens, token_bias)
             tokens = tokens[:, :num_outputs]
@@ -164,6 +162,14 @@ class FusedDecoder(nn.Module):
             hyper = hyper[:, 1:]
         masks = self.upscaling(image, hyper)
         return (masks[:, 1:] if cut_late else masks), iou
+
+
+def decoder_tokens(output_tokens: Tensor, sparse: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens [n, T, C], output tokens [outputs, C] before embedded points, and their bias as keys [n, 1, 1, T]."""
+    tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+    wide = torch.promote_types(output_tokens.dtype, torch.float32)
+    absent = (point_labels == LABEL_ABSENT).to(wide) * ABSENT_KEY_BIAS
+    return tokens, nn.functional.pad(absent, (output_tokens.shape[0], 0)).unsqueeze(1).unsqueeze(1)
 
 
 class _PlainUpscaling(nn.Module):

@@ -80,18 +80,29 @@ class ProductUpscaling(nn.Module):
 
     def forward(self, image: Tensor, hyper: Tensor) -> Tensor:
         """From image [n, height * width, C] and hyper [n, masks, C / 8] to masks [n, masks, 4 * height, 4 * width]."""
-        pixels = self.first(image).unflatten(2, (4, self.channels[0]))
-        pixels = nn.functional.gelu(self.norm(pixels))
-        pixels = nn.functional.gelu(self.second(pixels)).reshape(image.shape[0], -1, self.channels[1])
-        masks = hyper @ pixels.transpose(1, 2)
+        pixels = self._masks(self.first(image).unflatten(2, (4, self.channels[0])), hyper)
         height, width = self.grid
         # (y, x, row 1, column 1, row 2, column 2) to (y, row 1, row 2, x, column 1, column 2)
         if self.two_steps:
-            rows = masks.reshape(-1, hyper.shape[1], height * width * 2, 2, 2, 2).transpose(3, 4)
+            rows = pixels.reshape(-1, hyper.shape[1], height * width * 2, 2, 2, 2).transpose(3, 4)
             blocks = rows.reshape(-1, hyper.shape[1], height, width, 4, 4).transpose(3, 4)
         else:
-            blocks = masks.reshape(-1, hyper.shape[1], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+            blocks = pixels.reshape(-1, hyper.shape[1], height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return blocks.reshape(-1, hyper.shape[1], 4 * height, 4 * width)
+
+    def after_first(self, pixels: Tensor, hyper: Tensor) -> Tensor:
+        """As `forward`, from the first product's pixels [n, 2, height * width, 2 * C / 4]: row 1; y, x; column 1, channel."""
+        height, width = self.grid
+        masks = self._masks(pixels.unflatten(3, (2, -1)), hyper)
+        rows = masks.reshape(-1, hyper.shape[1], 2 * height, 2 * width, 2, 2).transpose(3, 4)
+        blocks = rows.reshape(-1, hyper.shape[1], 2, height, 8 * width).transpose(2, 3)
+        return blocks.reshape(-1, hyper.shape[1], 4 * height, 4 * width)
+
+    def _masks(self, pixels: Tensor, hyper: Tensor) -> Tensor:
+        """The masks [n, masks, all pixels] of the first product's pixels [n, ..., C / 4], in order; row and column 2 last."""
+        pixels = nn.functional.gelu(self.norm(pixels))
+        pixels = nn.functional.gelu(self.second(pixels)).reshape(pixels.shape[0], -1, self.channels[1])
+        return hyper @ pixels.transpose(1, 2)
 
 
 class BatchedHeads(nn.Module):

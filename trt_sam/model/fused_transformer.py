@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,22 @@ from trt_sam.model.transformer import TwoWayAttentionBlock, TwoWayTransformer
 
 __all__ = ["FusedTransformer"]
 
+Image = TypeVar("Image")
+Projected = TypeVar("Projected")
+
+
+class ImageSide(Protocol[Image, Projected]):
+    """The image's side of one block, see `fused_attention`; `Image` is [n or 1, P, C], or what stands for it."""
+
+    def project(self, image: Image, image_index: Tensor | None = None) -> Projected:
+        """What the other two take of the image."""
+
+    def attend_to_image(self, q: Tensor, projected: Projected) -> Tensor:
+        """What scaled token queries [n, heads, T, d] read from the image: [n, T, C]."""
+
+    def attend_to_tokens(self, k: Tensor, v: Tensor, projected: Projected, token_bias: Tensor) -> Image:
+        """The image plus what it reads from the tokens."""
+
 
 class FusedTransformer(nn.Module):
     """`TwoWayTransformer` with its constants folded.
@@ -30,9 +48,19 @@ class FusedTransformer(nn.Module):
     """
 
     def __init__(
-        self, transformer: TwoWayTransformer, positions: Tensor, shift: Tensor | None, *, absorbed: bool, fold_positions: bool
+        self,
+        transformer: TwoWayTransformer,
+        positions: Tensor,
+        shift: Tensor | None,
+        *,
+        absorbed: bool,
+        fold_positions: bool,
+        prepared: Sequence[nn.Module] = (),
     ) -> None:
-        """Positions [P, C] are the image's position encoding, shift [C] a constant that the image given to forward lacks."""
+        """Positions [P, C] are the image's position encoding, shift [C] a constant that the image given to forward lacks.
+
+        `prepared` are image sides that are there already, one more than blocks; they include the image's LayerNorms.
+        """
         super().__init__()
         image_side = AbsorbedImageSide if absorbed else ProjectedImageSide
         self.token_layers, self.image_layers, self.image_norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -45,8 +73,12 @@ class FusedTransformer(nn.Module):
             # The last block's keys and values share their product with the queries of the attention after it.
             follower = last if index + 1 == len(blocks) else None
             self.token_layers.append(_TokenLayer(block, own, to_image, to_tokens, follower))
-            self.image_layers.append(image_side(to_image, to_tokens, positions, shift, fold_positions=fold_positions))
-            self.image_norms.append(copy.deepcopy(block.norm4))
+            if prepared:
+                self.image_layers.append(prepared[index])
+                self.image_norms.append(nn.Identity())
+            else:
+                self.image_layers.append(image_side(to_image, to_tokens, positions, shift, fold_positions=fold_positions))
+                self.image_norms.append(copy.deepcopy(block.norm4))
             own_value = own.w_v if block.skip_first_layer_pe else torch.zeros_like(own.w_v)
             terms.append((torch.cat([own.w_q, own.w_k, own_value]), nn.functional.pad(own.b_q, (0, 2 * own.b_q.shape[0]))))
             weights = [to_tokens.w_k, torch.zeros_like(to_tokens.w_v)]
@@ -55,7 +87,7 @@ class FusedTransformer(nn.Module):
                 weights, bias = [*weights, follower.w_q], torch.cat([bias, follower.b_q])
             terms.append((torch.cat(weights), bias))
             shift = None
-        self.final_image = image_side(last, None, positions, None, fold_positions=fold_positions)
+        self.final_image = prepared[-1] if prepared else image_side(last, None, positions, None, fold_positions=fold_positions)
         self.final_norm = copy.deepcopy(transformer.norm_final_attn)
         # After the last block tokens no longer see each other, so only the output tokens need the last attention. Cut early is
         # less arithmetic, cut late a kernel less.
@@ -65,9 +97,9 @@ class FusedTransformer(nn.Module):
         self.terms = folded_linear(weight, bias, last.dtype)
 
     def forward(
-        self, image: Tensor, tokens: Tensor, token_bias: Tensor, num_outputs: int, image_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run image [n or 1, P, C] against tokens [n, T, C]; token_bias is float32 [n, 1, 1, T].
+        self, image: Image, tokens: Tensor, token_bias: Tensor, num_outputs: int, image_index: Tensor | None = None
+    ) -> tuple[Tensor, Image]:
+        """Run image [n or 1, P, C] (or what stands for it) against tokens [n, T, C]; token_bias is float32 [n, 1, 1, T].
 
         With `image_index` [n] there are any number of images, and each prompt has the one at its index.
 
@@ -77,8 +109,8 @@ class FusedTransformer(nn.Module):
         terms = self.terms(tokens).split(self.widths, dim=-1)
         layers = [layer for layer in self.token_layers if isinstance(layer, _TokenLayer)]
         own = layers[0].own_parts(tokens, terms[0])
-        for index, (layer, image_side, norm) in enumerate(zip(layers, self.image_layers, self.image_norms, strict=True)):
-            assert isinstance(image_side, ProjectedImageSide | AbsorbedImageSide)
+        for index, layer in enumerate(layers):
+            image_side: ImageSide[Image, Any] = cast(Any, self.image_layers[index])
             projected = image_side.project(image, image_index)
             image_index = None  # from here on every prompt has an image of its own
             tokens = layer.self_attention(tokens, own, token_bias)
@@ -89,10 +121,11 @@ class FusedTransformer(nn.Module):
             else:
                 keys, values, queries = layer.keys_values_queries(tokens, term)
                 own = layers[index + 1].own_parts(tokens, later[0]) if later else []
-            image = norm(image_side.attend_to_tokens(keys, values, projected, token_bias))
+            image = self.image_norms[index](image_side.attend_to_tokens(keys, values, projected, token_bias))
         if self.cut_early:
             queries, tokens = queries[:, :, :num_outputs], tokens[:, :num_outputs]
-        attended = self.final_image.attend_to_image(queries, self.final_image.project(image))
+        final_image: ImageSide[Image, Any] = cast(Any, self.final_image)
+        attended = final_image.attend_to_image(queries, final_image.project(image))
         return self.final_norm((tokens + attended)[:, :num_outputs]), image
 
 
