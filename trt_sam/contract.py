@@ -41,6 +41,7 @@ __all__ = [
     "input_specs",
     "output_specs",
     "size_of",
+    "term_specs",
     "too_many",
 ]
 
@@ -133,6 +134,23 @@ def encoder_input_specs() -> tuple[TensorSpec, ...]:
 def encoder_output_specs(*, dtype: str = "float32") -> tuple[TensorSpec, ...]:
     """The output of an `encode` graph, what a decoder graph takes; float16 in older float16 graphs."""
     return (TensorSpec("image_embeddings", dtype, EMBEDDING_SHAPE),)
+
+
+def term_specs() -> tuple[TensorSpec, ...]:
+    """The image's terms, in order: what a `prepare` graph gives of an embedding, and `decode_prepared` takes in its place.
+
+    They are products of the image with the decoder's weights (`trt_sam.model.prepared`) in blocks 0 and 1, then in what comes
+    after them; of no use but to the decoder that they were made for.
+    """
+    positions = EMBEDDING_SHAPE[2] * EMBEDDING_SHAPE[3]
+    by_channel, by_position, row = (8, 16, positions), (8, positions, 16), (1, positions)
+    dims: dict[str, tuple[int, ...]] = {}
+    for block, products in enumerate((("rows_0",), ("rows_0", "constant", "rows_1"))):
+        dims |= {f"keys_{block}": by_channel, f"values_{block}": by_position, f"queries_{block}": by_channel}
+        dims |= {f"{name}_in_{block}": row if name == "constant" else by_channel for name in products}
+        dims[f"square_{block}"] = (1, *row)
+    dims |= {"keys_2": by_channel, "values_2": by_position, "pixels": (2, positions, EMBEDDING_SHAPE[1] // 2)}
+    return tuple(TensorSpec(name, "float32", each) for name, each in dims.items())
 
 
 def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:

@@ -68,21 +68,21 @@ def smaller_samples() -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_the_set_says_what_it_holds(folder: Path) -> None:
     manifest = open_manifest(folder)
-    assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask", "encode"]
+    assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask", "prepare", "decode_prepared", "encode"]
     assert (manifest.flavour, manifest.target) == ("onnxruntime", "cpu")
     assert len({graph.checkpoint_sha256 for graph in manifest.graphs}) == 1
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("decoder.onnx", "decoder_mask.onnx", "encoder.onnx", "manifest.json")
+        *("decoder.onnx", "decoder_mask.onnx", "decoder_prepared.onnx", "encoder.onnx", "manifest.json", "prepare.onnx")
     ]
     side = open_side(str(folder))
     side.runner.close()
-    assert side.left_out == (folder / "decoder_mask.onnx",), "compare says that it did not judge it"
+    assert [path.name for path in side.left_out] == ["decoder_mask.onnx", "decoder_prepared.onnx"], "compare says so"
 
 
 def test_inspect_tells_of_a_set_without_engines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert re.findall(r"role (\w+), graph [\d.]+ MB", said) == ["decode", "decode_mask", "encode"]
+    assert re.findall(r"role (\w+), graph [\d.]+ MB", said) == ["decode", "decode_mask", "prepare", "decode_prepared", "encode"]
     assert "for onnxruntime" in said
     assert "kernels" not in said
 
@@ -262,7 +262,12 @@ def test_a_set_of_two_graphs_and_no_checkpoint(tmp_path: Path, capsys: pytest.Ca
     arguments = ["build", "--onnx", str(tmp_path / "decoder.onnx"), "--backend", "rtx", "--compute-capability", "8.9"]
     given = ["--encoder-onnx", str(tmp_path / "encoder.onnx"), "--output", str(tmp_path / "set")]
     assert main([*arguments, *given]) == 0
-    assert [graph.role for graph in open_manifest(tmp_path / "set").graphs] == ["decode", "encode"]
+    assert [graph.role for graph in open_manifest(tmp_path / "set").graphs] == [
+        "decode",
+        "prepare",
+        "decode_prepared",
+        "encode",
+    ]
     said = capsys.readouterr()
     assert "\n  decoder fp16, image encoder fp16, TensorRT-RTX" in said.out
     assert "image encoder's graph is fp32" not in said.err

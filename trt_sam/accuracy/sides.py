@@ -34,6 +34,8 @@ _OF_CHECKPOINTS = (
     *(f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")),
 )
 _DECODERS = ("decode", "decode_mask")
+_OTHER_DECODERS = {"decode_mask": "prompts with an earlier mask", "decode_prepared": "many prompts on an image"}
+"""Those of a set of graphs that are not judged where its folder is named, and what they take."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Side:
     """SHA-256 of the embeddings that a quantized graph was calibrated with; empty where it does not say."""
     graphs: tuple[Path, ...] = ()
     """The ONNX graph that the side is, or those that its engines were built from; empty for a checkpoint."""
-    left_out: tuple[Path, ...] = ()
-    """Decoders of a set of graphs that the side does not run."""
+    left_out: Mapping[Path, str] = field(default_factory=dict)
+    """Decoders of a set of graphs that the side does not run, and which prompts they take."""
 
 
 def open_side(source: str, *, device: int = 0) -> Side:
@@ -120,8 +122,10 @@ def _open_engine(path: Path, device: int) -> Side:
         existing_file(path, "engine")
     manifest = open_manifest(folder)
     if manifest.flavour == ONNX_RUNTIME:
-        masks = tuple(folder / graph.onnx.name for graph in manifest.graphs if graph.role == "decode_mask")
-        return dataclasses.replace(_open_graph(folder / manifest.graph("decode").onnx.name), left_out=masks)
+        others = {
+            folder / graph.onnx.name: _OTHER_DECODERS[graph.role] for graph in manifest.graphs if graph.role in _OTHER_DECODERS
+        }
+        return dataclasses.replace(_open_graph(folder / manifest.graph("decode").onnx.name), left_out=others)
     graphs = [g for g in manifest.graphs if g.role in _DECODERS and path.name in (g.engine_name, *_any_name(path))]
     if not graphs:
         held = ", ".join(f"{g.engine_name} ({g.role})" for g in manifest.graphs)

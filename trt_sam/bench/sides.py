@@ -143,7 +143,7 @@ class UncheckedGraph(OnnxRunner):
             shapes = {spec: [size_of(dim, sizes) for dim in spec.dims] for spec in self.outputs}
             self._results = {spec.name: np.empty(shape, spec.dtype) for spec, shape in shapes.items()}
             self._sizes = sizes
-        self._opened_decoder().execute(feed, slice(None), self._image, self._results)
+        self._opened_decoders().whole.execute(feed, slice(None), {"image_embeddings": self._image}, self._results)
         return self._results
 
 

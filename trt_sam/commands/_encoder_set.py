@@ -1,12 +1,10 @@
-"""A checkpoint's decoder and image encoder as graphs in one folder: what `export --encoder` writes and `serve` caches."""
+"""A checkpoint's graphs in one folder: with its image encoder, as `export --encoder` writes them, or its decoder alone."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trt_sam._lazy import require_all
 from trt_sam.progress import Stages
@@ -14,8 +12,11 @@ from trt_sam.recipe import EngineRecipe
 
 if TYPE_CHECKING:
     from trt_sam.engine.manifest import Manifest
+    from trt_sam.model.checkpoint import Checkpoint
 
-__all__ = ["write_encoder_set"]
+__all__ = ["write_decoder_set", "write_encoder_set"]
+
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: Stages, *, decode_mask: bool) -> Manifest:
@@ -31,23 +32,16 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
     Raises:
         TrtSamError: a package is missing, the checkpoint cannot be used, or a graph does not match PyTorch.
     """
-    require_all(("torch", "onnx", "onnxscript", "onnxruntime"), "to export graphs")
-    from trt_sam.engine.graph_set import write_graph_set
+    require_all(_PACKAGES, "to export graphs")
+    from trt_sam.engine.graph_set import decoder_writers, write_graph_set
     from trt_sam.graph.encoder import export_encoder
-    from trt_sam.graph.export import export_decoder
     from trt_sam.model.checkpoint import load_checkpoint
 
-    graphs = {"decode": recipe.graph}
-    if decode_mask:
-        graphs["decode_mask"] = dataclasses.replace(recipe.graph, mask_input=True)
     stages.begin("load", f"loading {source}")
     checkpoint = load_checkpoint(source)
     encoder = checkpoint.image_encoder()
     stages.begin("export", f"exporting in {recipe.graph.precision} and running it beside PyTorch")
-    writers: dict[str, Callable[[Path], Any]] = {
-        role: partial(export_decoder, checkpoint.decoder, options=options, checkpoint_sha256=checkpoint.sha256)
-        for role, options in graphs.items()
-    }
+    writers = decoder_writers(checkpoint.decoder, recipe.graph, checkpoint.sha256, decode_mask=decode_mask)
     writers["encode"] = partial(
         export_encoder,
         encoder,
@@ -56,3 +50,11 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         checkpoint_sha256=checkpoint.sha256,
     )
     return write_graph_set(writers, recipe, output)
+
+
+def write_decoder_set(checkpoint: Checkpoint, recipe: EngineRecipe, output: Path) -> Manifest:
+    """As `write_encoder_set`, of a checkpoint that is loaded, and without its image encoder and a decoder with masks."""
+    require_all(_PACKAGES, "to export graphs")
+    from trt_sam.engine.graph_set import decoder_writers, write_graph_set
+
+    return write_graph_set(decoder_writers(checkpoint.decoder, recipe.graph, checkpoint.sha256), recipe, output)

@@ -27,7 +27,7 @@ from trt_sam.engine.layers import layer_file_of, write_layers
 from trt_sam.engine.manifest import FileEntry, GraphEntry, Manifest, write_manifest
 from trt_sam.engine.set_folder import ENCODER_NAMES, ENGINE_NAMES, GRAPH_NAMES, publish, staging, writing
 from trt_sam.errors import BuildError
-from trt_sam.graph.metadata import GraphInfo, check_decoder, check_encoder, is_encoder, read_graph
+from trt_sam.graph.metadata import PREPARED_ROLES, GraphInfo, check_decoder, check_encoder, is_encoder, read_graph
 from trt_sam.machine.driver import gpu_model
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe, GraphOptions
@@ -215,6 +215,8 @@ def role_of(graph: GraphInfo, options: GraphOptions) -> str:
     """What a graph does in a set, one of `manifest.ROLES`."""
     if is_encoder(graph.metadata):
         return "encode"
+    if graph.metadata.get("trt_sam.role") in PREPARED_ROLES:
+        return graph.metadata["trt_sam.role"]
     return "decode_mask" if options.mask_input else "decode"
 
 

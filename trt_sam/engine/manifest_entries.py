@@ -13,8 +13,9 @@ from trt_sam.engine import manifest_json as parsing
 from trt_sam.engine.layers import KernelSummary
 from trt_sam.recipe import GraphOptions
 
-ROLES = ("decode", "decode_mask", "prepare", "encode")
-"""What a graph does: masks from prompts; the same with an earlier mask; the prompt-free part of it; image to embedding."""
+ROLES = ("decode", "decode_mask", "prepare", "decode_prepared", "encode")
+"""What a graph does: masks from prompts; the same with an earlier mask; the first in two graphs, what depends on the image
+alone and the rest; image to embedding."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from trt_sam.errors import BuildError, InputError, ManifestError
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["ENCODER_NAMES", "ENGINE_NAMES", "GRAPH_NAMES", "publish", "staging", "writing"]
+__all__ = ["ENCODER_NAMES", "ENGINE_NAMES", "GRAPH_NAMES", "PREPARED_NAMES", "publish", "staging", "writing"]
 
 GRAPH_NAMES = ("decoder.onnx", "decoder_mask.onnx")
 ENGINE_NAMES = ("decoder.engine", "decoder_mask.engine")
@@ -29,6 +29,8 @@ _STAGING = ".trt-sam-build-"
 _MORE_FILES = ".trt-sam-two-graphs"
 """Lists, one a line, what builds wrote into the folder, while more than a decoder may lie there without a manifest."""
 ENCODER_NAMES = ("encoder.onnx", "encoder.engine")
+PREPARED_NAMES = ("prepare.onnx", "decoder_prepared.onnx")
+"""Of the decoder in two graphs."""
 
 
 @contextlib.contextmanager

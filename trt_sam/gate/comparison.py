@@ -258,8 +258,8 @@ def _unjudged(side: Side, reference: Side | None, masks_given: bool) -> Iterator
             f"no prompt brought an earlier mask, so that what {side.source} makes of mask_input was NOT JUDGED; prompts of "
             "--photos and --embeddings bring some where reference and all candidates take them"
         )
-    for path in side.left_out:
-        yield f"{path}, the set's decoder for prompts with an earlier mask, was NOT JUDGED; name that file to judge it"
+    for path, takes in side.left_out.items():
+        yield f"{path}, the set's decoder for {takes}, was NOT JUDGED; name that file to judge it"
 
 
 def _left_out(verdict: Verdict) -> Iterator[str]:

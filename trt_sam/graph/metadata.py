@@ -20,9 +20,11 @@ from trt_sam.recipe import PRECISIONS, QUANTIZED_PRECISIONS, GraphOptions
 
 __all__ = [
     "INTERFACE_KEY",
+    "PREPARED_ROLES",
     "GraphInfo",
     "check_decoder",
     "check_encoder",
+    "check_is_whole",
     "encoder_entry",
     "encoder_precision",
     "is_encoder",
@@ -34,6 +36,8 @@ __all__ = [
 _OPTIONS_KEY = "trt_sam.options"
 _ENCODER_KEY = "trt_sam.encoder"
 """Names the metadata entry in which `trt-sam export` records what it made."""
+PREPARED_ROLES = ("prepare", "decode_prepared")
+"""Of the two graphs of `graph.prepared`."""
 INTERFACE_KEY = "trt_sam.interface"
 """Names the entry that a graph with Meta's interface has instead."""
 
@@ -120,6 +124,7 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
     Raises:
         GraphError: it is another graph, one for the CPU, or its tensors were changed.
     """
+    check_is_whole(graph.path, graph.metadata)
     options = graph.options
     if options is None:
         raise GraphError(
@@ -138,6 +143,15 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
                 f"{'; '.join(map(str, expected))}; export it again with trt-sam export"
             )
     return options
+
+
+def check_is_whole(graph: object, metadata: Mapping[str, str]) -> None:
+    """Raise GraphError where metadata are those of a half of a decoder, "prepare" or "decode_prepared"; `graph` names it."""
+    role = metadata.get("trt_sam.role")
+    if role in PREPARED_ROLES:
+        raise GraphError(
+            f"{graph} is a half of a set's decoder ({role}), of no use alone; give the folder of the set, or its decoder.onnx"
+        )
 
 
 def is_encoder(metadata: Mapping[str, str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from trt_sam.contract import EMBEDDING_SHAPE, FRAME_SIZE, LOW_RES_SIZE, input_sp
 from trt_sam.errors import ExportError
 from trt_sam.model import SamDecoder
 from trt_sam.recipe import GraphOptions
+
+Prepare = Callable[[np.ndarray[Any, Any]], Mapping[str, np.ndarray[Any, Any]]]
 
 PARITY_SHAPES = ((1, 1), (1, 2), (3, 5), (16, 2))
 """(num_prompts, num_points) at which an exported graph is compared with PyTorch."""
@@ -33,8 +35,12 @@ class ParityRow:
     """Largest |logit difference| divided by the largest |logit|."""
 
 
-def check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOptions) -> tuple[ParityRow, ...]:
+def check_parity(
+    reference: SamDecoder, path: os.PathLike[str], options: GraphOptions, prepare: Prepare | None = None
+) -> tuple[ParityRow, ...]:
     """Run the graph at `path` beside `reference` (float32, on the CPU) at each of PARITY_SHAPES.
+
+    `prepare` gives of image_embeddings what the graph takes in their place.
 
     Raises:
         ExportError: they differ by more than PARITY_TOLERANCE, or a graph's mask bits are not its masks.
@@ -48,6 +54,8 @@ def check_parity(reference: SamDecoder, path: os.PathLike[str], options: GraphOp
         masks, iou = _reference_answer(reference, feed, options)
         if options.full_resolution:
             feed["orig_im_size"][1] += number  # rows that fill their last byte of bits, and that do not
+        if prepare is not None:
+            feed |= prepare(feed.pop("image_embeddings"))
         found = dict(zip(wanted, session.run(wanted, feed), strict=True))
         low_res, scores = found["low_res_masks"], found["iou_predictions"]
         if options.mask_bits:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trt_sam.contract import TensorSpec, input_specs, output_specs
+from trt_sam.contract import TensorSpec, input_specs, output_specs, term_specs
 from trt_sam.errors import GraphError
-from trt_sam.graph.metadata import recorded_options
+from trt_sam.graph.metadata import check_is_whole, recorded_options
 from trt_sam.recipe import GraphOptions
 
 __all__ = ["checked_options"]
 
 
 def checked_options(
-    path: object, metadata: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    path: object,
+    metadata: Mapping[str, str],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    prepared: bool = False,
 ) -> GraphOptions:
-    """The options in a graph's metadata, once its tensors are found to be those of such a graph."""
+    """The options in a graph's metadata, once its tensors are found to be those of such a graph.
+
+    A `prepared` one takes the image's terms for its embedding.
+
+    Raises:
+        GraphError: it is another graph, or its tensors are others.
+    """
+    if not prepared:
+        check_is_whole(path, metadata)
     names = [spec.name for spec in inputs]
     held = f"inputs {', '.join(names[:6]) or 'none'}; outputs {', '.join(s.name for s in outputs[:4]) or 'none'}"
     options = recorded_options(metadata, path)
@@ -28,6 +41,8 @@ def checked_options(
         raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
     version = metadata.get("trt_sam.version", "unknown")
     expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution, images=options.images)
+    if prepared:
+        expected = (*term_specs(), *expected[1:])
     dtype = "float32" if options.precision == "fp32" else "float16"
     expected += output_specs(
         full_resolution=options.full_resolution, best_mask=options.best_mask, mask_bits=options.mask_bits, dtype=dtype

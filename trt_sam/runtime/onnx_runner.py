@@ -6,7 +6,6 @@ the CPU provider has ever been run by the authors; the embedding is placed on th
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,17 +18,17 @@ import numpy.typing as npt
 
 from trt_sam._files import existing_file
 from trt_sam.contract import EMBEDDING_BYTES, FRAME_SIZE, NUM_MASKS, TensorSpec, size_of
-from trt_sam.errors import ContractError, GraphError, InferenceError, ManifestError
+from trt_sam.errors import ContractError, GraphError, InferenceError
 from trt_sam.runtime.call.decode import check_asked, decode, tokens_of
 from trt_sam.runtime.call.decoded import Asked, Bits, Decoded, Masks, Numbers
 from trt_sam.runtime.call.given import given_prompts, height_and_width
 from trt_sam.runtime.call.pending import Pending, image_of
 from trt_sam.runtime.call.several import filled_feed, image_of_each, spans
+from trt_sam.runtime.decoders.of_set import OnnxDecoders
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs, passes
-from trt_sam.runtime.onnx_decoder import OnnxDecoder
 from trt_sam.runtime.onnx_images import OnnxImages
 from trt_sam.runtime.session import Providers, reason_in
-from trt_sam.runtime.set_graphs import check_is_set, graphs_of_set, is_set
+from trt_sam.runtime.set_graphs import check_is_set, graphs_of_set, is_set, prepared_of_set
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -60,12 +59,15 @@ class OnnxRunner(OnnxImages):
 
         Args:
             path: the `.onnx` file; or the folder of a set, whose graphs run here whether it has engines or not: the decoder,
-                the one that takes masks for prompts that bring one, and, for `set_image` with a photo, the image encoder.
+                the one that takes masks for prompts that bring one, and, for `set_image` with a photo, the image encoder. Where
+                the set has the decoder in two graphs, these run from the second call on an image on, or for several prompts:
+                see `trt_sam.runtime.decoders.kept`. A set's `decoder_prepared.onnx` by name takes every call.
             threads: CPU threads of one call; None takes the cores that this process may use.
             providers: ONNX Runtime's execution providers, best first, each a name or a name with its options; None is the CPU.
             emulate_quantization: run Q/DQ pairs as they stand, with products in floating point between them, instead of as the
                 integer products of this CPU, which saturate on some: slower, and the same everywhere.
-            image_bytes: bound of the memory for images that are held (4 MiB each); the least recently used goes first.
+            image_bytes: bound of the memory for images that are held (4 MiB each); the least recently used goes first. Of a set
+                with the decoder in two graphs 26 MiB more for each of up to four images.
 
         Raises:
             GraphError: the file is no ONNX graph, or not a SAM decoder of this package; or the decoders of a set are of two.
@@ -74,34 +76,26 @@ class OnnxRunner(OnnxImages):
             ContractError: `image_bytes` holds no image.
             MissingDependencyError: onnxruntime is not installed.
         """
-        encoder, plain = None, None
         if Path(path).is_dir():
             check_is_set(path)
-        if is_set(path):
-            graphs = graphs_of_set(path)
-            encoder, plain = graphs.get("encode"), graphs.get("decode")
-            decoder = graphs.get("decode_mask", plain)
-            if decoder is None:
-                raise ManifestError(f"the set {path} has no decoder, only {', '.join(graphs)}")
-            path, plain = decoder, plain if decoder != plain else None
-        path = existing_file(path, "graph")
+        graphs = graphs_of_set(path) if is_set(path) else prepared_of_set(path) or {"decode": existing_file(path, "graph")}
         if image_bytes < EMBEDDING_BYTES:
             raise ContractError(f"image_bytes is {image_bytes}, must hold an image, {EMBEDDING_BYTES}")
-        opened = partial(OnnxDecoder, threads=threads, providers=providers, emulate_quantization=emulate_quantization)
-        self._decoder: OnnxDecoder | None = opened(path)
-        self._inputs, self._outputs = self._decoder.inputs, self._decoder.outputs
-        self._without_masks = None if plain is None else opened(existing_file(plain, "graph"))
-        if self._without_masks is not None:
-            _check_pair(path, self._decoder, self._without_masks)
-        self.options = self._decoder.options
+        self._decoders: OnnxDecoders | None = OnnxDecoders(
+            Path(path), graphs, threads, providers, emulate_quantization=emulate_quantization
+        )
+        decoder = self._decoders.whole
+        self._inputs, self._outputs = decoder.inputs, decoder.outputs
+        self.options = decoder.options
         """What the graph computes (`recipe.GraphOptions`)."""
-        self.metadata: Mapping[str, str] = self._decoder.metadata
+        self.metadata: Mapping[str, str] = decoder.metadata
         """What the graph's exporter and calibration wrote into it."""
-        self.checkpoint_sha256 = self._decoder.checkpoint_sha256
+        self.checkpoint_sha256 = decoder.checkpoint_sha256
         """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
         dynamic = {dim for spec in self._inputs for dim in spec.dims if isinstance(dim, str)}
         self._limits = dict.fromkeys(sorted(dynamic), _NO_LIMIT)
-        super().__init__(path, encoder, self.checkpoint_sha256, threads, self._decoder.device, image_bytes // EMBEDDING_BYTES)
+        held = image_bytes // EMBEDDING_BYTES
+        super().__init__(self._decoders.path, graphs.get("encode"), self.checkpoint_sha256, threads, decoder.device, held)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, threads: int | None = None, image_bytes: int = 4 * EMBEDDING_BYTES) -> Self:
@@ -218,7 +212,7 @@ class OnnxRunner(OnnxImages):
 
     def _outputs_of(self, feed: Mapping[str, Array], image: Any) -> dict[str, Array]:
         """Every output in the graph's dtype; `image` counts where the feed has none."""
-        decoder = self._opened_decoder()
+        decoders = self._opened_decoders()
         if "image_embeddings" not in feed:
             image = image_of(image)
         if self.options.images > 1 and (image is not None or "image_embeddings" in feed):
@@ -233,13 +227,14 @@ class OnnxRunner(OnnxImages):
         }
         if "orig_im_size" in arrays:
             sizes["height"], sizes["width"] = map(int, arrays["orig_im_size"])
-        if self._without_masks is not None and not arrays["has_mask_input"].any():
-            decoder = self._without_masks
         try:
+            decoder, given = decoders.choose(arrays, image)
             # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
             outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
             for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
-                decoder.execute(arrays, rows, image, outputs)
+                decoder.execute(arrays, rows, given, outputs)
+        except GraphError:
+            raise
         except (Exception, MemoryError) as error:
             raise InferenceError(
                 f"{self._path} failed in ONNX Runtime ({reason_in(error)}); the runner is still open"
@@ -265,7 +260,7 @@ class OnnxRunner(OnnxImages):
 
     def close(self) -> None:
         """Free the sessions and the images; safe to call again. A call under way ends first, those that wait are dropped."""
-        self._decoder = self._without_masks = None
+        self._decoders = None
         self._close_images()
 
     def __enter__(self) -> Self:
@@ -275,16 +270,9 @@ class OnnxRunner(OnnxImages):
         self.close()
 
     def _require_open(self) -> None:
-        self._opened_decoder()
+        self._opened_decoders()
 
-    def _opened_decoder(self) -> OnnxDecoder:
-        if self._decoder is None:
+    def _opened_decoders(self) -> OnnxDecoders:
+        if self._decoders is None:
             raise InferenceError(f"the runner of {self._path} is closed; open a new one")
-        return self._decoder
-
-
-def _check_pair(path: Path, with_masks: OnnxDecoder, without: OnnxDecoder) -> None:
-    """Raise GraphError where two decoders are not one with a mask and without."""
-    one = (dataclasses.replace(without.options, mask_input=True), without.outputs, without.checkpoint_sha256)
-    if one != (with_masks.options, with_masks.outputs, with_masks.checkpoint_sha256):
-        raise GraphError(f"the decoders of the set {path.parent} are of two checkpoints or two forms; write the set again")
+        return self._decoders

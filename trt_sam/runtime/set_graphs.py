@@ -13,7 +13,10 @@ from trt_sam._files import sha256_of
 from trt_sam.contract import MANIFEST_NAME
 from trt_sam.errors import InputError, ManifestError
 
-__all__ = ["check_is_set", "command_of_set", "graph_flags", "graphs_of_set", "is_set"]
+__all__ = ["PREPARED_NAME", "check_is_set", "command_of_set", "graph_flags", "graphs_of_set", "is_set", "prepared_of_set"]
+
+PREPARED_NAME = "decoder_prepared.onnx"
+"""The file of a set's graph "decode_prepared"."""
 
 _NEW_SET = "trt-sam export --checkpoint mobile_sam --encoder --output SET"
 _GRAPH_FLAGS = {
@@ -71,6 +74,20 @@ def graphs_of_set(path: str | os.PathLike[str]) -> dict[str, Path]:
             raise ManifestError(f"{file} is not the graph that the set was written with: its hash differs; {again}")
         graphs[role] = file
     return graphs
+
+
+def prepared_of_set(path: str | os.PathLike[str]) -> dict[str, Path] | None:
+    """The decoder in two graphs and in one, by role, where `path` names the second of the two in its set; else None.
+
+    Raises:
+        ManifestError: as `graphs_of_set`.
+    """
+    path = Path(path)
+    if not path.is_file() or path.name != PREPARED_NAME or not is_set(path.parent):
+        return None
+    graphs = graphs_of_set(path.parent)
+    roles = ("decode", "prepare", "decode_prepared")
+    return {role: graphs[role] for role in roles} if graphs.get("decode_prepared") == path else None
 
 
 def command_of_set(folder: Path, manifest: Any) -> str:

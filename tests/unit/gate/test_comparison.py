@@ -80,7 +80,7 @@ def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came
     for given, notes in ((asked, 0), (example(), 1)):
         found = compare_with(None, [takes], Questions([(given, answer())], "a call"), LIMITS, about=about)
         assert sum("makes of mask_input was NOT JUDGED" in note for note in found.candidates[0].notes) == notes
-    of_a_set = dataclasses.replace(takes, left_out=(Path("set/decoder_mask.onnx"),))
+    of_a_set = dataclasses.replace(takes, left_out={Path("set/decoder_mask.onnx"): "prompts with an earlier mask"})
     found = compare_with(None, [of_a_set], Questions([(asked, answer())], "a call"), LIMITS, about=about)
     assert found.candidates[0].notes[0].startswith("set/decoder_mask.onnx, the set's decoder")
     one = dataclasses.replace(takes, graphs=(Path("decoder.onnx"),))

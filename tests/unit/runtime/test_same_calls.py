@@ -14,7 +14,7 @@ from tests.fixtures.toy_decoder import toy_decoder, toy_embedding
 from tests.fixtures.toy_runner import GRAPHS, clicks, opened
 from trt_sam.errors import ContractError, InferenceError
 from trt_sam.recipe import GraphOptions
-from trt_sam.runtime import onnx_decoder
+from trt_sam.runtime.decoders import graph as decoder_graph
 from trt_sam.runtime.interface import PromptRunner
 from trt_sam.runtime.onnx_runner import OnnxRunner
 
@@ -40,7 +40,7 @@ SAME_ERRORS: tuple[tuple[dict[str, Any], str], ...] = (
 @pytest.fixture
 def unchecked_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy graph has the contract's tensors but no metadata."""
-    monkeypatch.setattr(onnx_decoder, "checked_options", lambda path, *_: _options_of(path))
+    monkeypatch.setattr(decoder_graph, "checked_options", lambda path, *_, **__: _options_of(path))
 
 
 def _options_of(path: Path) -> GraphOptions:

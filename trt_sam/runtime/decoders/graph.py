@@ -21,15 +21,23 @@ _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTens
 
 
 class OnnxDecoder:
-    """One graph; `OnnxRunner` has one, or two of a set, and explains the arguments and errors."""
+    """One graph; `OnnxRunner` has one, or some of a set, and explains the arguments and errors."""
 
-    def __init__(self, path: Path, threads: int | None, providers: Providers | None, *, emulate_quantization: bool) -> None:
-        """Open the graph at `path`; raises as `OnnxRunner` does."""
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None,
+        providers: Providers | None,
+        *,
+        emulate_quantization: bool,
+        prepared: bool = False,
+    ) -> None:
+        """Open the graph at `path`; a `prepared` one takes the image's terms for its embedding. Raises as `OnnxRunner`."""
         self._session, provider = open_session(path, threads, providers, emulate_quantization=emulate_quantization)
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.inputs = specs_of(self._session.get_inputs())
         self.outputs = specs_of(self._session.get_outputs())
-        self.options = checked_options(path, self.metadata, self.inputs, self.outputs)
+        self.options = checked_options(path, self.metadata, self.inputs, self.outputs, prepared=prepared)
         self.device = "cuda" if provider in _CUDA_PROVIDERS else "cpu"
 
     @property
@@ -37,18 +45,18 @@ class OnnxDecoder:
         """Hash of the decoder weights in the graph; empty where its exporter did not know it."""
         return self.metadata.get("trt_sam.checkpoint_sha256", "")
 
-    def execute(self, feed: Mapping[str, Array], rows: slice, image: Any, outputs: Mapping[str, Array]) -> None:
+    def execute(self, feed: Mapping[str, Array], rows: slice, image: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
         """One pass: the prompts in `rows` of `feed`, into the same rows of `outputs`.
 
         Args:
             feed: contiguous and checked; what the graph does not take is left out.
             rows: of the prompts.
-            image: an OrtValue that counts where the feed has no `image_embeddings`.
+            image: OrtValues by name, of what the graph takes of the image: `image_embeddings`, if the feed has none; or terms.
             outputs: every output of the graph, contiguous, in its dtype.
         """
         binding = self._session.io_binding()
-        if "image_embeddings" not in feed:
-            binding.bind_ortvalue_input("image_embeddings", image)
+        for name, value in image.items():
+            binding.bind_ortvalue_input(name, value)
         for name, array in _rows_of(feed, self.inputs, rows).items():
             binding.bind_cpu_input(name, array)
         for name, array in _rows_of(outputs, self.outputs, rows).items():

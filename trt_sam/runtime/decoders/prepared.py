@@ -1,0 +1,74 @@
+"""`OnnxPrepared`: the graphs `prepare` and `decode_prepared` of a set in ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_sam._lazy import require
+from trt_sam.contract import EMBEDDING_SHAPE, TensorSpec, term_specs
+from trt_sam.errors import GraphError
+from trt_sam.runtime.decoders.graph import OnnxDecoder
+from trt_sam.runtime.decoders.kept import MANY_PROMPTS, KeptTerms
+from trt_sam.runtime.session import open_session, specs_of
+
+__all__ = ["OnnxPrepared"]
+
+Terms = Mapping[str, Any]
+"""OrtValues by the names of `contract.term_specs`."""
+
+
+class OnnxPrepared:
+    """The decoder of a set in two graphs, which are opened when they are first needed."""
+
+    def __init__(self, prepare: Path, decode: Path, threads: int | None, like: OnnxDecoder, many: int = MANY_PROMPTS) -> None:
+        """`like` is the set's decoder in one graph, whose results these two have to give; `many` as in `KeptTerms`."""
+        self._paths, self._threads, self._like = (prepare, decode), threads, like
+        self._kept: KeptTerms[Terms] = KeptTerms(self._make, many=many)
+
+    def terms(self, image: Any, num_prompts: int) -> Terms | None:
+        """The terms for a call on `image`, see `KeptTerms`; None where the decoder in one graph is quicker.
+
+        Args:
+            image: an OrtValue float32 [1, 256, 64, 64] that is the same object for every call on it; or an array, of one call.
+            num_prompts: of the call.
+
+        Raises:
+            GraphError: the graphs cannot be opened, or are not of this decoder.
+        """
+        if not isinstance(image, np.ndarray):
+            return self._kept.for_call(image, num_prompts)
+        placed = partial(require("onnxruntime", "to run an ONNX graph").OrtValue.ortvalue_from_numpy, image, "cpu", 0)
+        return self._kept.once(placed, num_prompts)
+
+    @cached_property
+    def decoder(self) -> OnnxDecoder:
+        """The graph that takes terms; raises GraphError where it cannot be opened, or is another decoder's."""
+        path = self._paths[1]
+        decoder = OnnxDecoder(path, self._threads, None, emulate_quantization=False, prepared=True)
+        expected = (self._like.options, self._like.outputs, self._like.checkpoint_sha256)
+        if (decoder.options, decoder.outputs, decoder.checkpoint_sha256) != expected:
+            raise GraphError(f"{path} is not of the decoder beside it, but of another checkpoint or form; write the set again")
+        return decoder
+
+    @cached_property
+    def _prepare(self) -> Any:
+        path = self._paths[0]
+        session, _ = open_session(path, self._threads, None, emulate_quantization=False)
+        metadata = session.get_modelmeta().custom_metadata_map
+        expected = (TensorSpec("image_embeddings", "float32", EMBEDDING_SHAPE),)
+        if (specs_of(session.get_inputs()), specs_of(session.get_outputs())) != (expected, term_specs()):
+            raise GraphError(f"{path} is a damaged or changed graph: its tensors are not those of prepare; write the set again")
+        if metadata.get("trt_sam.checkpoint_sha256", "") != self._like.checkpoint_sha256:
+            raise GraphError(f"{path} is of another checkpoint than the decoder beside it; write the set again")
+        return session
+
+    def _make(self, image: Any) -> Terms:
+        image = image() if callable(image) else image
+        names = [spec.name for spec in term_specs()]
+        found = self._prepare.run_with_ort_values(names, {"image_embeddings": image})
+        return dict(zip(names, found, strict=True))
