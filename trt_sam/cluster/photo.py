@@ -71,6 +71,11 @@ class Everything:
             require("scipy.ndimage", "to find the regions of masks")
 
     @property
+    def num_prompts(self) -> int:
+        """Clicks on a whole photo."""
+        return len(self.point_grids[0]) if self.point_grids is not None else (self.points_per_side or 0) ** 2
+
+    @property
     def _grids(self) -> list[npt.NDArray[np.float64]] | None:
         return None if self.point_grids is None else [np.array(grid, np.float64) for grid in self.point_grids]
 

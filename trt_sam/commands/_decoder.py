@@ -17,10 +17,14 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 from trt_sam.commands._click_cache import ClickCache
+from trt_sam.commands._encoder_set import write_decoder_set
+from trt_sam.commands._kept_sets import hold
 from trt_sam.errors import GraphError, InputError, TrtSamError
 from trt_sam.imaging.embeddings import Embedding, load_embedding
 from trt_sam.imaging.origin import check_origin
+from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.runtime.interface import Runner
+from trt_sam.runtime.set_graphs import is_set
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -32,6 +36,9 @@ Embed = Callable[[Path | None, npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 __all__ = ["OpenedDecoder", "OpenedForPhotos", "keep_for_the_next", "open_decoder", "open_for_photos"]
 
 _log = logging.getLogger(__name__)
+
+_MANY_PROMPTS = 256
+"""As many are worth the half minute in which the graphs are written: they took 17 ms for each where PyTorch took 85."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,10 @@ class OpenedDecoder:
 
 
 @contextlib.contextmanager
-def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iterator[OpenedDecoder]:
+def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8], *, num_prompts: int = 1) -> Iterator[OpenedDecoder]:
     """Open what `--checkpoint`, `--onnx`, `--set` and `--embedding` name, for the photo `args.image`, its pixels `image`.
+
+    For many prompts a checkpoint's graphs are written into the cache first, where they are not there.
 
     Raises:
         TrtSamError: one of them cannot be used, or they do not belong together.
@@ -68,7 +77,7 @@ def open_decoder(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Iter
             yield OpenedDecoder(of_set, whole, executed, (), lambda _, part: of_set.embed(part), lambda: None)
         return
     source = _Source(args)
-    runner, executed = source.runner()
+    runner, executed = source.runner(many=num_prompts >= _MANY_PROMPTS)
     try:
         if embedding is not None:
             _check_origin(args.embedding, embedding, source.decoder_sha256(runner), source.encoder_sha256)
@@ -87,8 +96,8 @@ class OpenedForPhotos:
 
 
 @contextlib.contextmanager
-def open_for_photos(args: argparse.Namespace) -> Iterator[OpenedForPhotos]:
-    """Open what `--checkpoint` and `--onnx`, or `--set`, name, once for all photos.
+def open_for_photos(args: argparse.Namespace, *, num_prompts: int) -> Iterator[OpenedForPhotos]:
+    """Open what `--checkpoint` and `--onnx`, or `--set`, name, once for all photos; as `open_decoder`.
 
     Raises:
         TrtSamError: one of them cannot be used, or they do not belong together.
@@ -98,7 +107,7 @@ def open_for_photos(args: argparse.Namespace) -> Iterator[OpenedForPhotos]:
             yield OpenedForPhotos(of_set, lambda _, image: of_set.embed(image))
         return
     source = _Source(args)
-    runner, _ = source.runner()
+    runner, _ = source.runner(many=num_prompts >= _MANY_PROMPTS)
     with runner:
         yield OpenedForPhotos(runner, source.embed)
 
@@ -129,7 +138,8 @@ class _Source:
         self._in_torch = False
         self.from_cache: list[str] = []
 
-    def runner(self) -> tuple[Runner, str]:
+    def runner(self, *, many: bool) -> tuple[Runner, str]:
+        """What decodes, and words for it; for `many` prompts the graphs are made first where they are not kept."""
         from trt_sam.runtime.onnx_runner import OnnxRunner
 
         if self._args.onnx is not None:
@@ -137,6 +147,8 @@ class _Source:
             self._check_graph(runner)
             return runner, f"ONNX Runtime ({runner.options.precision} graph, CPU)"
         kept = None if self._cache is None or importlib.util.find_spec("onnxruntime") is None else self._cache.graph()
+        if many and self._cache is not None and (found := self._kept_set(self._cache.set_folder("decoder"))) is not None:
+            return found, "ONNX Runtime (fp32 graph, CPU)"
         if kept is not None:
             try:
                 runner = OnnxRunner(kept)
@@ -177,10 +189,32 @@ class _Source:
             self._cache.keep_embedding(photo, Embedding(embedding, (height, width), photo.name, encoder.sha256))
         return embedding
 
+    def _kept_set(self, folder: Path) -> OnnxRunner | None:
+        """The decoder's graphs for many prompts from the cache, made where they are not there; None where that cannot be."""
+        from trt_sam.runtime.onnx_runner import OnnxRunner
+
+        if not _can_export():
+            return None
+        try:
+            if is_set(folder) and hold(folder):
+                with contextlib.suppress(TrtSamError):  # damaged: it is made again
+                    runner = OnnxRunner(folder)
+                    self.from_cache.append("graph")
+                    return runner
+            started = time.perf_counter()
+            _log.info("writing the decoder's graphs into the cache, once per checkpoint, as PyTorch is several times slower")
+            write_decoder_set(self._load(), EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu")), folder)
+            hold(folder)
+            _log.info("written in %.1f s", time.perf_counter() - started)
+            return OnnxRunner(folder)
+        except TrtSamError as error:
+            _log.warning("the decoder's graphs are not kept: %s", " ".join(str(error).split()))
+            return None
+
     def keep_graph(self) -> None:
         if self._cache is None or not self._in_torch:
             return
-        if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
+        if not _can_export():
             _log.info("with onnx, onnxscript and onnxruntime (the extra export) the next click would be faster")
             return
         started = time.perf_counter()
@@ -211,6 +245,10 @@ class _Source:
             raise InputError(
                 f"{self._args.onnx} was exported from another checkpoint than {self._args.checkpoint}; export it from this one"
             )
+
+
+def _can_export() -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def _read_embedding(args: argparse.Namespace, image: npt.NDArray[np.uint8]) -> Embedding:

@@ -79,7 +79,7 @@ def run_everything(args: argparse.Namespace) -> int:
     task = everything_of(args)
     image = read_image(args.image)
     photo = Photo(args.image.name, (image.shape[0], image.shape[1]))
-    with open_decoder(args, image) as decoder:
+    with open_decoder(args, image, num_prompts=task.num_prompts) as decoder:
         with progress_bar() as progress:
             records = task.records(decoder.runner, image, decoder.embedding, decoder.embed, progress)
         report = {

@@ -66,7 +66,7 @@ def run_many(args: argparse.Namespace) -> int:
         done = done_photos(args.output, [(args.output, lines.lines)], settings, photos, task)
         todo = [photo for photo in photos if photo.name not in done]
         with contextlib.ExitStack() as stack:
-            decoder = stack.enter_context(open_for_photos(args)) if todo else None
+            decoder = stack.enter_context(open_for_photos(args, num_prompts=_prompts_of(task, todo))) if todo else None
             bar = stack.enter_context(progress_bar(_doing(args, todo)))
             for number, path in enumerate(todo):
                 assert decoder is not None
@@ -88,6 +88,15 @@ def run_many(args: argparse.Namespace) -> int:
         told = f"{photos_and_masks(len(todo) - failed, masks)}{kept}{left_out}{wrong}, {seconds:.1f} s"
         print(f"{args.output}: {told}", flush=True)
     return 1 if failed else 0
+
+
+def _prompts_of(task: Everything | Prompts, photos: list[Path]) -> int:
+    """How many prompts there are on `photos`."""
+    from trt_sam.cluster import Everything
+
+    if isinstance(task, Everything):
+        return task.num_prompts * len(photos)
+    return sum(len(task.by_photo[photo.name]) for photo in photos)
 
 
 def check_flags_of_many(args: argparse.Namespace) -> None:
