@@ -20,10 +20,12 @@ from torch import Tensor, nn
 import trt_sam
 from trt_sam.bench.feed import make_feed
 from trt_sam.contract import LABEL_NOT_A_POINT, output_specs
+from trt_sam.engine.graph_set import decoder_writers, write_graph_set
 from trt_sam.model import SamDecoder
-from trt_sam.model.checkpoint import DATA_FOLDER, load_checkpoint
-from trt_sam.recipe import GraphOptions
+from trt_sam.model.checkpoint import DATA_FOLDER, Checkpoint, load_checkpoint
+from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.runtime.session import disabled_optimizers, session_options
+from trt_sam.runtime.set_graphs import graphs_of_set
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, Array]
@@ -119,6 +121,13 @@ def export_meta_as_ours(path: str | os.PathLike[str], *, half: bool = False) -> 
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def export_set(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
+    """Write our decoder for a CPU as a set of graphs, in one graph and in two; gives the files by role."""
+    recipe = EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu"))
+    write_graph_set(decoder_writers(checkpoint.decoder, recipe.graph, checkpoint.sha256), recipe, folder)
+    return graphs_of_set(folder)
 
 
 class MetaSide:

@@ -22,8 +22,12 @@ _CPU = ["CPUExecutionProvider"]
 _LARGEST = 8
 
 
-def profile_graph(path: str | os.PathLike[str], num_prompts: int, *, threads: int) -> dict[str, Any]:
+def profile_graph(
+    path: str | os.PathLike[str], num_prompts: int, *, threads: int, prepare: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Run a decoder graph without mask input a few times on the CPU, as `OnnxRunner` would, under ONNX Runtime's profiler.
+
+    A graph that takes an image's terms needs `prepare`, the graph that gives them; its time does not count.
 
     Returns "prompts", "calls", "node_ms" (the sum over nodes of their median times), "by_kind" and "largest": lists of
     dictionaries with "kind" or "node", "count", "ms" and "share", by time. Times hold the profiler's own cost, so shares say
@@ -35,6 +39,10 @@ def profile_graph(path: str | os.PathLike[str], num_prompts: int, *, threads: in
     ort = require("onnxruntime", "to profile a graph")
     settings = session_options(threads)
     feed = make_feed(num_prompts)
+    if prepare is not None:
+        session = ort.InferenceSession(os.fspath(prepare), settings, providers=_CPU)
+        terms = session.run(None, {"image_embeddings": feed.pop("image_embeddings")})
+        feed |= dict(zip([each.name for each in session.get_outputs()], terms, strict=True))
     with tempfile.TemporaryDirectory(prefix="trt-sam-profile-") as folder:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(folder) / "ort")
