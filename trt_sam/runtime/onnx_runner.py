@@ -25,6 +25,7 @@ from trt_sam.runtime.call.given import given_prompts, height_and_width
 from trt_sam.runtime.call.pending import Pending, image_of
 from trt_sam.runtime.call.several import filled_feed, image_of_each, spans
 from trt_sam.runtime.decoders.of_set import OnnxDecoders
+from trt_sam.runtime.decoders.prepared import PREPARED_PER_PASS
 from trt_sam.runtime.interface import PROMPTS_PER_PASS, as_given, checked_inputs, passes
 from trt_sam.runtime.onnx_images import OnnxImages
 from trt_sam.runtime.session import Providers, reason_in
@@ -231,7 +232,9 @@ class OnnxRunner(OnnxImages):
             decoder, given = decoders.choose(arrays, image)
             # ONNX Runtime writes into the arrays that the caller gets: no copy, and nothing shared between calls.
             outputs = {spec.name: np.empty([size_of(d, sizes) for d in spec.dims], spec.dtype) for spec in self._outputs}
-            for rows in passes(len(arrays["point_coords"]), self._prompts_per_pass(sizes)):
+            most = self._prompts_per_pass(sizes)
+            most = min(most, PREPARED_PER_PASS) if decoder.prepared else most
+            for rows in passes(len(arrays["point_coords"]), most):
                 decoder.execute(arrays, rows, given, outputs)
         except GraphError:
             raise

@@ -37,6 +37,7 @@ class OnnxDecoder:
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.inputs = specs_of(self._session.get_inputs())
         self.outputs = specs_of(self._session.get_outputs())
+        self.prepared = prepared
         self.options = checked_options(path, self.metadata, self.inputs, self.outputs, prepared=prepared)
         self.device = "cuda" if provider in _CUDA_PROVIDERS else "cpu"
 

@@ -16,10 +16,14 @@ from trt_sam.runtime.decoders.graph import OnnxDecoder
 from trt_sam.runtime.decoders.kept import MANY_PROMPTS, KeptTerms
 from trt_sam.runtime.session import open_session, specs_of
 
-__all__ = ["OnnxPrepared"]
+__all__ = ["PREPARED_PER_PASS", "OnnxPrepared"]
 
 Terms = Mapping[str, Any]
 """OrtValues by the names of `contract.term_specs`."""
+
+
+PREPARED_PER_PASS = 4
+"""How many prompts the second graph computes at once: 300 boxes peak at 930 MB with 4 and 1070 MB with 8, at the same speed."""
 
 
 class OnnxPrepared:
