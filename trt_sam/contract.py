@@ -242,7 +242,7 @@ def adapt_meta_feed(feed: Mapping[str, Array], specs: Sequence[TensorSpec]) -> d
 def too_many(dim: str, size: int) -> str:
     """What to do where a dimension is larger than an engine takes: the points of one prompt cannot be split."""
     if dim == "num_points":
-        return f"build the engine for more: trt-sam build --max-points {size}, or num_points in the recipe's [[profiles]]"
+        return f"build the engine for more, with build's --max-points {size}, or num_points in the recipe's [[profiles]]"
     return "split the call"
 
 

@@ -151,6 +151,11 @@ class ShapeProfile:
                 raise RecipeError(f"profile {each.name} is {list(value)}, must be 1 <= min <= opt <= max")
             object.__setattr__(self, each.name, (low, best, high))
 
+    def with_points(self, most: int) -> ShapeProfile:
+        """The profile for prompts of up to `most` points, tuned for what it was tuned for."""
+        low, best, _ = self.num_points
+        return dataclasses.replace(self, num_points=(min(low, most), min(best, most), most))
+
 
 @dataclass(frozen=True)
 class TuningOptions:

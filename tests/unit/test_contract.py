@@ -95,7 +95,7 @@ def test_bad_masks_and_sizes(change: Feed, message: str) -> None:
     ("prompts", "points", "message"),
     [
         (5, 3, "num_prompts = 5, this graph takes 1 to 4; split the call"),
-        (2, 9, "num_points = 9, this graph takes 2 to 8; build the engine for more: trt-sam build --max-points 9"),
+        (2, 9, "num_points = 9, this graph takes 2 to 8; build the engine for more, with build's --max-points 9"),
         (2, 1, "num_points = 1, this graph takes 2 to 8; pad with label -2"),
         (0, 3, "num_prompts = 0, this graph takes 1 to 4"),
     ],

@@ -67,7 +67,8 @@ def files_of_set(folder: Path) -> dict[str, bytes]:
     manifest = open_manifest(folder)
     if all(graph.role != "encode" for graph in manifest.graphs):
         raise InputError(
-            f"set {folder} has no image encoder, and photos have to be embedded; write one with trt-sam export --encoder"
+            f"set {folder} has no image encoder, and photos have to be embedded; write it again with "
+            f"{manifest.command(encoder=True)}"
         )
     names = ["manifest.json", *(file.name for graph in manifest.graphs for file in graph.files)]
     return {name: (manifest.folder / name).read_bytes() for name in names}

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from trt_sam.engine.engine_set import GraphSource, copy_graph
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.implicit import check_method
 from trt_sam.errors import InputError
+from trt_sam.graph.advice import graph_flags
 from trt_sam.graph.metadata import check_decoder, read_graph
 from trt_sam.progress import Stages
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe, GraphOptions
-from trt_sam.runtime.set_graphs import graph_flags
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -62,12 +63,12 @@ def onnx_source(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
     """Copy the graph; raise InputError where a flag or a recipe wants what the graph is not."""
     has = check_decoder(read_graph(args.onnx))
     if has.target != "gpu":
-        flags = " ".join(
-            ["--precision fp16 --target gpu", *graph_flags(dataclasses.asdict(dataclasses.replace(has, images=1)))]
-        )
+        flags = graph_flags(dataclasses.asdict(dataclasses.replace(has, images=1)))
+        how = ["--precision", "fp16", "--target", "gpu"]
+        command = ["trt-sam", "export", "--checkpoint", "CHECKPOINT", *how, *flags, "--output", "GPU.onnx"]
         raise InputError(
             f"{args.onnx} was exported with target = {has.target!r}, and TensorRT takes the gpu form: write that one with "
-            f"trt-sam export --checkpoint CHECKPOINT {flags} --output GPU.onnx, or give --checkpoint instead of --onnx"
+            f"{shlex.join(command)}, or give --checkpoint instead of --onnx"
             f"{', and --encoder instead of --encoder-onnx' if args.encoder_onnx else ''}"
         )
     for field in dataclasses.fields(GraphOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,9 @@ def _next_lines(manifest: Manifest, precision: str, checkpoint: str | None) -> l
     options = manifest.graphs[0].options
     if checkpoint is not None and not (options.best_mask or options.full_resolution):
         graph = folder / manifest.graphs[0].onnx.name
-        lines.append(
-            f"  trt-sam accuracy --checkpoint {checkpoint} --photos PHOTOS --variants '' --graph {precision}={graph} "
-            f"--output {folder / 'accuracy'}"
-        )
-    lines.append(f"  trt-sam bench --engine {folder} --output {folder / 'bench'}   (on one of these GPUs)")
+        judged = ["--photos", "PHOTOS", "--variants", "", "--graph", f"{precision}={graph}"]
+        words = ["trt-sam", "accuracy", "--checkpoint", checkpoint, *judged, "--output", str(folder / "accuracy")]
+        lines.append(f"  {shlex.join(words)}")
+    bench = shlex.join(["trt-sam", "bench", "--engine", str(folder), "--output", str(folder / "bench")])
+    lines.append(f"  {bench}   (on one of these GPUs)")
     return lines

@@ -91,9 +91,7 @@ def calibration_recipe(args: argparse.Namespace, *, encoder: bool = False) -> En
     recipe = recipe_from(args, precision="int8", target="gpu")
     if recipe.graph.precision not in ("int8", "fp8"):
         if args.precision is not None:
-            raise InputError(
-                f"--precision is {args.precision}, calibrate writes int8 or fp8; trt-sam export writes {args.precision}"
-            )
+            raise InputError(f"--precision is {args.precision}, calibrate writes int8 or fp8; export writes {args.precision}")
         recipe = dataclasses.replace(recipe, graph=dataclasses.replace(recipe.graph, precision="int8"))
     changes: dict[str, Any] = {
         name: value for name in ("calibrator", "prompts_per_image", "seed") if (value := getattr(args, name)) is not None

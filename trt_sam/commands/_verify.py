@@ -7,6 +7,7 @@ older set stays as it was, and `build` ends with exit code 1; `--no-verify` inst
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from trt_sam.commands._limits import limits_of
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.manifest import GraphEntry, Manifest
 from trt_sam.errors import BuildError, InferenceError, InputError, ManifestError, MissingDependencyError
+from trt_sam.graph.advice import WRITE_GOLDEN
 from trt_sam.machine.driver import gpu_compute_capability, gpu_model
 from trt_sam.progress import Progress, Stages
 
@@ -61,9 +63,10 @@ def verifier_of(args: argparse.Namespace, flavour: Flavour, stages: Stages) -> G
     golden = None
     if args.golden is not None:
         if gpu_compute_capability(args.device) is None:
+            command = shlex.join(["trt-sam", "compare", "--golden", str(args.golden), str(args.output / "decoder.onnx")])
             raise InputError(
-                f"--golden judges the built engine on GPU {args.device}, and there is none; leave it out, or judge the graph "
-                "afterwards with trt-sam compare --golden"
+                f"--golden judges the built engine on GPU {args.device}, and there is none; leave it out, and judge the graph "
+                f"afterwards with {command}"
             )
         from trt_sam.gate.golden import load_golden
 
@@ -106,7 +109,8 @@ class GoldenVerifier:
         golden = self._golden_of(staged)
         if golden is None:
             return self._not_verified(
-                staged, "there are no golden data of its checkpoint; write some with trt-sam golden, and give --golden"
+                staged,
+                f"there are no golden data of its checkpoint; write some with {WRITE_GOLDEN} and give --golden GOLDEN.npz",
             )
         judged: dict[str, Candidate] = {}
         for graph in staged.graphs:
@@ -137,7 +141,7 @@ class GoldenVerifier:
         if any(candidate.verdict.status == FAIL for candidate in judged.values()):
             raise VerdictError(
                 f"the built engines fail by golden data {place} and are not installed ({words}); {_UNJUDGED}, to be looked at "
-                f"with trt-sam compare --golden {golden.path} {self.output} --report DIR"
+                f"with {shlex.join(['trt-sam', 'compare', '--golden', str(golden.path), str(self.output), '--report', 'DIR'])}"
             )
         if missed:
             return self._not_verified(staged, f"golden data {place} are too few prompts to tell ({words})")

@@ -25,6 +25,7 @@ from trt_sam._lazy import require, require_all
 from trt_sam.bench.benchmark import BenchmarkReport, Plan, SideSpec, run_benchmark
 from trt_sam.commands._options import add_checkpoint_argument, add_json_argument, gpu_number, write_json
 from trt_sam.errors import InputError
+from trt_sam.graph.advice import BUILD_SET
 from trt_sam.machine.driver import gpu_compute_capability
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _spec(name: str, inputs: _Inputs, device: str, plan: Plan) -> SideSpec:
         settings = {"path": str(inputs.graph.resolve()), "device": device, "threads": plan.threads}
         return SideSpec(name, f"{_SIDES_MODULE}:open_graph", settings)
     if inputs.engine is None:
-        return SideSpec(name, "", not_here="no engine was given; build one with trt-sam build and give --engine DIR")
+        return SideSpec(name, "", not_here=f"no engine was given; build one with {BUILD_SET} and give --engine SET")
     if device == "cpu":
         return SideSpec(name, "", not_here="engines need an NVIDIA GPU, which this machine lacks or --device cpu forbids")
     settings = {"folder": str(inputs.engine.resolve()), "device": gpu_number(device)}

@@ -132,7 +132,7 @@ def _build(args: argparse.Namespace) -> int:
     if args.compute_capability is not None:
         changes["compute_capabilities"] = capabilities_from(args.compute_capability)
     if args.max_points is not None:
-        changes["profiles"] = tuple(_with_points(profile, args.max_points) for profile in recipe.profiles)
+        changes["profiles"] = _profiles(recipe, args.max_points)
     recipe = dataclasses.replace(recipe, **changes)
     _check_decode_mask(args, recipe)
     flavour = choose_flavour(recipe.backend)
@@ -225,12 +225,10 @@ def _check_decode_mask(args: argparse.Namespace, recipe: EngineRecipe) -> None:
         raise InputError(f"{asked} builds a graph with mask_input beside one without; leave {mask_input} out")
 
 
-def _with_points(profile: ShapeProfile, most: int) -> ShapeProfile:
-    """The profile for prompts of up to `most` points, tuned for what it was tuned for."""
-    if most < 1:
-        raise InputError(f"--max-points is {most}, must be at least 1")
-    low, best, _ = profile.num_points
-    return dataclasses.replace(profile, num_points=(min(low, most), min(best, most), most))
+def _profiles(recipe: EngineRecipe, most_points: int) -> tuple[ShapeProfile, ...]:
+    if most_points < 1:
+        raise InputError(f"--max-points is {most_points}, must be at least 1")
+    return tuple(profile.with_points(most_points) for profile in recipe.profiles)
 
 
 def _warn(built: BuiltSet, flavour: Flavour) -> None:

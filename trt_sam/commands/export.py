@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import shlex
 from pathlib import Path
 
 from trt_sam._files import sha256_of
@@ -28,9 +30,9 @@ from trt_sam.commands._options import (
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
 from trt_sam.errors import InputError, ManifestError
+from trt_sam.graph.advice import command_of_set, graph_flags
 from trt_sam.progress import Stages
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe
-from trt_sam.runtime.set_graphs import command_of_set
 
 HELP = "checkpoint to ONNX"
 
@@ -109,9 +111,10 @@ def _check_precision(args: argparse.Namespace, recipe: EngineRecipe) -> None:
     precision = recipe.graph.precision
     if precision in EXPORT_PRECISIONS:
         return
-    instead = (
-        "with --encoder it is fp32 or fp16" if args.encoder else f"write it with trt-sam calibrate --precision {precision}"
-    )
+    source, output = args.checkpoint or recipe.checkpoint or "CHECKPOINT", str(args.output)
+    calibrated = ["--photos", "PHOTOS", "--precision", precision, *graph_flags(dataclasses.asdict(recipe.graph))]
+    words = ["trt-sam", "calibrate", "--checkpoint", source, *calibrated, "--output", output]
+    instead = "with --encoder it is fp32 or fp16" if args.encoder else f"write it with {shlex.join(words)}"
     raise InputError(f"precision {precision} needs calibrated scales; {instead}")
 
 

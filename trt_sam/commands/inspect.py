@@ -152,7 +152,8 @@ def _inspect_set(path: Path) -> dict[str, Any]:
     if path.suffix == ".engine":
         graphs = tuple(graph for graph in graphs if graph.engine_name == path.name)
         if not graphs:
-            raise ManifestError(f"{path} is not in the manifest beside it; build it with trt-sam build --output DIR")
+            held = ", ".join(graph.engine_name for graph in manifest.graphs if graph.engine_name) or "no engine"
+            raise ManifestError(f"{path} is not in the manifest beside it, which has {held}; give its folder, or one of these")
     data = manifest.to_dict()
     data["graphs"] = [item for item in data["graphs"] if item["role"] in {graph.role for graph in graphs}]
     return {"kind": "engine", "path": str(path), **data}

@@ -26,6 +26,7 @@ from trt_sam.engine.layers import KernelSummary, Layer, parse_layers, summarize_
 from trt_sam.engine.profiles import add_profiles
 from trt_sam.engine.tuning import apply_tuning
 from trt_sam.errors import BuildError
+from trt_sam.graph.advice import EXPORT_FOR_GPU
 from trt_sam.machine.driver import current_gpu, gpu_compute_capability
 from trt_sam.progress import Progress
 from trt_sam.recipe import EngineRecipe
@@ -183,13 +184,13 @@ def _parse(parser: Any, network: Any, path: Path, flavour: Flavour) -> None:
         return
     if not errors or errors[0].node() < 0:
         words = in_words(errors[0].desc()) if errors else "it declares no outputs"
-        raise BuildError(f"{flavour.title} cannot read {path} as ONNX ({words}); export it again with trt-sam export")
+        raise BuildError(f"{flavour.title} cannot read {path} as ONNX ({words}); export it again with {EXPORT_FOR_GPU}")
     error = errors[0]
     where = f"node {error.node_name() or error.node()!r} ({error.node_operator()})"
     words = in_words(error.desc())
     if "Plugin not found" in words:
         words = f"it has no operation {error.node_operator()!r}"
-    raise BuildError(f"{flavour.title} cannot parse {path} at {where}: {words}; export the graph again with trt-sam export")
+    raise BuildError(f"{flavour.title} cannot parse {path} at {where}: {words}; export the graph again with {EXPORT_FOR_GPU}")
 
 
 def _configure(config: Any, job: BuildJob) -> None:

@@ -29,7 +29,7 @@ def check_method(recipe: EngineRecipe, make_calibrator: MakeCalibrator | None, f
     if implicit and not flavour.has_implicit_int8:
         raise BuildError(
             f'{flavour.title} has no calibrator of its own, only TensorRT 10 has; quantization.method = "implicit" cannot be '
-            'built: use "explicit", which trt-sam calibrate writes into the graph'
+            'built: use "explicit", which calibrate writes into the graph'
         )
     if implicit and make_calibrator is None:
         raise BuildError(

@@ -20,6 +20,7 @@ from trt_sam.engine import manifest_json as parsing
 from trt_sam.engine.flavour import NAMES, Flavour, distribution, title
 from trt_sam.engine.manifest_entries import ROLES, FileEntry, GraphEntry, graph_entry
 from trt_sam.errors import InputError, ManifestError
+from trt_sam.graph.advice import BUILD_SET, command_of_set
 from trt_sam.machine.driver import RTX_GPUS, rtx_runs_on
 from trt_sam.recipe import EngineRecipe
 
@@ -83,7 +84,7 @@ class Manifest:
             ManifestError: the file is missing, unreadable or was changed.
         """
         path = self.folder / file.name
-        again = f"build the set again with trt-sam build --output {self.folder}"
+        again = f"write the set again with {self.command()}"
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -98,6 +99,10 @@ class Manifest:
             )
         return data
 
+    def command(self, **instead: Any) -> str:
+        """The command that writes the set again, or with `instead` one that is otherwise, as `graph.advice.command_of_set`."""
+        return command_of_set(self.folder, self.to_dict(), **instead)
+
     def verify(self) -> None:
         """Read every file and compare it with its hash; raises ManifestError as `read` does."""
         for graph in self.graphs:
@@ -108,8 +113,8 @@ class Manifest:
         """The engine of one of the graphs; raises ManifestError where the set has graphs alone."""
         if graph.engine is None:
             raise ManifestError(
-                f"set {self.folder} holds graphs for ONNX Runtime and no engine; open it with OnnxRunner, or build engines "
-                "with trt-sam build"
+                f"set {self.folder} holds graphs for ONNX Runtime and no engine; open it with OnnxRunner, or build engines in "
+                f"its place with {self.command(engines=True)}"
             )
         return graph.engine
 
@@ -122,7 +127,7 @@ class Manifest:
         for graph in self.graphs:
             self.engine(graph)
         built = title(self.flavour, self.flavour_version)
-        again = f"build again with trt-sam build --backend {flavour.backend} --output {self.folder}"
+        again = f"build again with {self.command(backend=flavour.backend)}"
         if flavour.name != self.flavour:
             raise ManifestError(f"engine set {self.folder} was built by {built} and cannot run on {flavour.title}; {again}")
         if not self.takes_version(flavour.version):
@@ -130,18 +135,18 @@ class Manifest:
             raise ManifestError(f"engine set {self.folder} was built by {built}, this is {flavour.version}; {pip}, or {again}")
         if compute_capability is not None and not self._takes_gpu(compute_capability):
             gpus = ", ".join(self.compute_capabilities) or f"the GPUs that TensorRT-RTX supports ({RTX_GPUS})"
-            choose = f" --compute-capability {compute_capability}" if compute_capability in flavour.compute_capabilities else ""
+            choose = compute_capability if compute_capability in flavour.compute_capabilities else None
             backend = flavour.backend if choose or not flavour.compute_capabilities else "tensorrt"
             raise ManifestError(
                 f"engine set {self.folder} was built for compute capability {gpus}, this GPU is {compute_capability}; "
-                f"build again with trt-sam build --backend {backend}{choose} --output {self.folder}"
+                f"build again with {self.command(backend=backend, compute_capability=choose)}"
             )
 
         too_old = compute_capability is not None and parsing.version_numbers(compute_capability) < (8, 9)
         if too_old and any(graph.options.precision == "fp8" for graph in self.graphs):
             raise ManifestError(
                 f"engine set {self.folder} is FP8, which needs compute capability 8.9; this GPU is {compute_capability}; "
-                f"build FP16 or INT8 for it, trt-sam build --precision fp16 --output {self.folder}"
+                f"build it in FP16 with {self.command(precision='fp16')}"
             )
 
     def takes_version(self, version: str) -> bool:
@@ -209,11 +214,9 @@ def open_manifest(folder: str | os.PathLike[str], *, verify: bool = True) -> Man
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise ManifestError(
-            f"{folder} is no engine set: it has no {MANIFEST_NAME}; build one with trt-sam build --output {folder}"
-        ) from None
+        raise ManifestError(_no_set(folder)) from None
     except UnicodeDecodeError:
-        raise ManifestError(f"{path} is not text; build the set again with trt-sam build --output {folder}") from None
+        raise ManifestError(f"{path} is not text; write the set again with {command_of_set(folder, None)}") from None
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}; make it readable") from error
     manifest = _parse(folder, text)
@@ -222,8 +225,20 @@ def open_manifest(folder: str | os.PathLike[str], *, verify: bool = True) -> Man
     return manifest
 
 
+def _no_set(folder: Path) -> str:
+    """What to say of a folder, or another path, without a manifest."""
+    if folder.is_file():
+        its = (
+            f"give its folder, {folder.parent}" if (folder.parent / MANIFEST_NAME).is_file() else f"build one with {BUILD_SET}"
+        )
+        return f"{folder} is no engine set: it is a file; {its}"
+    command = command_of_set(folder, None, engines=True)
+    return f"{folder} is no engine set: it has no {MANIFEST_NAME}; build one with {command}"
+
+
 def _parse(folder: Path, text: str) -> Manifest:
     path = folder / MANIFEST_NAME
+    data: Any = None
     try:
         data = json.loads(text)
         parsing.check_schema(data, SCHEMA, path)
@@ -252,4 +267,5 @@ def _parse(folder: Path, text: str) -> Manifest:
             created=parsing.table(data, "created"),
         )
     except (ValueError, TypeError, RecursionError, InputError) as error:
-        raise ManifestError(f"{path} is damaged ({error}); build the set again with trt-sam build --output {folder}") from error
+        again = f"write the set again with {command_of_set(folder, data)}"
+        raise ManifestError(f"{path} is damaged ({error}); {again}") from error

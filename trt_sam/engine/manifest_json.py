@@ -11,6 +11,7 @@ import numpy as np
 
 from trt_sam.contract import TensorSpec
 from trt_sam.errors import ManifestError
+from trt_sam.graph.advice import command_of_set
 from trt_sam.recipe import EngineRecipe
 from trt_sam.recipe_toml import parse_recipe
 
@@ -40,7 +41,8 @@ def check_schema(data: Any, newest: int, path: Path) -> None:
         raise ValueError(f"schema is {schema!r}, must be a whole number from 1")
     if schema > newest:
         raise ManifestError(
-            f"{path} has schema {schema}, this trt-sam reads up to {newest}; pip install --upgrade trt-sam, or build again"
+            f"{path} has schema {schema}, this trt-sam reads up to {newest}; install the newer trt-sam that wrote it, or write "
+            f"the set again with {command_of_set(path.parent, data)}"
         )
 
 

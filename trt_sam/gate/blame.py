@@ -63,7 +63,7 @@ def check_layers(reference: Side | None, sides: Sequence[Side]) -> None:
     for side in sides:
         if not side.source.endswith(".onnx"):
             instead = f"{' or '.join(map(str, side.graphs))}, which it was built from"
-            instead = instead if side.graphs else "one of it, as trt-sam export writes it"
+            instead = instead if side.graphs else "a graph of it that was exported"
             raise InputError(f"--layers compares ONNX graphs, and {side.source} is none; name {instead}")
         if reference.source.endswith(".onnx"):
             check_common(onnx.load(reference.source), onnx.load(side.source))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trt_sam.errors import InputError
 from trt_sam.gate.golden import Golden
+from trt_sam.graph.advice import WRITE_GOLDEN
 
 __all__ = ["about_golden", "check_checkpoint"]
 
@@ -13,7 +14,7 @@ def check_checkpoint(golden: Golden, source: str, checkpoint_sha256: str) -> Non
     if golden.checkpoint_sha256 and checkpoint_sha256 not in ("", golden.checkpoint_sha256):
         raise InputError(
             f"{source} holds the weights {checkpoint_sha256[:12]}, the golden data {golden.path} are of "
-            f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with trt-sam golden"
+            f"{golden.checkpoint} ({golden.checkpoint_sha256[:12]}); write those of its checkpoint with {WRITE_GOLDEN}"
         )
 
 

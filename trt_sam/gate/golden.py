@@ -40,6 +40,7 @@ from trt_sam.accuracy.examples import Example, PromptedImage, embedding_picture
 from trt_sam.contract import EMBEDDING_SHAPE, LABEL_ABSENT, LOW_RES_SIZE
 from trt_sam.errors import InputError
 from trt_sam.gate.answers import Answer
+from trt_sam.graph.advice import WRITE_GOLDEN
 
 __all__ = ["Golden", "digest_of_embedding", "load_golden", "save_golden", "shipped_golden"]
 
@@ -146,7 +147,7 @@ def load_golden(path: str | os.PathLike[str]) -> Golden:
         InputError: missing, cut short, changed, of another format or no golden data at all.
     """
     path = existing_file(path, "golden data")
-    again = "write it again with trt-sam golden"
+    again = f"write it again with {WRITE_GOLDEN}"
     try:
         with path.open("rb") as head:
             begins = head.read(2)

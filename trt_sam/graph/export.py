@@ -76,7 +76,7 @@ def export_decoder(
         check_for_meta(options)
     if options.precision not in EXPORT_PRECISIONS:
         raise ExportError(
-            f"precision {options.precision} needs calibrated scales; use trt-sam calibrate --precision {options.precision}, "
+            f"precision {options.precision} needs calibrated scales; use calibrate --precision {options.precision}, "
             f"or export one of {', '.join(EXPORT_PRECISIONS)}"
         )
     reference = copy.deepcopy(decoder).cpu().float().eval()

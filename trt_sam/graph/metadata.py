@@ -16,6 +16,7 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import TensorSpec, encoder_input_specs, encoder_output_specs, input_specs, output_specs
 from trt_sam.errors import GraphError, RecipeError
+from trt_sam.graph.advice import EXPORT_DECODER, EXPORT_FOR_GPU, EXPORT_SET
 from trt_sam.recipe import PRECISIONS, QUANTIZED_PRECISIONS, GraphOptions
 
 __all__ = [
@@ -97,11 +98,11 @@ def read_graph(path: str | os.PathLike[str]) -> GraphInfo:
         model = onnx.load(path, load_external_data=False)
     except (decode_error, ValueError) as error:
         raise GraphError(
-            f"{path} is not an ONNX file or is cut short ({error}); export it again with trt-sam export"
+            f"{path} is not an ONNX file or is cut short ({error}); export it again with {EXPORT_DECODER}"
         ) from error
     if not model.graph.output:
         raise GraphError(
-            f"{path} is not an ONNX file or is cut short (it declares no outputs); export it again with trt-sam export"
+            f"{path} is not an ONNX file or is cut short (it declares no outputs); export it again with {EXPORT_DECODER}"
         )
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -128,8 +129,7 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
     options = graph.options
     if options is None:
         raise GraphError(
-            f"{graph.path} is not a decoder that trt-sam exported (it has no trt_sam.options); "
-            "export one with trt-sam export --checkpoint C --target gpu"
+            f"{graph.path} is not a decoder that trt-sam exported (it has no trt_sam.options); export one with {EXPORT_FOR_GPU}"
         )
     dtype = "float32" if options.precision == "fp32" else "float16"
     inputs = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution, images=options.images)
@@ -140,7 +140,7 @@ def check_decoder(graph: GraphInfo) -> GraphOptions:
         if expected != seen:
             raise GraphError(
                 f"{graph.path} has the tensors {'; '.join(map(str, seen))} but its options promise "
-                f"{'; '.join(map(str, expected))}; export it again with trt-sam export"
+                f"{'; '.join(map(str, expected))}; export it again with {EXPORT_DECODER}"
             )
     return options
 
@@ -171,7 +171,7 @@ def check_encoder(graph: GraphInfo) -> str:
         if graph.outputs == encoder_output_specs():
             return encoder_precision(graph.metadata)
     seen = "; ".join(map(str, (*graph.inputs[:4], *graph.outputs[:2])))
-    raise GraphError(f"{graph.path} is not an image encoder ({seen}); write one with trt-sam export --encoder")
+    raise GraphError(f"{graph.path} is not an image encoder ({seen}); write one with {EXPORT_SET}")
 
 
 def encoder_entry(precision: str) -> dict[str, str]:
@@ -206,7 +206,7 @@ def recorded_options(metadata: Mapping[str, str], graph: object) -> GraphOptions
         why = "are not JSON" if isinstance(error, ValueError) else "hold options unknown here"
         raise GraphError(
             f"{graph} was written by trt-sam {version} and its trt_sam.options {why} ({error}); "
-            "export it again with trt-sam export"
+            f"export it again with {EXPORT_DECODER}"
         ) from error
 
 

@@ -10,6 +10,7 @@ size in any integer type.
 from __future__ import annotations
 
 import os
+import shlex
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -127,17 +128,21 @@ def load_embedding(path: str | os.PathLike[str], *, original_size: tuple[int, in
     return Embedding(_checked_array(array, f"embedding file {path}"), size, path.stem)
 
 
+def _embed(folder: Path) -> str:
+    return shlex.join(["trt-sam", "embed", "PHOTOS", "--checkpoint", "CHECKPOINT", "--output", str(folder)])
+
+
 def embedding_files(folder: Path) -> list[Path]:
     """The embedding files directly in `folder`, at least one, by name; InputError where there is none."""
     if not folder.is_dir():
-        raise InputError(f"embeddings folder not found: {folder}; write one with trt-sam embed PHOTOS --output {folder}")
+        raise InputError(f"embeddings folder not found: {folder}; write one with {_embed(folder)}")
     try:
         files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
     except OSError as error:
         raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
     if not files:
         kinds = ", ".join(_SUFFIXES)
-        raise InputError(f"no embedding file ({kinds}) in {folder}; write some with trt-sam embed PHOTOS --output {folder}")
+        raise InputError(f"no embedding file ({kinds}) in {folder}; write some with {_embed(folder)}")
     return files
 
 

@@ -164,7 +164,7 @@ class _Work:
         change = decide(new, readers)
         if change is not None:
             if old == new:
-                raise GraphError(f"{old!r} is shifted and scaled already; start from the graph that trt-sam export wrote")
+                raise GraphError(f"{old!r} is shifted and scaled already; start from the graph as it was exported")
             channels = self.constants.weight(readers[0].name).shape[0]
             if len(change.shift) != channels:
                 raise CalibrationError(f"{new!r} has {channels} channels, and its shift and scale are of {len(change.shift)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trt_sam.errors import GraphError, RecipeError
+from trt_sam.graph.advice import EXPORT_FOR_GPU
 from trt_sam.graph.metadata import is_encoder, recorded_options
 from trt_sam.quantize.tables import DECODER, ENCODER, LAYERS_OF_A_BLOCK, Row, Table
 from trt_sam.recipe import TIERS
@@ -91,7 +92,7 @@ def _all_products(model: onnx.ModelProto) -> tuple[Product, ...]:
         seen = ", ".join(strangers) or ", ".join(product.name for product in products) or "none"
         raise GraphError(
             f"the graph's products are not those of this version ({counts}, expected {required}; seen: {seen}); "
-            "export it again with trt-sam export --target gpu"
+            f"export it again with {EXPORT_FOR_GPU}"
         )
     return tuple(products)
 
@@ -120,7 +121,7 @@ def _table_of(model: onnx.ModelProto) -> Table:
     encoder = is_encoder(metadata)
     options = recorded_options(metadata, "the graph")
     if options is None and not encoder:
-        raise GraphError("the graph is no decoder of trt-sam export (it has no trt_sam.options); export one with --target gpu")
+        raise GraphError(f"the graph is no decoder of trt-sam (it has no trt_sam.options); export one with {EXPORT_FOR_GPU}")
     if options is not None and options.target != "gpu":
         raise GraphError(
             f"the graph is for target {options.target!r}, where nothing can be quantized; export it with --target gpu"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trt_sam.contract import TensorSpec, input_specs, output_specs, term_specs
 from trt_sam.errors import GraphError
+from trt_sam.graph.advice import EXPORT_DECODER
 from trt_sam.graph.metadata import check_is_whole, recorded_options
 from trt_sam.recipe import GraphOptions
 
@@ -36,9 +37,9 @@ def checked_options(
         if {"image_embeddings", "point_coords", "point_labels"} <= set(names):
             raise GraphError(
                 f"{path} is a SAM decoder of another exporter, such as Meta's ({held}); it does not know label -2 and TensorRT "
-                "cannot build it: write one from the checkpoint with trt-sam export"
+                f"cannot build it: write one from the checkpoint with {EXPORT_DECODER}"
             )
-        raise GraphError(f"{path} is not a SAM decoder ({held}); write one with trt-sam export")
+        raise GraphError(f"{path} is not a SAM decoder ({held}); write one with {EXPORT_DECODER}")
     version = metadata.get("trt_sam.version", "unknown")
     expected = input_specs(mask_input=options.mask_input, full_resolution=options.full_resolution, images=options.images)
     if prepared:

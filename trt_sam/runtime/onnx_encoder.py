@@ -12,6 +12,7 @@ from trt_sam._files import existing_file
 from trt_sam._lazy import require
 from trt_sam.contract import check_feed, encoder_input_specs, encoder_output_specs
 from trt_sam.errors import GraphError, InferenceError, InputError
+from trt_sam.graph.advice import EXPORT_SET
 from trt_sam.imaging.frame import to_frame
 from trt_sam.runtime.session import disabled_optimizers, reason_in, session_options, specs_of
 
@@ -60,7 +61,7 @@ class OnnxEncoder:
         )
         if metadata.get("trt_sam.role") != ROLE or not fits:
             held = f"inputs {', '.join(map(str, inputs)) or 'none'}; outputs {', '.join(map(str, outputs)) or 'none'}"
-            raise GraphError(f"{path} is not an image encoder ({held[:300]}); write one with trt-sam export --encoder")
+            raise GraphError(f"{path} is not an image encoder ({held[:300]}); write one with {EXPORT_SET}")
         self._session: Any = session
         self._path = path
         self.sha256 = metadata.get("trt_sam.encoder_sha256", "")

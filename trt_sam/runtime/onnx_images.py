@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from trt_sam._lazy import require
 from trt_sam.errors import GraphError
+from trt_sam.graph.advice import EXPORT_SET
 from trt_sam.imaging.frame import to_frame
 from trt_sam.runtime.call.given import host_array
 from trt_sam.runtime.call.pending import PendingImage
@@ -118,8 +119,7 @@ class OnnxImages:
     def _opened_encoder(self) -> OnnxEncoder:
         if self._encoder_path is None:
             raise GraphError(
-                f"{self._path} was opened without an image encoder; give an embedding, or open a set of "
-                "trt-sam export --encoder"
+                f"{self._path} was opened without an image encoder; give an embedding, or open a set with one: {EXPORT_SET}"
             )
         if self._encoder is None:
             encoder = OnnxEncoder(self._encoder_path, threads=self._threads)

@@ -194,7 +194,7 @@ class Predictor(ImageHolder):
         if mask_input is not None and "mask_input" not in self._names:
             raise InputError(
                 "this graph takes no mask_input; export it with --mask-input, or its set with --decode-mask "
-                "(trt-sam export --encoder --decode-mask, or build --decode-mask for engines)"
+                "(export --encoder --decode-mask, or build --decode-mask for engines)"
             )
         hints = None if mask_input is None else as_masks(mask_input, count)
         chosen = slice(1, None) if multimask_output else slice(0, 1)

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trt_sam._files import sha256_of
 from trt_sam.contract import MANIFEST_NAME
 from trt_sam.errors import InputError, ManifestError
+from trt_sam.graph.advice import NEW_SET, command_of_set
 
-__all__ = ["PREPARED_NAME", "check_is_set", "command_of_set", "graph_flags", "graphs_of_set", "is_set", "prepared_of_set"]
+__all__ = ["PREPARED_NAME", "check_is_set", "graphs_of_set", "is_set", "prepared_of_set"]
 
 PREPARED_NAME = "decoder_prepared.onnx"
 """The file of a set's graph "decode_prepared"."""
-
-_NEW_SET = "trt-sam export --checkpoint mobile_sam --encoder --output SET"
-_GRAPH_FLAGS = {
-    "mask_input": "--mask-input",
-    "full_resolution": "--full-resolution",
-    "best_mask": "--best-mask",
-    "mask_bits": "--mask-bits",
-}
-_QUANTIZED = ("int8", "fp8")
 
 
 def is_set(path: str | os.PathLike[str]) -> bool:
@@ -41,7 +31,7 @@ def check_is_set(path: str | os.PathLike[str]) -> None:
     if path.is_file() and is_set(path.parent):
         raise InputError(f"{path} is a file of a set, and no set with a manifest itself; give its folder, {path.parent}")
     why = f"it has no {MANIFEST_NAME}" if path.is_dir() else "it is a file" if path.exists() else "it does not exist"
-    raise InputError(f"{path} is no set with a manifest: {why}; give a set's folder, or write one with {_NEW_SET}")
+    raise InputError(f"{path} is no set with a manifest: {why}; give a set's folder, or write one with {NEW_SET}")
 
 
 def graphs_of_set(path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -59,7 +49,7 @@ def graphs_of_set(path: str | os.PathLike[str]) -> dict[str, Path]:
         data: Any = json.loads(manifest.read_text(encoding="utf-8"))
         entries = {graph["role"]: (Path(graph["onnx"]["name"]), graph["onnx"]["sha256"]) for graph in data["graphs"]}
     except (FileNotFoundError, NotADirectoryError):
-        raise ManifestError(f"{folder} is no set of graphs: it has no {MANIFEST_NAME}; write one with {_NEW_SET}") from None
+        raise ManifestError(f"{folder} is no set of graphs: it has no {MANIFEST_NAME}; write one with {NEW_SET}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
             f"{manifest} is damaged ({error!r}); write the set again with {command_of_set(folder, None)}"
@@ -88,52 +78,3 @@ def prepared_of_set(path: str | os.PathLike[str]) -> dict[str, Path] | None:
     graphs = graphs_of_set(path.parent)
     roles = ("decode", "prepare", "decode_prepared")
     return {role: graphs[role] for role in roles} if graphs.get("decode_prepared") == path else None
-
-
-def command_of_set(folder: Path, manifest: Any) -> str:
-    """The command that writes the set in `folder` again, with names in capitals for what cannot be known.
-
-    Args:
-        folder: of the set.
-        manifest: its JSON; None, or JSON that lacks something, where it is damaged.
-    """
-    from trt_sam.recipe_toml import list_recipes
-
-    try:
-        graphs = {graph["role"]: graph for graph in manifest["graphs"]}
-        decoder, encoder = graphs["decode"]["options"], graphs.get("encode", {}).get("options")
-        recipe, flavour = manifest["recipe"], manifest["tensorrt"]["flavour"]
-        engines = any(graph["engine"] for graph in graphs.values())
-        words = ["--checkpoint", str(recipe["checkpoint"] or "CHECKPOINT")]
-        if engines and recipe["name"] != "custom":
-            words += ["--recipe", recipe["name"] if recipe["name"] in list_recipes() else "RECIPE.toml"]
-        words += ["--precision", decoder["precision"]]
-        if engines:
-            words += _build_flags(decoder, encoder, manifest["compute_capabilities"], flavour)
-        else:
-            words += ["--target", decoder["target"], "--encoder"]
-        words += ["--decode-mask"] * ("decode_mask" in graphs) + graph_flags(decoder)
-    except (KeyError, TypeError, AttributeError):
-        engines = any(folder.glob("*.engine"))
-        words = ["--checkpoint", "CHECKPOINT", "--encoder"]
-    return shlex.join(["trt-sam", "build" if engines else "export", *words, "--output", str(folder)])
-
-
-def _build_flags(
-    decoder: Mapping[str, Any], encoder: Mapping[str, Any] | None, compute_capabilities: list[str], flavour: str
-) -> list[str]:
-    """Those of `trt-sam build` alone."""
-    flags = ["--photos", "PHOTOS"] if decoder["precision"] in _QUANTIZED else []
-    if encoder is not None:
-        # `--encoder` writes none of these; `calibrate --encoder` or `export --encoder` has.
-        of_its_own = encoder["precision"] in _QUANTIZED or (encoder["precision"] == "fp32") != (decoder["precision"] == "fp32")
-        flags += ["--encoder-onnx", "ENCODER.onnx"] if of_its_own else ["--encoder"]
-    if flavour == "tensorrt_rtx" and compute_capabilities:
-        flags += ["--compute-capability", ",".join(compute_capabilities)]
-    return [*flags, "--backend", "rtx" if flavour == "tensorrt_rtx" else "tensorrt"]
-
-
-def graph_flags(options: Mapping[str, Any]) -> list[str]:
-    """The flags of `export` and `build` for what a decoder's graph takes and gives besides the usual."""
-    flags = [flag for name, flag in _GRAPH_FLAGS.items() if options.get(name)]
-    return flags + (["--images", str(options["images"])] if options.get("images", 1) != 1 else [])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from trt_sam.contract import LOW_RES_SIZE, TensorSpec, check_scores
 from trt_sam.errors import ContractError, InputError
+from trt_sam.graph.advice import EXPORT_SET
 from trt_sam.runtime.prompt_tokens import Prompt, padded
 from trt_sam.serve.faults import bad_prompt, image_unknown
 
@@ -71,9 +72,7 @@ class Model:
                 raise InputError("this graph gives only its best mask, a service needs all: export without --best-mask")
         self._takes_photos = bool(getattr(runner, "takes_photos", False))
         if encoder is None and not self._takes_photos:
-            raise InputError(
-                "there is no image encoder to serve pictures with; give a set of trt-sam export --encoder (or build --encoder)"
-            )
+            raise InputError(f"there is no image encoder to serve pictures with; give a set with one: {EXPORT_SET}")
         self.name, self.executed = name, executed or type(runner).__name__
         self.runner = runner
         self._encoder = encoder

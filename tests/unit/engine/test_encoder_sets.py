@@ -54,7 +54,7 @@ def test_a_file_that_no_build_wrote_stays(tmp_path: Path) -> None:
 def test_an_encoder_of_another_checkpoint_or_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="of another checkpoint than the decoder's; export both from one"):
         with_encoder(tmp_path / "set", functools.partial(write_tiny_encoder, checkpoint_sha256="cd" * 32))
-    with pytest.raises(GraphError, match=r"is not an image encoder .*; write one with trt-sam export --encoder"):
+    with pytest.raises(GraphError, match=r"is not an image encoder .*; write one with trt-sam export .*--encoder"):
         with_encoder(tmp_path / "set", write_tiny_graph)
     assert not (tmp_path / "set").exists()
 

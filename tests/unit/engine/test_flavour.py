@@ -204,7 +204,7 @@ for name, ask in {{
         for name in ("method", "engine", "no data", "set"):
             assert said[name] == (
                 f'{version} has no calibrator of its own, only TensorRT 10 has; quantization.method = "implicit" cannot be '
-                'built: use "explicit", which trt-sam calibrate writes into the graph'
+                'built: use "explicit", which calibrate writes into the graph'
             )
         assert said["calibrator"] == f'{version} has no calibrators; use quantization.method = "explicit"'
         assert [path.name for path in tmp_path.iterdir()] == ["graph.onnx"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.advice import advised
 from tests.engine_sets import FILES, names, tiny_set
 from trt_sam._files import sha256_of
 from trt_sam.contract import input_specs, output_specs
@@ -74,10 +75,10 @@ def test_a_changed_or_missing_file_is_refused(tmp_path: Path, name: str) -> None
     data = bytearray((tmp_path / name).read_bytes())
     data[-1] ^= 1
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ManifestError, match=rf"{name} is not the file that was built.*build the set again"):
+    with pytest.raises(ManifestError, match=rf"{name} is not the file that was built.*write the set again"):
         open_manifest(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ManifestError, match=rf"{name} is missing.*build the set again"):
+    with pytest.raises(ManifestError, match=rf"{name} is missing.*write the set again"):
         open_manifest(tmp_path)
     assert open_manifest(tmp_path, verify=False).flavour == "tensorrt_rtx"
 
@@ -86,15 +87,20 @@ def test_no_manifest_is_no_engine_set(tmp_path: Path) -> None:
     tiny_set(tmp_path)
     (tmp_path / "manifest.json").unlink()
     for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "decoder.onnx"):
-        with pytest.raises(ManifestError, match=r"is no engine set.*build one with trt-sam build"):
+        with pytest.raises(ManifestError, match=r"is no engine set.*build one with trt-sam build") as caught:
             open_manifest(folder)
+        assert advised(str(caught.value))[0] == "build"
+    tiny_set(tmp_path / "set")
+    with pytest.raises(ManifestError, match=rf"is a file; give its folder, {tmp_path / 'set'}$"):
+        open_manifest(tmp_path / "set" / "decoder.engine")
 
 
 def test_a_newer_schema_asks_for_a_newer_package(tmp_path: Path) -> None:
     tiny_set(tmp_path)
     edit(tmp_path, lambda data: data.update(schema=2, graphs="all is different"))
-    with pytest.raises(ManifestError, match=r"schema 2, this trt-sam reads up to 1; pip install --upgrade"):
+    with pytest.raises(ManifestError, match=r"schema 2, this trt-sam reads up to 1; install the newer trt-sam") as caught:
         open_manifest(tmp_path)
+    assert advised(str(caught.value))[0] == "build"
 
 
 def test_a_key_that_a_later_version_adds_is_skipped(tmp_path: Path) -> None:
@@ -138,8 +144,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_damaged_manifest_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     tiny_set(tmp_path)
     edit(tmp_path, change)
-    with pytest.raises(ManifestError, match=r"is damaged \(.*build the set again"):
+    with pytest.raises(ManifestError, match=r"is damaged \(.*write the set again") as caught:
         open_manifest(tmp_path)
+    assert advised(str(caught.value))[-1] == str(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"schema": 1}'])

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.advice import advised
 from tests.engine_sets import RTX, tiny_set
 from trt_sam.engine.flavour import Flavour
 from trt_sam.engine.manifest import Manifest, open_manifest
@@ -48,16 +49,19 @@ def test_a_gpu_that_rtx_built_for_fits(capabilities: tuple[str, ...], here: str 
 @pytest.mark.parametrize(
     ("capabilities", "here", "advice"),
     [
-        ((), "7.5", "--backend rtx --compute-capability 7.5"),
-        ((), "9.0", "--backend tensorrt --output"),
-        ((), "10.0", "--backend tensorrt --output"),
-        (("8.9",), "12.0", "--backend rtx --compute-capability 12.0"),
-        (("8.6",), "8.9", "--backend rtx --compute-capability 8.9"),
+        ((), "7.5", "--compute-capability 7.5 --backend rtx"),
+        ((), "9.0", "--precision fp16 --backend tensorrt"),
+        ((), "10.0", "--precision fp16 --backend tensorrt"),
+        (("8.9",), "12.0", "--compute-capability 12.0 --backend rtx"),
+        (("8.6",), "8.9", "--compute-capability 8.9 --backend rtx"),
     ],
 )
 def test_another_gpu_is_refused_with_the_command_that_helps(capabilities: tuple[str, ...], here: str, advice: str) -> None:
-    with pytest.raises(ManifestError, match=f"this GPU is {here}; build again with trt-sam build {advice}"):
+    with pytest.raises(
+        ManifestError, match=f"this GPU is {here}; build again with trt-sam build .*{advice} --output"
+    ) as caught:
         manifest_for(RTX, capabilities).check_fits(rtx(), here)
+    assert advised(str(caught.value))[0] == "build"
 
 
 def test_another_version_is_refused_with_the_pip_command() -> None:
@@ -93,9 +97,10 @@ def test_fp8_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
     manifest = open_manifest(tmp_path)
     manifest.check_fits(rtx(), "8.9")
     with pytest.raises(
-        ManifestError, match=r"is FP8, which needs compute capability 8\.9; this GPU is 8\.6; build FP16 or INT8"
-    ):
+        ManifestError, match=r"is FP8, which needs compute capability 8\.9; this GPU is 8\.6; build it in FP16"
+    ) as caught:
         manifest.check_fits(rtx(), "8.6")
+    assert "--precision fp16 --compute-capability 8.6,8.9 --backend rtx" in " ".join(advised(str(caught.value)))
 
 
 def test_another_model_of_the_same_compute_capability_is_named() -> None:

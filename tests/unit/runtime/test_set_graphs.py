@@ -14,10 +14,11 @@ from trt_sam.cli import main
 from trt_sam.engine.engine_set import GraphSource, build_set
 from trt_sam.engine.graph_set import write_graph_set
 from trt_sam.errors import ContractError, ManifestError
+from trt_sam.graph.advice import command_of_set
 from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.recipe_toml import load_recipe
 from trt_sam.runtime.call.decode import check_asked
-from trt_sam.runtime.set_graphs import command_of_set, graphs_of_set
+from trt_sam.runtime.set_graphs import graphs_of_set
 
 NEW_SET = "trt-sam export --checkpoint mobile_sam --encoder --output SET"
 
@@ -141,5 +142,5 @@ def test_graphs_do_not_take_the_place_of_engines(tmp_path: Path, capsys: pytest.
 
 
 def test_a_graph_without_masks_names_the_flags_of_export_and_build() -> None:
-    with pytest.raises(ContractError, match=r"--mask-input, or its set with --decode-mask \(trt-sam export --encoder --decode"):
+    with pytest.raises(ContractError, match=r"--mask-input, or its set with --decode-mask \(export --encoder --decode"):
         check_asked((), (), masks="best", bits=False, with_mask=True, image_size=None)

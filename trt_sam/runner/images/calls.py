@@ -13,6 +13,7 @@ from trt_sam.cuda.borrowed import Borrowed, is_on_device, on_host
 from trt_sam.cuda.ranges import marked
 from trt_sam.cuda.streams import Stream
 from trt_sam.errors import ContractError, GraphError
+from trt_sam.graph.advice import BUILD_SET
 from trt_sam.imaging.frame import scaled
 from trt_sam.runner.core import Core
 from trt_sam.runner.images.encoder import Encoder
@@ -165,7 +166,5 @@ class ImageCalls:
         core = self._core
         core.check_open()
         if core.encoder is None:
-            raise GraphError(
-                "this runner has no image encoder: give an embedding, or open a set of trt-sam build --encoder for photos"
-            )
+            raise GraphError(f"this runner has no image encoder: give an embedding, or open a set with one: {BUILD_SET}")
         return core.encoder

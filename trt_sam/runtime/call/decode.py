@@ -47,7 +47,7 @@ def check_asked(
     if with_mask and "mask_input" not in taken:
         raise ContractError(
             "this graph takes no mask_input; export it with --mask-input, or its set with --decode-mask "
-            "(trt-sam export --encoder --decode-mask, or build --decode-mask for engines)"
+            "(export --encoder --decode-mask, or build --decode-mask for engines)"
         )
     if image_size is None and "orig_im_size" in taken:
         raise ContractError("this graph gives masks at the original size: say image_size, (height, width)")

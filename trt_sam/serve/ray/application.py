@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._lazy import require
+from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError
+from trt_sam.graph.advice import BUILD_SET, NEW_SET
 from trt_sam.runtime.set_graphs import graphs_of_set, is_set
 from trt_sam.serve.faults import Refusal
 from trt_sam.serve.ray.edge import Edge
@@ -38,9 +40,10 @@ def app(args: Mapping[str, Any]) -> Any:
     found = _checked(args)
     folder, pictures = str(Path(found["set"]).absolute()), str(Path(found["pictures"]).absolute())
     if not is_set(folder):
-        raise InputError(f"{folder} is no set with a manifest; write one with trt-sam export --encoder, or build --encoder")
+        raise InputError(f"{folder} is no set with a manifest; write one with {NEW_SET}, or engines with {BUILD_SET}")
     if "encode" not in graphs_of_set(folder):
-        raise InputError(f"set {folder} has no image encoder; write one with trt-sam export --encoder, or build --encoder")
+        again = open_manifest(folder, verify=False).command(encoder=True)
+        raise InputError(f"set {folder} has no image encoder; write it again with {again}")
     images, threads = found["images"], found["threads"]
 
     class Sam(Replica):

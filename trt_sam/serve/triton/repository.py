@@ -94,8 +94,8 @@ def _checked(manifest: Manifest) -> tuple[GraphEntry, GraphEntry]:
     graphs = {graph.role: graph for graph in manifest.graphs}
     if "encode" not in graphs:
         raise InputError(
-            f"set {manifest.folder} has no image encoder, only {', '.join(graphs)}; write one with trt-sam export --encoder, "
-            "or trt-sam build --encoder"
+            f"set {manifest.folder} has no image encoder, only {', '.join(graphs)}; write it again with "
+            f"{manifest.command(encoder=True)}"
         )
     decoder = graphs.get("decode_mask") or manifest.graph("decode")
     if decoder.options.best_mask:
@@ -105,7 +105,7 @@ def _checked(manifest: Manifest) -> tuple[GraphEntry, GraphEntry]:
 
 def _check_engines(manifest: Manifest, tensorrt_version: str | None) -> None:
     """Raise where Triton's TensorRT backend cannot run the engines of the set."""
-    again = "build them with trt-sam build --encoder --backend tensorrt, or take --backend python"
+    again = f"build them with {manifest.command(engines=True, backend='tensorrt')}, or take --backend python"
     if manifest.flavour == ONNX_RUNTIME:
         raise ManifestError(f"set {manifest.folder} holds graphs for ONNX Runtime and no engines; {again}")
     if manifest.flavour != "tensorrt":
