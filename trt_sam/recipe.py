@@ -190,7 +190,7 @@ class EngineRecipe:
     name: str = "custom"
     description: str = ""
     checkpoint: str | None = None
-    """"standin", a path or a Hugging Face id; None where the command line must say it."""
+    """"standin", a path or a Hugging Face id; None where the command line must say it. In a manifest, what was given."""
     graph: GraphOptions = field(default_factory=GraphOptions)
     decode_mask: bool = False
     """Also build the graph that refines an earlier mask, from the same recipe with `mask_input`."""

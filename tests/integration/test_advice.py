@@ -26,15 +26,15 @@ def made(folder: Path) -> dict[str, Any]:
 
 def test_a_damaged_set_is_built_again_by_the_advice(tmp_path: Path) -> None:
     folder = tmp_path / "a set"
-    flags = ["--recipe", "standin", "--max-points", "8", "--mask-bits", "--compute-capability", "8.9", "--output", str(folder)]
-    assert main(["build", *flags]) == 0
+    flags = ["--checkpoint", "standin-hard", "--recipe", "standin", "--max-points", "8", "--mask-bits"]
+    assert main(["build", *flags, "--compute-capability", "8.9", "--output", str(folder)]) == 0
     before = made(folder)
     with (folder / "decoder.engine").open("r+b") as file:
         file.write(b"damage")
     with pytest.raises(ManifestError) as caught:
         open_manifest(folder)
     words = advised(str(caught.value))
-    assert words[:3] == ["build", "--checkpoint", "standin"]
+    assert words[:3] == ["build", "--checkpoint", "standin-hard"]  # not the recipe's
     assert main(words) == 0
     open_manifest(folder)
     assert made(folder) == before

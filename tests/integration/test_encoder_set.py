@@ -70,6 +70,7 @@ def test_the_set_says_what_it_holds(folder: Path) -> None:
     manifest = open_manifest(folder)
     assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask", "prepare", "decode_prepared", "encode"]
     assert (manifest.flavour, manifest.target) == ("onnxruntime", "cpu")
+    assert manifest.recipe.checkpoint == str(checkpoint_file("mobile_sam"))
     assert len({graph.checkpoint_sha256 for graph in manifest.graphs}) == 1
     assert sorted(path.name for path in folder.iterdir()) == [
         *("decoder.onnx", "decoder_mask.onnx", "decoder_prepared.onnx", "encoder.onnx", "manifest.json", "prepare.onnx")

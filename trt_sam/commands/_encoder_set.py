@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,8 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         target=recipe.graph.target,
         checkpoint_sha256=checkpoint.sha256,
     )
-    return write_graph_set(writers, recipe, output)
+    named = replace(recipe, checkpoint=source)  # by the manifest
+    return write_graph_set(writers, named, output)
 
 
 def write_decoder_set(checkpoint: Checkpoint, recipe: EngineRecipe, output: Path) -> Manifest:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,9 @@ def finished_set(folder: Path, graphs: Sequence[Path], recipe: EngineRecipe, fla
         return None
     same_graphs = [entry.onnx.sha256 for entry in manifest.graphs] == [sha256_of(graph) for graph in graphs]
     same_builder = (manifest.flavour, manifest.flavour_version) == (flavour.name, flavour.version)
-    return manifest if same_graphs and same_builder and manifest.recipe == recipe else None
+    # Another name of the same weights makes no other engines.
+    same_recipe = replace(manifest.recipe, checkpoint=recipe.checkpoint) == recipe
+    return manifest if same_graphs and same_builder and same_recipe else None
 
 
 def _hold_back(feeds: CalibrationFeeds) -> tuple[CalibrationFeeds, CalibrationFeeds | None]:

@@ -124,7 +124,7 @@ def _build(source: str, folder: Path, stages: Stages, device: int) -> None:
     from trt_sam.engine.engine_set import GraphSource, build_set, copy_graph
     from trt_sam.engine.flavour import choose_flavour
 
-    recipe = dataclasses.replace(load_recipe("mobile_sam"), checkpoint="", decode_mask=True)
+    recipe = dataclasses.replace(load_recipe("mobile_sam"), checkpoint=source, decode_mask=True)
     graphs = folder.with_name(f"{folder.name}.graphs")
     write_encoder_set(source, recipe, graphs, stages, decode_mask=True)
     flavour = choose_flavour(None)

@@ -124,7 +124,8 @@ def _build(args: argparse.Namespace) -> int:
     _check_data(args, recipe, calibrates=calibrates)
     if calibrates:
         recipe = calibration_recipe(args)
-    changes: dict[str, Any] = {}
+    # The manifest names what was built, not what the recipe would have taken.
+    changes: dict[str, Any] = {"checkpoint": None if args.onnx else checkpoint_of(args, recipe)}
     if args.backend:
         changes["backend"] = args.backend
     if args.decode_mask:
@@ -173,9 +174,8 @@ def _build(args: argparse.Namespace) -> int:
         )
         _warn(built, flavour)
         times = _modelled(built, flavour, stages, checkpoint)
-    source = None if args.onnx else checkpoint_of(args, recipe)
     facts = {"judged": judged, "modelled": [dataclasses.asdict(time) for time in times]}
-    summary = build_summary(built, flavour.title, judged=judged, times=times, checkpoint=source)
+    summary = build_summary(built, flavour.title, judged=judged, times=times, checkpoint=recipe.checkpoint)
     _report(args, built.manifest, summary, **facts)
     return 0
 
