@@ -22,7 +22,7 @@ from trt_sam.engine.flavour import Flavour, available_flavours
 from trt_sam.engine.manifest import open_manifest
 from trt_sam.errors import InputError, TrtSamError
 from trt_sam.gate.comparison import Questions, compare_with
-from trt_sam.gate.fitting import fitting
+from trt_sam.gate.fitting import LeftOut, fitting
 from trt_sam.gate.golden import Golden, load_golden, shipped_golden
 from trt_sam.gate.limits import DEFAULTS
 from trt_sam.gate.questions import golden_questions
@@ -206,7 +206,8 @@ class _Trial:
         other = open_side(source, device=self.gpu or 0)
         with other.runner:
             found = golden_questions(golden, PROMPTS)
-            questions = Questions(fitting(found.examples, [other]), found.description)
+            left_out = LeftOut()
+            questions = Questions(fitting(found.examples, [other], left_out), found.description, left_out=left_out)
             about = (golden.checkpoint, "PyTorch in float64", golden.checkpoint_sha256)
             comparison = compare_with(None, [other], questions, DEFAULTS, about=about)
         note.comparison = to_dict(comparison)
@@ -216,7 +217,7 @@ class _Trial:
         missed = [check.sentence for check in judged.verdict.checks if check.status == FAIL]
         note(
             f"{other.executed_by}: relative logit error {logits.error:.1e}, SQNR {sqnr:.0f} dB, "
-            f"mean mask IoU {judged.figures.iou.mean():.5f}" + "".join(f"; {sentence}" for sentence in missed)
+            f"mean mask IoU {judged.figures.iou.mean():.5f}" + "".join(f"; {each}" for each in (*missed, *comparison.left_out))
         )
         note.failed = bool(missed)
 

@@ -18,7 +18,7 @@ from trt_sam.accuracy.examples import first_prompts
 from trt_sam.accuracy.sides import open_side
 from trt_sam.gate.blame import with_layers
 from trt_sam.gate.comparison import Candidate, Questions, compare_with
-from trt_sam.gate.fitting import fitting
+from trt_sam.gate.fitting import LeftOut, fitting
 from trt_sam.gate.golden import load_golden, shipped_golden
 from trt_sam.gate.limits import DEFAULTS, limits_for
 from trt_sam.gate.verdict import FAIL
@@ -61,7 +61,7 @@ class Subject:
         onnx.save(model, path)
         reference, candidate = open_side(str(self.path)), open_side(str(path))
         with reference.runner, candidate.runner:
-            asked = fitting([(self.example, None)], [reference, candidate])
+            asked = fitting([(self.example, None)], [reference, candidate], LeftOut())
             comparison = compare_with(reference, [candidate], Questions(asked, "two prompts"), limits, expected=expected)
             return (with_layers(comparison, reference, [candidate]) if layers else comparison).candidates[0]
 

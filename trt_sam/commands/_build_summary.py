@@ -142,7 +142,8 @@ def verified_line(verified: Mapping[str, Any] | None, not_verified: str) -> str:
         for role, each in verified["graphs"].items()
     )
     golden = verified["golden"]["checkpoint"]
-    return f"verified on {verified['gpu']} by golden data of {golden}, {verified['prompts']} prompts: {figures}"
+    left_out = "".join(f" ({sentence})" for sentence in verified.get("left_out", ()))  # sets of before do not say it
+    return f"verified on {verified['gpu']} by golden data of {golden}, {verified['prompts']} prompts{left_out}: {figures}"
 
 
 def _graph_lines(folder: Path, graph: GraphEntry, build: BuildResult, head: str) -> list[str]:

@@ -23,7 +23,7 @@ from trt_sam.machine.driver import gpu_compute_capability, gpu_model
 from trt_sam.progress import Progress, Stages
 
 if TYPE_CHECKING:
-    from trt_sam.gate.comparison import Candidate
+    from trt_sam.gate.comparison import Candidate, Comparison
     from trt_sam.gate.golden import Golden
     from trt_sam.gate.limits import Limits
 
@@ -112,7 +112,7 @@ class GoldenVerifier:
                 staged,
                 f"there are no golden data of its checkpoint; write some with {WRITE_GOLDEN} and give --golden GOLDEN.npz",
             )
-        judged: dict[str, Candidate] = {}
+        judged: dict[str, Comparison] = {}
         for graph in staged.graphs:
             if graph.role in _DECODERS:
                 progress = self.stages.begin("verify", f"judging {graph.engine_name} by golden data")
@@ -127,18 +127,19 @@ class GoldenVerifier:
                     return self._not_verified(staged, str(error).replace(str(staged.folder), str(self.output)))
         return self._told(staged, golden, judged)
 
-    def _told(self, staged: Manifest, golden: Golden, judged: Mapping[str, Candidate]) -> Manifest:
+    def _told(self, staged: Manifest, golden: Golden, judged: Mapping[str, Comparison]) -> Manifest:
         """The manifest by the verdicts; raises VerdictError where one is a failure."""
         from trt_sam.gate.verdict import FAIL
 
         place = Path(golden.path).name
         missed = {
-            role: "; ".join(check.sentence for check in candidate.verdict.missed)
-            for role, candidate in judged.items()
+            role: "; ".join([*(check.sentence for check in candidate.verdict.missed), *comparison.left_out])
+            for role, comparison in judged.items()
+            for candidate in comparison.candidates
             if not candidate.verdict.passed
         }
         words = "; ".join(f"{role}: {sentences}" for role, sentences in missed.items())
-        if any(candidate.verdict.status == FAIL for candidate in judged.values()):
+        if any(candidate.verdict.status == FAIL for each in judged.values() for candidate in each.candidates):
             raise VerdictError(
                 f"the built engines fail by golden data {place} and are not installed ({words}); {_UNJUDGED}, to be looked at "
                 f"with {shlex.join(['trt-sam', 'compare', '--golden', str(golden.path), str(self.output), '--report', 'DIR'])}"
@@ -150,9 +151,10 @@ class GoldenVerifier:
             verified=strict(
                 {
                     "golden": {"file": place, "sha256": golden.sha256, "checkpoint": golden.checkpoint},
-                    "prompts": golden.prompts,
+                    "prompts": min(comparison.prompts for comparison in judged.values()),
+                    "left_out": list(dict.fromkeys(told for comparison in judged.values() for told in comparison.left_out)),
                     "gpu": gpu_model(self.device) or f"GPU {self.device}",
-                    "graphs": {role: _figures(candidate) for role, candidate in judged.items()},
+                    "graphs": {role: _figures(comparison.candidates[0]) for role, comparison in judged.items()},
                     "not_judged": [graph.role for graph in staged.graphs if graph.role not in judged],
                 }
             ),
@@ -184,11 +186,11 @@ class GoldenVerifier:
         path = shipped_golden(staged.graphs[0].checkpoint_sha256)
         return None if path is None else load_golden(path)
 
-    def _judge(self, staged: Manifest, graph: GraphEntry, golden: Golden, progress: Progress) -> Candidate:
+    def _judge(self, staged: Manifest, graph: GraphEntry, golden: Golden, progress: Progress) -> Comparison:
         from trt_sam.accuracy.sides import open_side
         from trt_sam.gate.by_golden import about_golden, check_checkpoint
         from trt_sam.gate.comparison import Questions, compare_with
-        from trt_sam.gate.fitting import fitting, refuse_calibration_images
+        from trt_sam.gate.fitting import LeftOut, fitting, refuse_calibration_images
         from trt_sam.gate.questions import golden_questions
 
         opened = open_side(str(staged.folder / graph.engine_name), device=self.device)
@@ -196,18 +198,19 @@ class GoldenVerifier:
         try:
             check_checkpoint(golden, side.source, side.checkpoint_sha256)
             found = golden_questions(golden, golden.prompts)
-            asked = refuse_calibration_images(fitting(found.examples, [side]), {side.source: side.calibration_images})
-            comparison = compare_with(
+            left_out = LeftOut()
+            fits = fitting(found.examples, [side], left_out)
+            asked = refuse_calibration_images(fits, {side.source: side.calibration_images})
+            return compare_with(
                 None,
                 [side],
-                Questions(asked, found.description),
+                Questions(asked, found.description, left_out=left_out),
                 self.limits,
                 about=about_golden(golden),
                 progress=lambda done: progress(done / golden.prompts, f"{done} prompts"),
             )
         finally:
             side.runner.close()
-        return comparison.candidates[0]
 
     def _not_verified(self, staged: Manifest, reason: str) -> Manifest:
         return replace(staged, not_verified=reason)

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from trt_sam.accuracy.sides import open_side
     from trt_sam.gate.by_golden import about_golden, check_checkpoint
     from trt_sam.gate.comparison import Questions, compare_with
-    from trt_sam.gate.fitting import fitting, refuse_calibration_images
+    from trt_sam.gate.fitting import LeftOut, fitting, refuse_calibration_images
     from trt_sam.gate.reference import half_of
 
     golden = _golden(args)
@@ -99,10 +99,11 @@ def run(args: argparse.Namespace) -> int:
 
             check_layers(reference, candidates)
         found = questions_of(args, reference, candidates, golden, photos)
-        asked: Iterable[Asked] = fitting(found.examples, sides)
+        left_out = LeftOut()
+        asked: Iterable[Asked] = fitting(found.examples, sides, left_out)
         if not args.allow_calibration_images:
             asked = refuse_calibration_images(asked, {side.source: side.calibration_images for side in candidates})
-        questions = Questions(asked, found.description, found.masks_mean_something)
+        questions = Questions(asked, found.description, found.masks_mean_something, left_out)
         count = prompts_of(args, golden)
         telling = stages.begin("compare", f"comparing on {count} prompts")
         comparison = compare_with(

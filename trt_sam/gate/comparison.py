@@ -13,7 +13,7 @@ from trt_sam.accuracy.examples import Example
 from trt_sam.accuracy.sides import Side
 from trt_sam.errors import InputError
 from trt_sam.gate.answers import Answer, answer_of
-from trt_sam.gate.fitting import Asked, rows_of
+from trt_sam.gate.fitting import Asked, LeftOut, rows_of
 from trt_sam.gate.limits import ARITHMETICS, DEFAULTS, LARGE_MASK, Limits
 from trt_sam.gate.reference import last_place
 from trt_sam.gate.tally import Figures, Tally
@@ -43,6 +43,8 @@ class Questions:
     """What the prompts are put on."""
     masks_mean_something: bool = True
     """False on random embeddings."""
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False)
+    """What `fitting` left out of them, known once they were iterated."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Comparison:
     prompts: int
     candidates: tuple[Candidate, ...]
     floors: tuple[Floor, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Which prompts nobody was asked, and why, by sentences: the verdicts do not cover them."""
 
     @property
     def passed(self) -> bool:
@@ -142,7 +146,8 @@ def compare_with(
         if progress is not None:
             progress(done)
     if not done:
-        raise InputError("there is nothing to compare on: the input has no prompt that both sides take")
+        why = "".join(f"; {sentence}" for sentence in questions.left_out.sentences)
+        raise InputError(f"there is nothing to compare on: the input has no prompt that all sides take{why}")
     source, executed, sha256 = about or _about(reference)
     return Comparison(
         source,
@@ -156,6 +161,7 @@ def compare_with(
             for unjudged in [tuple(_unjudged(side, reference, masks_given))]
         ),
         tuple(Floor(name, tally.figures()) for name, tally in floors.items() if tally.prompts),
+        questions.left_out.sentences,
     )
 
 

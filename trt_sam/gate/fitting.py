@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,15 +17,39 @@ from trt_sam.feeds.feeds import join_limits
 from trt_sam.gate.answers import Answer
 from trt_sam.gate.golden import digest_of_embedding
 
-__all__ = ["Asked", "fitting", "refuse_calibration_images", "rows_of"]
+__all__ = ["Asked", "LeftOut", "fitting", "refuse_calibration_images", "rows_of"]
 
 Asked = tuple[Example, Answer | None]
 """A call and the reference's answer to it, where golden data have it."""
 
 
-def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
+class LeftOut:
+    """The prompts that nobody is asked because one side does not take them, counted while `fitting` goes on."""
+
+    def __init__(self) -> None:
+        self.prompts = 0
+        """All that were to be asked."""
+        self._counts: Counter[str] = Counter()
+
+    def note(self, why: str, prompts: int) -> None:
+        """Count `prompts` as left out; `why` goes on after their number."""
+        if prompts:
+            self._counts[why] += prompts
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """How many, for which side and why; one that two sides do not take is counted for both."""
+        return tuple(f"{count} of {self.prompts} prompts {why}; nobody was asked them" for why, count in self._counts.items())
+
+
+def fitting(asked: Iterable[Asked], sides: Sequence[Side], left_out: LeftOut) -> Iterator[Asked]:
     """What all sides take: prompts with too many points, and with an earlier mask where a side takes none, are left out; rows
     are padded with absent points and calls split.
+
+    Args:
+        asked: what is to be asked.
+        sides: all that are to answer.
+        left_out: told of every prompt that is left out.
 
     Raises:
         InputError: the sides have no size in common.
@@ -32,17 +57,35 @@ def fitting(asked: Iterable[Asked], sides: Sequence[Side]) -> Iterator[Asked]:
     limits = join_limits(limits for side in sides for limits in (side.runner.limits, _fixed(side)))
     fewest, most_points = limits.get("num_points", (1, 1 << 30))
     least, most = limits.get("num_prompts", (1, 1 << 30))
-    masks = all(any(spec.name == "mask_input" for spec in side.runner.inputs) for side in sides)
+    masks = all(_takes_masks(side) for side in sides)
     for example, answer in asked:
         labels = example.feed["point_labels"]
         given = np.asarray(example.feed.get("has_mask_input", np.zeros(len(labels)))) != 0
-        kept = np.flatnonzero(((labels != LABEL_ABSENT).sum(axis=1) <= most_points) & (masks | ~given))
+        points = (labels != LABEL_ABSENT).sum(axis=1)
+        _note(left_out, sides, points, given)
+        kept = np.flatnonzero((points <= most_points) & (masks | ~given))
         for start in range(0, len(kept), most):
             rows = kept[start : start + most]
             if len(rows) < least:
+                left_out.note(f"are fewer than a call has to have ({least})", len(rows))
                 continue
             part, told = rows_of(example, answer, rows)
             yield _of_width(part, fewest, most_points), told
+
+
+def _note(left_out: LeftOut, sides: Sequence[Side], points: npt.NDArray[np.intp], given: npt.NDArray[np.bool_]) -> None:
+    """Count the prompts of a call that a side does not take: by their `points`, and where an earlier mask is `given`."""
+    left_out.prompts += len(points)
+    for side in sides:
+        most = min(limits.get("num_points", (1, 1 << 30))[1] for limits in (side.runner.limits, _fixed(side)))
+        built = ", and takes more when built with --max-points" if "num_points" in side.runner.limits else ""
+        left_out.note(f"have more points than {side.source} takes ({most}{built})", int((points > most).sum()))
+        if not _takes_masks(side):
+            left_out.note(f"bring an earlier mask, and {side.source} takes none", int(given.sum()))
+
+
+def _takes_masks(side: Side) -> bool:
+    return any(spec.name == "mask_input" for spec in side.runner.inputs)
 
 
 def refuse_calibration_images(asked: Iterable[Asked], used: Mapping[str, frozenset[str]]) -> Iterator[Asked]:

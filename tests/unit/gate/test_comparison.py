@@ -13,8 +13,10 @@ import pytest
 from tests.fixtures.made_answers import answer, example, outputs, side
 from trt_sam.errors import InputError
 from trt_sam.gate.comparison import MOST_DOUBTS, Candidate, Questions, compare_with
-from trt_sam.gate.fitting import fitting
+from trt_sam.gate.fitting import LeftOut, fitting
 from trt_sam.gate.limits import DEFAULTS, limits_for
+from trt_sam.gate.report.page import comparison_page
+from trt_sam.gate.report.text import junit, lines, markdown, to_dict
 
 Array = np.ndarray[Any, Any]
 LIMITS = {name: limits_for(name, {"min_prompts": 1}) for name in DEFAULTS}
@@ -70,9 +72,13 @@ def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came
     asked = example()
     asked.feed["has_mask_input"][1] = 1.0
     takes, takes_none = side(outputs()), side(outputs(3), masks=False)
-    ((whole, _),) = fitting([(asked, None)], [takes])
+    left_out = LeftOut()
+    ((whole, _),) = fitting([(asked, None)], [takes], left_out)
     assert len(whole.kinds) == 4
-    ((part, told),) = fitting([(asked, answer())], [takes, takes_none])
+    assert left_out.sentences == ()
+    ((part, told),) = fitting([(asked, answer())], [takes, takes_none], left_out)
+    (said,) = left_out.sentences
+    assert said == "1 of 8 prompts bring an earlier mask, and candidate.onnx takes none; nobody was asked them"
     assert part.feed["has_mask_input"].tolist() == [0.0, 0.0, 0.0]
     assert told is not None
     assert np.array_equal(told.scores, answer().scores[[0, 2, 3]])
@@ -88,3 +94,24 @@ def test_earlier_masks_go_to_those_that_take_them_and_it_is_said_where_none_came
     assert "is the reference itself" in found.candidates[0].notes[0]
     with pytest.raises(InputError, match="nothing to compare on"):
         compare_with(None, [takes], Questions([], "no call"), LIMITS, about=about)
+
+
+def test_prompts_that_one_candidate_does_not_take_are_said_in_every_report() -> None:
+    asked = example()
+    asked.feed["point_coords"] = np.zeros((4, 9, 2), np.float32)
+    asked.feed["point_labels"] = np.float32([[1] + [-1] * 8] + [[1, -1] + [-2] * 7] * 3)
+    large, small = side(outputs(3)), dataclasses.replace(side(outputs(3)), source="small.engine")
+    large.runner.limits = {"num_points": (1, 16)}  # type: ignore[misc]
+    said = "1 of 4 prompts have more points than small.engine takes (8, and takes more when built with --max-points)"
+    about, left_out = ("made up", "PyTorch in float64", ""), LeftOut()
+    questions = Questions(fitting([(asked, answer())], [large, small], left_out), "a call", left_out=left_out)
+    found = compare_with(None, [large, small], questions, LIMITS, about=about)
+    assert found.prompts == 3
+    assert found.left_out == (f"{said}; nobody was asked them",)
+    assert to_dict(found)["left_out"] == [f"{said}; nobody was asked them"]
+    pages = ("\n".join(lines(found)), markdown(found), junit(found), comparison_page(found, {}))
+    assert [page.count(said) for page in pages] == [1, 1, 2, 1]
+    asked.feed["point_labels"][:] = 1
+    questions = Questions(fitting([(asked, answer())], [small], left_out), "a call", left_out=left_out)
+    with pytest.raises(InputError, match=r"no prompt that all sides take; 5 of 8 prompts have more points than small"):
+        compare_with(None, [small], questions, LIMITS, about=about)

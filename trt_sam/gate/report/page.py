@@ -34,6 +34,7 @@ def comparison_page(comparison: Comparison, environment: Mapping[str, Any]) -> s
         f"<h1>{text(title)}</h1>",
         *(_verdict(candidate) for candidate in ranked),
         f'<p class="soft small">{comparison.prompts} prompts on {text(comparison.data)}.</p>',
+        *(f"<p><b>Left out:</b> {text(sentence)}.</p>" for sentence in comparison.left_out),
         f"<h2>Figures</h2>{_figures(comparison, colours)}",
         f"<h2>How many masks are how far away</h2>{distances(ious, p5, colours)}",
         *_layers(comparison, colours),

@@ -29,6 +29,7 @@ def to_dict(comparison: Comparison, environment: Mapping[str, Any] | None = None
         "checkpoint_sha256": comparison.checkpoint_sha256,
         "data": comparison.data,
         "prompts": comparison.prompts,
+        "left_out": list(comparison.left_out),
         "environment": dict(environment or {}),
         "candidates": [_candidate(candidate) for candidate in comparison.candidates],
         "noise_floor": {floor.name: _figures(floor.figures) for floor in comparison.floors},
@@ -41,6 +42,7 @@ def lines(comparison: Comparison) -> list[str]:
     shown = [
         f"reference  {comparison.reference}, {comparison.executed_by}",
         f"{comparison.prompts} prompts on {comparison.data}",
+        *(f"left out: {sentence}" for sentence in comparison.left_out),
     ]
     rows: list[tuple[str, ...]] = [HEAD]
     rows += [(f"floor: {floor.name}", *figures_row(floor.figures)) for floor in comparison.floors]
@@ -79,6 +81,7 @@ def markdown(comparison: Comparison) -> str:
         text += [f"  - {line}" for line in missed_lines(candidate.verdict)]
         text += [f"  - {candidate.blame.sentence}"] if candidate.blame is not None else []
         text += [f"  - note: {note}" for note in candidate.notes]
+    text += [f"- **left out**: {sentence}" for sentence in comparison.left_out]
     rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1))]
     rows += [(f"floor: {floor.name}", *figures_row(floor.figures)) for floor in comparison.floors]
     rows += [(f"`{candidate.name}`", *figures_row(candidate.figures)) for candidate in comparison.candidates]
@@ -101,6 +104,8 @@ def junit(comparison: Comparison) -> str:
                 failure.text = check.sentence
             else:
                 ElementTree.SubElement(case, "system-out").text = check.sentence
+        if comparison.left_out:
+            ElementTree.SubElement(suite, "system-out").text = "\n".join(f"left out: {each}" for each in comparison.left_out)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
