@@ -1,11 +1,10 @@
 """Everything in a photograph: our generator beside MobileSAM's own, in processes of their own, by turns.
 
-python benchmarks/everything.py --graph decoder.onnx --encoder encoder.onnx [--photo rocket.jpg] [--points-per-side 16]
-    [--rounds 1] [--output FILE.json]
+python benchmarks/everything.py --set SET [--photo rocket.jpg] [--points-per-side 16] [--rounds 1] [--output FILE.json]
 
-The graphs are of `trt-sam export --checkpoint mobile_sam` (cpu form) and of the set that `--encoder` writes: ours is ONNX
-Runtime alone, without torch. Processor time says what the work costs, also on a machine that others use; wall time says how
-long it took there. Peak memory is of the whole process, image encoder included. Beside FILE.json there is FILE.md.
+The set is of `trt-sam export --checkpoint mobile_sam --encoder`: ours is ONNX Runtime alone, without torch. Processor time says
+what the work costs, also on a machine that others use; wall time says how long it took there. Peak memory is of the whole
+process, image encoder included. Beside FILE.json there is FILE.md.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ SIDES = ("ours", "mobile_sam")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graph", required=True)
-    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--set", required=True)
     parser.add_argument("--photo", default="rocket.jpg", help="of scikit-image")
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
@@ -123,12 +121,10 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def ours(args: argparse.Namespace, spent: list[float]) -> Callable[[Any], list[Any]]:
     from trt_sam import AutomaticMaskGenerator, OnnxRunner
-    from trt_sam.runtime.onnx_encoder import OnnxEncoder
 
-    encoder = OnnxEncoder(Path(args.encoder), threads=args.threads)
-    runner = OnnxRunner(args.graph, threads=args.threads)
+    runner = OnnxRunner(args.set, threads=args.threads)
     runner.run = timed(runner.run, spent)  # type: ignore[method-assign]
-    return AutomaticMaskGenerator(runner, args.points_per_side, output_mode="coco_rle", image_encoder=encoder).generate
+    return AutomaticMaskGenerator(runner, args.points_per_side, output_mode="coco_rle").generate
 
 
 def mobile_sam(args: argparse.Namespace, spent: list[float]) -> Callable[[Any], list[Any]]:

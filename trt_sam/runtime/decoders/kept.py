@@ -60,10 +60,6 @@ class KeptTerms(Generic[Terms]):
             return terms
         return self._make(image) if num_prompts >= self._many else None
 
-    def once(self, image: Any, num_prompts: int) -> Terms | None:
-        """As `for_call`, of an image that no other call will have."""
-        return self._make(image) if num_prompts >= self._many else None
-
     def clear(self) -> None:
         """Forget all."""
         self._kept.clear()
