@@ -23,7 +23,12 @@ from trt_sam._version import __version__
 from trt_sam.errors import TrtSamError, did_you_mean
 from trt_sam.progress import SAID_ONCE, write_line
 
-__all__ = ["main"]
+__all__ = ["by_flags", "main"]
+
+_ABOUT = re.compile(r"(?:limit )?([a-z]\w*) (?:is|has) .*, (?:must|of which) ")
+"""How the library begins what it says of a setting."""
+_NAME = re.compile(r"(?<![\w/.'\"-])[a-z]+(?:_[a-z0-9]+)+(?![\w/'\"-])")
+"""A further setting in such a message; not a part of a path or of a value."""
 
 COMMANDS = (
     "download",
@@ -90,9 +95,41 @@ def _run(words: Sequence[str]) -> int:
     if unknown:
         subparsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     with cache_set_to(getattr(args, "cache", None)), _messages_on_stderr(verbose=args.verbose):
-        code: int = args.run(args)
+        try:
+            code: int = args.run(args)
+        except TrtSamError as error:
+            raise TrtSamError(by_flags(str(error), subparsers.choices[args.command], words[1:])) from error
     sys.stdout.flush()
     return code
+
+
+def by_flags(message: str, parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """The message of an error, for who typed `words` after the command's name.
+
+    A setting keeps its name where none of the flags that the message is about was typed: it came from a file then, or is no
+    matter of the command line.
+    """
+    about = _ABOUT.match(message)
+    if about is None:
+        return message
+    flags, typed = _flags(parser, words)
+    rest = message[about.end(1) :]
+    if about[1] not in flags or not typed.intersection([about[1], *_NAME.findall(rest)]):
+        return message
+    return flags[about[1]] + _NAME.sub(lambda found: flags.get(found[0], found[0]), rest)
+
+
+def _flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """The flag of each setting, of several the one that was typed last; and the settings whose flag was typed."""
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    given: dict[argparse.Action, str] = {}
+    for word in (word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2):
+        # argparse takes the beginning of a flag for it.
+        meant = [word] if word in options else [option for option in options if option.startswith(word)]
+        given |= {options[option]: option for option in meant}
+    names = {option: option.lstrip("-").replace("-", "_") for option in options}
+    flags = {name: given.get(options[option], option) for option, name in names.items()}
+    return flags, {name for option, name in names.items() if options[option] in given}
 
 
 def _drop_output() -> None:

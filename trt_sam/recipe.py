@@ -108,12 +108,9 @@ class QuantizationOptions:
             if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
                 raise RecipeError(f"{name} is {value!r}, must be a list of strings")
             object.__setattr__(self, name, tuple(value))
-        if not self.tiers or len(set(self.tiers)) != len(self.tiers):
-            raise RecipeError(
-                f"tiers is {list(self.tiers)}, must name each of {', '.join(TIERS)} at most once, and one at least"
-            )
-        for tier in self.tiers:
-            _check_choice("tier", tier, TIERS)
+        if not self.tiers or len(set(self.tiers)) != len(self.tiers) or set(self.tiers) - set(TIERS):
+            seen = ",".join(self.tiers) or "empty"
+            raise RecipeError(f"tiers is {seen}, must name each of {', '.join(TIERS)} at most once, and one at least")
         for name in ("shift", "second_order", "floor"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, must be true or false")

@@ -81,7 +81,7 @@ def test_json_alone_goes_to_stdout(graphs: dict[str, Path], tmp_path: Path, caps
         (["--prompts", ""], "--prompts"),
         (["--seconds", "-1"], "seconds is -1"),
         (["--rounds", "0"], "rounds is 0"),
-        (["--threads", "0"], "threads is 0"),
+        (["--threads", "0"], "--threads is 0"),
         (["--device", "cuda:7"], "no such GPU"),
         (["--device", "tpu"], "--device"),
         (["--precision", "fp16", "--device", "cpu"], "needs a GPU"),

@@ -26,7 +26,7 @@ def run(*flags: object) -> int:
     [
         (("--output", "graph.engine"), "must end in .onnx"),
         (("--precision", "fp16"), "trt-sam export writes fp16"),
-        (("--tiers", "A,D"), "tier is 'D'"),
+        (("--tiers", "A,D"), "tiers is A,D, must name each of A, B, C at most once"),
         (("--tiers", "A,A"), "at most once"),
         (("--prompts-per-image", "0"), "prompts_per_image is 0"),
         (("--checkpoint", "absent.pth"), "checkpoint not found"),

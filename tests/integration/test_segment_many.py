@@ -51,7 +51,7 @@ def test_impossible_settings_before_any_photo(inputs: Path, tmp_path: Path, caps
     assert main(command(inputs, output, "--everything", "--crop-n-layers", "6", "--crop-n-points-downscale-factor", "2")) == 2
     assert "layer 6 has no clicks" in capsys.readouterr().err
     assert main(command(inputs, output, "--everything", "--points-per-side", "0")) == 2
-    assert "points_per_side is 0" in capsys.readouterr().err
+    assert "--points-per-side is 0" in capsys.readouterr().err
     prompts = ["--prompts", str(inputs / "prompts.json")]
     assert main(command(inputs, output, *prompts, "--crop-n-layers", "1")) == 2
     assert "--crop-n-layers goes with --everything" in capsys.readouterr().err

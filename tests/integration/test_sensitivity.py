@@ -54,7 +54,7 @@ def test_ranking_the_upscaling_of_the_standin(
     ("arguments", "error", "message"),
     [
         (("--mean-iou", 1.5), InputError, "--mean-iou is 1.5"),
-        (("--tiers", "A,D"), RecipeError, "tier is 'D'"),
+        (("--tiers", "A,D"), RecipeError, "tiers is A,D, must name each of A, B, C"),
         (("--prompts-per-image", 0), InputError, "--prompts-per-image is 0"),
     ],
 )

@@ -73,10 +73,11 @@ def onnx_source(args: argparse.Namespace, recipe: EngineRecipe) -> GraphSource:
         )
     for field in dataclasses.fields(GraphOptions):
         wanted, seen = getattr(recipe.graph, field.name), getattr(has, field.name)
-        asked = args.recipe or getattr(args, field.name, None) is not None
-        if asked and wanted != seen:
+        typed = getattr(args, field.name, None) is not None
+        name = f"--{field.name.replace('_', '-')}" if typed else field.name
+        if (args.recipe or typed) and wanted != seen:
             raise InputError(
-                f"{args.onnx} was exported with {field.name} = {seen!r}, not {wanted!r}, and building cannot change that; "
+                f"{args.onnx} was exported with {name} = {seen!r}, not {wanted!r}, and building cannot change that; "
                 "export it again, or leave the flag or recipe out"
             )
     return GraphSource(copy_graph(args.onnx))

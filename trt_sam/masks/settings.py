@@ -57,8 +57,12 @@ def check_settings(
         raise InputError(f"min_mask_region_area is {min_mask_region_area}, must be at least 0")
 
 
-def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int, factor: int) -> list[Points]:
+def point_grids_of(
+    side: int | None, given: Sequence[Array] | None, layers: int, factor: int, *, name: str = "point_grids"
+) -> list[Points]:
     """The clicks of each layer, [k, 2] from 0 to 1: `side` x `side`, divided by `factor` in each layer; or those `given`.
+
+    Messages call these `name`.
 
     Raises:
         InputError: both or neither is given, or a layer would have no clicks.
@@ -73,15 +77,17 @@ def point_grids_of(side: int | None, given: Sequence[Array] | None, layers: int,
         sides = [int(side / factor**layer) for layer in range(layers + 1)]
         if sides[-1] < 1:
             raise InputError(
-                f"layer {layers} has no clicks: points_per_side {side} / {factor}^{layers} is below 1; lower one of them"
+                f"points_per_side is {side}, must be at least {math.ceil(factor**layers)}: it is divided by "
+                f"crop_n_points_downscale_factor {factor} in each of crop_n_layers {layers}, and layer {layers} has no clicks; "
+                "raise it, or lower one of these"
             )
         return [point_grid(each) for each in sides]
     grids = [np.asarray(grid, np.float64) for grid in given]
     if len(grids) <= layers:
         needed = "one for the whole image" + (f" and one for each of {layers} layers of crops" if layers else "")
-        raise InputError(f"point_grids has {len(grids)} grids, must have {layers + 1}: {needed}")
+        raise InputError(f"{name} has {len(grids)} grids, must have {layers + 1}: {needed}")
     for number, grid in enumerate(grids):
-        _check_grid(number, grid)
+        _check_grid(name, number, grid)
     return grids
 
 
@@ -108,22 +114,20 @@ def read_point_grids(path: str | os.PathLike[str]) -> tuple[tuple[tuple[float, f
         raise InputError(f"{path} is not JSON ({error}); it must hold a list of lists of [x, y]") from None
     try:
         grids = tuple(tuple((float(x), float(y)) for x, y in grid) for grid in data)
-        point_grids_of(None, [np.array(grid) for grid in grids], 0, 1)
+        point_grids_of(None, [np.array(grid) for grid in grids], 0, 1, name=str(path))
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{path} must hold a list of lists of [x, y], numbers from 0 to 1, one for each layer") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     return grids
 
 
-def _check_grid(number: int, grid: Points) -> None:
+def _check_grid(name: str, number: int, grid: Points) -> None:
     if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
-        raise InputError(f"grid {number} of point_grids has shape {list(grid.shape)}, must be [k, 2] of numbers from 0 to 1")
+        raise InputError(f"grid {number} of {name} has shape {list(grid.shape)}, must be [k, 2] of numbers from 0 to 1")
     bad = ~((grid >= 0) & (grid <= 1))
     if bad.any():
         click = int(bad.any(axis=1).argmax())
         seen = grid[click].tolist()
-        raise InputError(f"click {click} in grid {number} of point_grids is {seen}, must be (x, y), numbers from 0 to 1")
+        raise InputError(f"click {click} in grid {number} of {name} is {seen}, must be (x, y), numbers from 0 to 1")
 
 
 def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:

@@ -43,7 +43,7 @@ class OnnxEncoder:
         ort = require("onnxruntime", "to run an ONNX graph")
         path = existing_file(path, "graph")
         if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
+            raise InputError(f"threads is {threads}, must be at least 1; leave it out for the cores of this process")
         try:
             session = ort.InferenceSession(
                 os.fspath(path),

@@ -39,7 +39,7 @@ def open_session(
     """
     ort = require("onnxruntime", "to run an ONNX graph")
     if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, must be at least 1, or None for the cores of this process")
+        raise InputError(f"threads is {threads}, must be at least 1; leave it out for the cores of this process")
     wanted = list(providers or ["CPUExecutionProvider"])
     chosen = [_provider_name(each) for each in wanted]
     available = ort.get_available_providers()

@@ -63,8 +63,8 @@ def test_other_machines_need_a_token(
     ("flags", "words"),
     [
         (["--port", "70000"], "from 0 to 65535"),
-        (["--images", "0"], "images is 0"),
-        (["--image-seconds", "-1"], "image_seconds is -1"),
+        (["--images", "0"], "--images is 0"),
+        (["--image-seconds", "-1"], "--image-seconds is -1"),
         (["--token-file", "/nothing/here"], "/nothing/here"),
     ],
 )
