@@ -174,6 +174,7 @@ def _checkpoint(
     decoder = _build_decoder(decoder_state, place, hf=hf)
     if prepare is not None:
         decoder = prepare(decoder)
+    decoder.checkpoint_sha256 = state_sha256(decoder.state_dict())
     kind = _encoder_kind(encoder_state)
 
     def open_encoder() -> ImageEncoder:
@@ -181,7 +182,7 @@ def _checkpoint(
 
         return build_image_encoder(encoder_state, kind, config, source)
 
-    return Checkpoint(decoder, kind, state_sha256(decoder.state_dict()), source, open_encoder)
+    return Checkpoint(decoder, kind, decoder.checkpoint_sha256, source, open_encoder)
 
 
 def _build_decoder(state: Mapping[str, Tensor], place: str, *, hf: bool) -> SamDecoder:

@@ -18,6 +18,8 @@ class SamDecoder(nn.Module):
     """
 
     image_pe: Tensor
+    checkpoint_sha256: str = ""
+    """`Checkpoint.sha256` of the checkpoint that it was loaded from, also when it is trained further; else empty."""
 
     def __init__(self, embed_dim: int = 256, grid: tuple[int, int] = (64, 64), mlp_dim: int = 2048) -> None:
         super().__init__()

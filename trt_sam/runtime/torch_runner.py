@@ -31,6 +31,8 @@ class TorchRunner:
         self._decoder: SamDecoder | None = decoder
         self._image: npt.NDArray[np.float32] | None = None
         self._image_id = 0
+        self.checkpoint_sha256: str = getattr(decoder, "checkpoint_sha256", "")
+        """Of the decoder's weights as they were loaded; empty where they are from no checkpoint."""
         self.inputs: tuple[TensorSpec, ...] = input_specs(mask_input=True)
         self.outputs: tuple[TensorSpec, ...] = output_specs()
         self.limits: Mapping[str, tuple[int, int]] = {"num_prompts": (1, 2**31 - 1), "num_points": (1, 2**31 - 1)}

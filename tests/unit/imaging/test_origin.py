@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from tests.fixtures.recorder import GreyEncoder, Recorder
 from trt_sam.errors import InputError
 from trt_sam.imaging.origin import check_encoder_of_runner, check_origin
 from trt_sam.masks import AutomaticMaskGenerator
+from trt_sam.model.checkpoint import load_checkpoint
 from trt_sam.runtime.predictor import Predictor
+from trt_sam.runtime.torch_runner import TorchRunner
 
 A, B = "a" * 64, "b" * 64
 
@@ -49,6 +52,19 @@ def test_the_encoder_is_asked_only_where_it_decides() -> None:
 
     check_origin((A, A), A, opened, "it is another", "embed again")
     check_origin(("", ""), A, opened, "it is another", "embed again")
+
+
+def test_a_decoder_in_pytorch_knows_its_checkpoint() -> None:
+    decoder = load_checkpoint("standin").decoder
+    other = load_checkpoint("standin-hard").image_encoder()
+    with pytest.raises(InputError, match=r"image_encoder is another one than the decoder's \(checkpoint"):
+        Predictor(TorchRunner(decoder), other)
+    with pytest.raises(InputError, match=r"image_encoder is another one than the decoder's \(checkpoint"):
+        AutomaticMaskGenerator(TorchRunner(decoder), image_encoder=other)
+    Predictor(TorchRunner(decoder), load_checkpoint("standin").image_encoder())
+    trained = copy.deepcopy(decoder)
+    trained.state_dict()["mask_decoder.iou_token.weight"].mul_(1.01)
+    Predictor(TorchRunner(trained), load_checkpoint("standin").image_encoder())
 
 
 def test_a_set_whose_encoder_is_another() -> None:
