@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 
 from trt_sam._cache import known_sha256
+from trt_sam._files import existing_file
 from trt_sam.download.catalogue import CATALOGUE, DATA_FOLDER, STANDINS, nearest_names
 from trt_sam.download.fetch import fetch
-from trt_sam.errors import CheckpointError, did_you_mean
+from trt_sam.errors import CheckpointError, InputError, did_you_mean
 
 __all__ = ["FOLDER_WEIGHTS", "check_source", "weights_sha256"]
 
@@ -22,12 +23,28 @@ _READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 
 
 def check_source(source: str) -> str:
-    """Return `source` if it may be a checkpoint: a name of the catalogue, a stand-in, a path that is there, or a hub id.
+    """Return `source` if it may be a checkpoint: a name of the catalogue, a stand-in, a file, a folder of weights, or a hub id.
 
     Raises:
-        CheckpointError: it is none of them; the message offers the nearest names.
+        CheckpointError: it is none of them, and the message offers the nearest names; or a file is empty or cannot be read.
     """
-    if source in CATALOGUE or source in STANDINS or Path(source).exists() or _looks_like_hub_id(source):
+    if source in CATALOGUE or source in STANDINS:
+        return source
+    # A loader would say the same of these, after seconds of importing torch.
+    if Path(source).is_dir():
+        if not _has_weights(Path(source)):
+            raise CheckpointError(
+                f"checkpoint {source} is a folder without weights; give a .pth, or a Hugging Face folder, which holds "
+                f"config.json and {FOLDER_WEIGHTS[0]}"
+            )
+        return source
+    if Path(source).exists():
+        try:
+            existing_file(source, "checkpoint")
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+        return source
+    if _looks_like_hub_id(source):
         return source
     near = nearest_names(source)
     meant = did_you_mean(near)
@@ -53,7 +70,7 @@ def weights_sha256(source: str | os.PathLike[str]) -> str | None:
     try:
         if not path.is_dir():
             return known_sha256(path)
-        if not any((path / f"{name}{index}").exists() for name in FOLDER_WEIGHTS for index in ("", ".index.json")):
+        if not _has_weights(path):
             return None
         files = sorted(each for each in path.iterdir() if each.suffix in _READ)
         # The stand-ins share their files; the name tells them apart.
@@ -63,6 +80,10 @@ def weights_sha256(source: str | os.PathLike[str]) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / f"{name}{index}").exists() for name in FOLDER_WEIGHTS for index in ("", ".index.json"))
 
 
 def _looks_like_hub_id(source: str) -> bool:

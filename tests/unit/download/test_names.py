@@ -46,6 +46,39 @@ def test_downloading_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.endswith("False\n")
 
 
+REFUSE = """
+import sys
+from trt_sam.cli import main
+codes = [main([*words.split(), "--checkpoint", wrong]) for wrong in ("folder", "file.pth") for words in sys.argv[1:]]
+assert codes == [2] * len(codes) and "torch" not in sys.modules, (codes, "torch" in sys.modules)
+"""
+
+
+def test_a_folder_or_file_without_weights_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.pth").touch()
+    commands = [
+        "export --output x.onnx",
+        "export --encoder --output set",
+        "segment a.jpg --point 3,4",
+        "embed a.jpg --output e",
+    ]
+    commands += [
+        "embed a.jpg --output e",
+        "build --output engine",
+        "calibrate --photos p --output x.onnx",
+        "golden --photos p --output g.npz",
+    ]
+    done = subprocess.run([sys.executable, "-c", REFUSE, *commands], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert {line.partition(": error: ")[2] for line in lines} == {
+        "checkpoint folder is a folder without weights; give a .pth, or a Hugging Face folder, which holds config.json and "
+        "model.safetensors",
+        "checkpoint file.pth is empty; write or download it again",
+    }
+
+
 def test_mobile_sam_by_name_is_the_official_file(mobile_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trt_sam import load_checkpoint
     from trt_sam._files import sha256_of
