@@ -79,7 +79,7 @@ def segment_folder(
         TrtSamError: the set cannot be used, or pyarrow is missing here or on another machine.
     """
     if shard_size < 1:
-        raise InputError(f"a shard of {shard_size} photos is none; give at least 1")
+        raise InputError(f"shard_size is {shard_size}, must be at least 1 photo")
     if parquet:
         check_parquet()
     check_reachable(address)

@@ -46,6 +46,8 @@ def run_on_ray(args: argparse.Namespace) -> int:
     check_output_folder(args.output)
     if args.onnx is not None or (args.set is None) == (args.checkpoint is None):
         raise InputError("--ray needs a set with an image encoder: give either --set DIR or --checkpoint mobile_sam")
+    if args.shard_size is not None and args.shard_size < 1:
+        raise InputError(f"--shard-size is {args.shard_size}, must be at least 1 photo")
     folder = _folder_of(args)
     from trt_sam.cluster import segment_folder
 

@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     require_all(("starlette", "uvicorn", "prometheus_client", "PIL"), "to serve")
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}, must be from 0 to 65535")
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads is {args.threads}, must be at least 1; leave it out for the cores of this process")
     from trt_sam.serve.app import create_app
     from trt_sam.serve.http.server import check_port, run_server
     from trt_sam.serve.settings import ServeSettings, is_loopback

@@ -269,10 +269,14 @@ def test_prompts_go_with_their_photos() -> None:
         (["photos", "--everything", "--output", "out.jsonl", "--set", "set"], "give --output a folder"),
         (["photos", "--everything", "--output", "out"], "give either --set DIR or --checkpoint"),
         (["photos", "--everything", "--output", "out", "--set", "photos"], "is no set with a manifest"),
+        (
+            ["photos", "--everything", "--output", "out", "--checkpoint", "standin", "--shard-size", "0"],
+            "--shard-size is 0, must be",
+        ),
         (["photos/a.jpg", "--everything", "--output", "out", "--set", "set"], "is for a folder of photos"),
         (["photos", "--everything", "--output", "photos/a.jpg/out", "--set", "set"], "cannot write into photos/a.jpg/out: "),
     ],
-    ids=["no-task", "a-file", "no-set", "not-a-set", "a-photo", "no-folder"],
+    ids=["no-task", "a-file", "no-set", "not-a-set", "no-photos", "a-photo", "no-folder"],
 )
 def test_bad_flags(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

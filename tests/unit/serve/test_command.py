@@ -64,6 +64,7 @@ def test_other_machines_need_a_token(
     [
         (["--port", "70000"], "from 0 to 65535"),
         (["--images", "0"], "--images is 0"),
+        (["--threads", "0"], "--threads is 0, must be at least 1"),
         (["--image-seconds", "-1"], "--image-seconds is -1"),
         (["--token-file", "/nothing/here"], "/nothing/here"),
     ],
