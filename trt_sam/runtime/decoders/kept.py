@@ -1,8 +1,8 @@
 """`KeptTerms`: of which images the terms are made, and of which they are kept. The standard library alone.
 
-Terms cost what three prompts save, and take six times an embedding's memory. So they are made for an image at its second call,
-or at a call of several prompts; and kept for the few images that are in use, so that many users who click by turns never wait
-for terms that the next one drives out.
+Terms cost what three to four prompts save, and take six times an embedding's room. So they are made for an image at its second
+call, or at a call of several prompts; and kept for the few images that are in use, so that many users who click by turns never
+wait for terms that the next one drives out.
 """
 
 from __future__ import annotations
@@ -59,10 +59,6 @@ class KeptTerms(Generic[Terms]):
             self._kept[image] = _Entry(terms, self._calls)
             return terms
         return self._make(image) if num_prompts >= self._many else None
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
 
     def _has_room(self) -> bool:
         """Whether one more fits, after an image that is not in use any more was dropped."""
