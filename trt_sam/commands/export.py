@@ -11,7 +11,6 @@ The set is a folder of graphs and a manifest, which take photographs in ONNX Run
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import shlex
 from pathlib import Path
@@ -30,7 +29,7 @@ from trt_sam.commands._options import (
 from trt_sam.commands._outputs import check_output_file, check_output_folder
 from trt_sam.engine.manifest import MANIFEST_NAME, open_manifest
 from trt_sam.errors import InputError, ManifestError
-from trt_sam.graph.advice import command_of_set, graph_flags
+from trt_sam.graph.advice import graph_flags
 from trt_sam.progress import Stages
 from trt_sam.recipe import EXPORT_PRECISIONS, EngineRecipe
 
@@ -140,12 +139,19 @@ def _export_set(args: argparse.Namespace, recipe: EngineRecipe) -> int:
 
 def _check_no_engines(folder: Path) -> None:
     """Raise InputError where a set of graphs would take the place of engines: those may have been built elsewhere, for long."""
-    with contextlib.suppress(ManifestError):
+    try:
         manifest = open_manifest(folder, verify=False)
+    except ManifestError as error:
+        engines = sorted(path.name for path in folder.glob("*.engine"))
+        # Engines without any manifest are no set, and stay where they are.
+        if not engines or not (folder / MANIFEST_NAME).exists():
+            return
+        again = f"mend that set: {error}"
+    else:
         engines = [graph.engine.name for graph in manifest.graphs if graph.engine is not None]
-        if engines:
-            again = command_of_set(folder, manifest.to_dict())
-            raise InputError(
-                f"{folder} holds a set with {', '.join(engines)}, which graphs alone would replace; name another --output, or "
-                f"build the set again with {again}"
-            )
+        if not engines:
+            return
+        again = f"build the set again with {manifest.command()}"
+    raise InputError(
+        f"{folder} holds a set with {', '.join(engines)}, which graphs alone would replace; name another --output, or {again}"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.advice import advised
 from tests.engine_sets import RTX, tiny_build, tiny_set, tiny_sources, write_tiny_encoder, write_tiny_graph
 from tests.helpers import error_line
 from trt_sam.cli import main
@@ -138,6 +139,22 @@ def test_graphs_do_not_take_the_place_of_engines(tmp_path: Path, capsys: pytest.
     said = error_line(capsys.readouterr().err)
     assert "holds a set with decoder.engine, decoder_mask.engine, encoder.engine, which graphs alone would replace" in said
     assert said.rstrip().endswith(f"--encoder --backend rtx --decode-mask --output {folder}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damaged", ["{", '{"schema": 99}', "recipe"])
+def test_graphs_do_not_take_the_place_of_engines_with_a_damaged_manifest(
+    damaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = engine_set(tmp_path / "a set", EngineRecipe(decode_mask=True))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["recipe"] = {"surprise": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest) if damaged == "recipe" else damaged)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["export", "--checkpoint", "standin", "--encoder", "--output", str(folder)]) == 2
+    said = error_line(capsys.readouterr().err)
+    assert "holds a set with decoder.engine, decoder_mask.engine, encoder.engine, which graphs alone would replace" in said
+    assert advised(said)[0] == "build"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
