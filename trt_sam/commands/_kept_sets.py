@@ -22,13 +22,15 @@ try:
 except ImportError:  # Windows: nothing is held there, and so nothing is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["UNUSED_DAYS", "hold", "remove_unused"]
+__all__ = ["GRAPHS_SUFFIX", "UNUSED_DAYS", "hold", "remove_unused"]
 
 UNUSED_DAYS = 30
 """After which a set of another version goes."""
+GRAPHS_SUFFIX = ".graphs"
+"""Ends the name of a folder of graphs that engines are built from; only a process that was killed leaves one behind."""
 _REMOVED = ".removed-"
 """Begins the name of a set that is being removed."""
-_OURS = re.compile(rf"({re.escape(_REMOVED)})?([0-9a-f]{{16}}-)?[0-9a-f]{{32}}(\.graphs)?")
+_OURS = re.compile(rf"({re.escape(_REMOVED)})?([0-9a-f]{{16}}-)?[0-9a-f]{{32}}((\.[a-z0-9_]+)?{re.escape(GRAPHS_SUFFIX)})?")
 """Names that `ClickCache.set_folder` gives, and gave before they began with the version; nothing else is removed."""
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def remove_unused(sets: Path, current: str) -> list[Path]:
 
     Args:
         sets: the folder; processes may remove, write and hold sets in it at the same time.
-        current: how the names of this version's sets begin; these stay.
+        current: how the names of this version's sets begin; these stay, but for graphs that a build left behind.
 
     Returns:
         What was removed, by this call. What cannot be removed stays, without an error.
@@ -71,7 +73,7 @@ def remove_unused(sets: Path, current: str) -> list[Path]:
     removed = []
     oldest = time.time() - UNUSED_DAYS * 86400
     for folder in _folders(sets):
-        if folder.name.startswith(current):
+        if folder.name.startswith(current) and not folder.name.endswith(GRAPHS_SUFFIX):
             continue
         try:
             if (folder.stat().st_mtime < oldest or folder.name.startswith(_REMOVED)) and _remove(folder, oldest):

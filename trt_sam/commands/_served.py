@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import importlib.util
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
-from trt_sam.commands._kept_sets import UNUSED_DAYS, hold, remove_unused
+from trt_sam.commands._kept_sets import GRAPHS_SUFFIX, UNUSED_DAYS, hold, remove_unused
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.download import nearest_names
@@ -125,14 +126,15 @@ def _build(source: str, folder: Path, stages: Stages, device: int) -> None:
     from trt_sam.engine.flavour import choose_flavour
 
     recipe = dataclasses.replace(load_recipe("mobile_sam"), checkpoint=source, decode_mask=True)
-    graphs = folder.with_name(f"{folder.name}.graphs")
-    write_encoder_set(source, recipe, graphs, stages, decode_mask=True)
-    flavour = choose_flavour(None)
-    paths = graphs_of_set(graphs)
-    sources = [GraphSource(copy_graph(paths[role])) for role in ("decode", "decode_mask")]
-    progress = stages.begin("engine", f"building with {flavour.title}")
-    encoder = GraphSource(copy_graph(paths["encode"]))
-    build_set(sources, recipe, folder, flavour=flavour, encoder=encoder, progress=progress, device=device)
+    flavour = choose_flavour(None)  # first: it may be missing, and exporting takes long
+    # A name of this process alone: another one may build the same set.
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=GRAPHS_SUFFIX, dir=folder.parent) as graphs:
+        write_encoder_set(source, recipe, Path(graphs), stages, decode_mask=True)
+        paths = graphs_of_set(graphs)
+        sources = [GraphSource(copy_graph(paths[role])) for role in ("decode", "decode_mask")]
+        progress = stages.begin("engine", f"building with {flavour.title}")
+        encoder = GraphSource(copy_graph(paths["encode"]))
+        build_set(sources, recipe, folder, flavour=flavour, encoder=encoder, progress=progress, device=device)
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -14,8 +17,14 @@ from typing import Any
 
 import pytest
 
+from tests.engine_sets import RTX, tiny_build, write_tiny_encoder, write_tiny_graph
 from trt_sam.commands import _kept_sets, _served
 from trt_sam.commands._kept_sets import UNUSED_DAYS, hold, remove_unused
+from trt_sam.engine import engine_set, flavour
+from trt_sam.engine.graph_set import write_graph_set
+from trt_sam.engine.manifest import open_manifest
+from trt_sam.errors import BuildError
+from trt_sam.recipe import EngineRecipe
 
 fcntl = pytest.importorskip("fcntl", reason="nothing is removed where there are no locks")
 
@@ -50,10 +59,11 @@ def files_in(folder: Path) -> list[str]:
 def test_sets_of_other_versions_go_when_they_were_not_used_for_long(tmp_path: Path) -> None:
     other, nameless = write_set(tmp_path / OTHER), write_set(tmp_path / ("2" * 32))
     graphs, killed = write_set(tmp_path / f"{OTHER}.graphs"), write_set(tmp_path / f".removed-{'3' * 32}", days=0)
+    left = [write_set(tmp_path / f"{CURRENT}-{'1' * 32}{end}") for end in (".graphs", ".h_3xk2q9.graphs")]
     write_set(tmp_path / f"{CURRENT}-{'1' * 32}")
     write_set(tmp_path / f"{'0' * 16}-{'2' * 32}", days=UNUSED_DAYS - 1)
     write_set(tmp_path / "the user's own")
-    assert sorted(remove_unused(tmp_path, CURRENT)) == sorted([other, nameless, graphs, killed])
+    assert sorted(remove_unused(tmp_path, CURRENT)) == sorted([other, nameless, graphs, killed, *left])
     assert files_in(tmp_path) == sorted([f"{CURRENT}-{'1' * 32}", f"{'0' * 16}-{'2' * 32}", "the user's own"])
     assert remove_unused(tmp_path / "nowhere", CURRENT) == []
 
@@ -190,3 +200,36 @@ def test_a_new_set_in_the_cache_takes_the_place_of_an_old_one(
     monkeypatch.setattr(_served, "write_encoder_set", None)
     assert _served.cached_set("standin", None) == folder
     assert time.time() - folder.stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_graphs_of_engines_go_when_these_are_built_and_when_they_are_not(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the cache; the export is tiny and the build a stand-in."""
+    exported: list[Path] = []
+
+    def export(source: str, recipe: EngineRecipe, output: Path, stages: Any, *, decode_mask: bool) -> None:
+        exported.append(output)
+        masked = dataclasses.replace(recipe.graph, mask_input=True)
+        writers: dict[str, Callable[[Path], Any]] = {
+            "decode": functools.partial(write_tiny_graph, options=recipe.graph),
+            "decode_mask": functools.partial(write_tiny_graph, options=masked),
+            "encode": write_tiny_encoder,
+        }
+        write_graph_set(writers, recipe, output)
+
+    def build(path: Path, recipe: EngineRecipe, **more: Any) -> Any:
+        if fails:
+            raise BuildError("no kernel")
+        return tiny_build()(path, recipe, **more)
+
+    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(_served, "write_encoder_set", export)
+    monkeypatch.setattr(flavour, "choose_flavour", lambda backend: RTX)
+    monkeypatch.setattr(engine_set, "build_set", functools.partial(engine_set.build_set, engine_builder=build))
+    with pytest.raises(BuildError, match="no kernel") if fails else contextlib.nullcontext():
+        assert open_manifest(_served.cached_set("standin", 0)).recipe.checkpoint == "standin"
+    assert len(exported) == 1
+    assert exported[0].name.endswith(".graphs")
+    assert [path.name for path in (tmp_path / "sets").iterdir() if path.name.endswith(".graphs")] == []
