@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-__all__ = ["SAID_ONCE", "Progress", "Stages", "counted", "write_line"]
+__all__ = ["SAID_ONCE", "Progress", "Stages", "counted", "part", "silent", "write_line"]
 
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done (0 to 1, never falling) and the innermost phase; may come from any thread."""
@@ -29,9 +29,9 @@ _SHAPE = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} so far, about {remaining
 _LONGEST = 40
 """Characters of a phase that the bar shows."""
 _SILENCE = 30.0
-"""Seconds after which work without a bar says again how far it is."""
+"""Seconds after which work without a bar says again how far it is, or where it tells nothing what it is at."""
 _TICK = 1.0
-"""Seconds after which the bar's clock moves at the latest."""
+"""Seconds after which the bar's clock moves at the latest, and silence is noticed."""
 
 
 class Stages:
@@ -52,7 +52,8 @@ class Stages:
         self._lock = threading.Lock()
         self._before, self._share = 0.0, 0.0
         self._phase = ""
-        self._spoken = time.monotonic()
+        self._doing = ""
+        self._spoken = self._begun = time.monotonic()
         self._best = 0.0
         self._bar: Any = None
         self._ended = threading.Event()
@@ -71,14 +72,16 @@ class Stages:
             self._before = sum(self._shares[name] for name in names[: names.index(stage)]) / total
             self._share = self._shares[stage] / total
             self._phase = ""
+            self._doing, self._begun = line, time.monotonic()
         if not phases:
             self._say(line)
         self._show(0.0, line)
 
         def tell(fraction: float, phase: str) -> None:
+            self._doing = f"{line}: {phase}" if phase else line
             if phases and phase != self._phase:
-                self._phase = phase
-                self._say(f"{line}: {phase}")
+                self._phase, self._begun = phase, time.monotonic()
+                self._say(self._doing)
             elif self._bar is None and time.monotonic() - self._spoken > _SILENCE:
                 self._say(f"{line}: {phase}, {fraction:.0%}")
             self._show(min(max(fraction, 0.0), 1.0), phase or line)
@@ -103,7 +106,7 @@ class Stages:
             self._bar = importlib.import_module("tqdm").tqdm(
                 total=1.0, bar_format=_SHAPE, file=stream, leave=False, smoothing=0, dynamic_ncols=True
             )
-            threading.Thread(target=self._tick, name="trt_sam.progress", daemon=True).start()
+        threading.Thread(target=self._tick, name="trt_sam.progress", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -132,11 +135,22 @@ class Stages:
             with self._lock, contextlib.suppress(OSError, ValueError):  # a terminal that has gone
                 if self._bar is not None:
                     self._bar.refresh()
+                elif self._doing and not self._ended.is_set() and time.monotonic() - self._spoken > _SILENCE:
+                    self._say(f"{self._doing}, {time.monotonic() - self._begun:.0f} s so far")
 
 
 def counted(progress: Progress) -> Callable[[str, int, int], None]:
     """`progress` for work that tells the phase, what of it is done, and how much it is in all."""
     return lambda phase, done, total: progress(min(1.0, done / max(total, 1)), phase)
+
+
+def part(progress: Progress, place: int, count: int, name: str) -> Progress:
+    """`progress` for one of `count` pieces of work, whose `name` stands before its phases; `place` counts from 0."""
+    return lambda fraction, phase: progress((place + fraction) / count, f"{name}, {phase}")
+
+
+def silent(fraction: float, phase: str) -> None:
+    """A `Progress` that tells nobody."""
 
 
 def write_line(line: str, stream: TextIO) -> None:

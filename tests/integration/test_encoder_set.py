@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -57,13 +59,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("trt_sam.graph.parity.PARITY_SHAPES", ((1, 2),))
         patch.setattr("trt_sam.graph.encoder.sample_pictures", smaller_samples)
         arguments = ["export", "--checkpoint", str(checkpoint_file("mobile_sam")), "--encoder", "--decode-mask"]
-        assert main([*arguments, "--output", str(output)]) == 0
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main([*arguments, "--output", str(output)]) == 0
+    (output.parent / "said.txt").write_text(said.getvalue())
     return output
 
 
 def smaller_samples() -> list[tuple[np.ndarray, np.ndarray]]:
     """One picture is enough here: `test_encoder_graph` compares on photographs."""
     return [(np.full((1, 1024, 1024, 3), 90, np.uint8), np.array([700, 1024], np.int32))]
+
+
+def test_the_export_says_what_it_is_at(folder: Path) -> None:
+    said = [line.partition("] ")[2] for line in (folder.parent / "said.txt").read_text().splitlines()]
+    files = ("decoder.onnx", "decoder_mask.onnx", "prepare.onnx", "decoder_prepared.onnx", "encoder.onnx")
+    assert [line for line in said if not line.endswith(" s so far")] == [
+        f"loading {checkpoint_file('mobile_sam')}",
+        *(f"exporting in fp32: {file}, {step}" for file in files for step in ("tracing", "comparing with PyTorch")),
+        "done",
+    ]
 
 
 def test_the_set_says_what_it_holds(folder: Path) -> None:

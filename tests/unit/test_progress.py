@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import pytest
 
 from trt_sam import progress as module
-from trt_sam.progress import Stages, counted
+from trt_sam.progress import Stages, counted, part
 
 
 class Bar:
@@ -85,6 +86,24 @@ def test_long_work_without_a_bar_says_again_how_far_it_is(
     with Stages({"embed": 1}) as stages:
         stages.begin("embed", "embedding 4 photos")(0.25, "2 of 4, cat.jpg")
     assert lines(caplog) == ["embedding 4 photos", "embedding 4 photos: 2 of 4, cat.jpg, 25%", "done"]
+
+
+def test_work_that_tells_nothing_is_said_to_go_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "trt_sam")
+    monkeypatch.setattr(module, "_SILENCE", 0.15)
+    monkeypatch.setattr(module, "_TICK", 0.01)
+    with Stages({"load": 1, "export": 1}) as stages:
+        stages.begin("load", "loading")
+        time.sleep(0.25)
+        tell = stages.begin("export", "exporting", phases=True)
+        part(tell, 1, 2, "encoder.onnx")(0.5, "tracing")
+        time.sleep(0.4)
+    time.sleep(0.2)
+    assert lines(caplog) == [
+        *("loading", "loading, 0 s so far", "exporting: encoder.onnx, tracing"),
+        *["exporting: encoder.onnx, tracing, 0 s so far"] * 2,
+        "done",
+    ]
 
 
 def test_any_thread_may_tell() -> None:

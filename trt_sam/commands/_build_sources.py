@@ -114,10 +114,11 @@ def encoder_source(args: argparse.Namespace, recipe: EngineRecipe, stages: Stage
         from trt_sam.graph.encoder import export_encoder
         from trt_sam.model.checkpoint import load_checkpoint
 
-        stages.begin("export", f"exporting the image encoder in {precision} and running it beside PyTorch")
+        progress = stages.begin("export", f"exporting the image encoder in {precision} and running it beside PyTorch")
         checkpoint = load_checkpoint(source)
         sha256, target = checkpoint.sha256, recipe.graph.target
-        export_encoder(checkpoint.image_encoder(), path, precision=precision, target=target, checkpoint_sha256=sha256)
+        encoder = checkpoint.image_encoder()
+        export_encoder(encoder, path, precision=precision, target=target, checkpoint_sha256=sha256, progress=progress)
 
     return GraphSource(write)
 
@@ -126,8 +127,10 @@ def _exported(checkpoint: Checkpoint, options: GraphOptions, stages: Stages, **c
     from trt_sam.graph.export import export_decoder
 
     def write(path: Path) -> None:
-        stages.begin(f"export{' mask' if options.mask_input else ''}", f"exporting {path.name} in {options.precision}")
-        export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256)
+        progress = stages.begin(
+            f"export{' mask' if options.mask_input else ''}", f"exporting {path.name} in {options.precision}"
+        )
+        export_decoder(checkpoint.decoder, path, options, checkpoint_sha256=checkpoint.sha256, progress=progress)
 
     return GraphSource(write, **calibrated)
 

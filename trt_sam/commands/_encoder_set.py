@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trt_sam._lazy import require_all
-from trt_sam.progress import Stages
+from trt_sam.progress import Stages, part
 from trt_sam.recipe import EngineRecipe
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         TrtSamError: a package is missing, the checkpoint cannot be used, or a graph does not match PyTorch.
     """
     require_all(_PACKAGES, "to export graphs")
-    from trt_sam.engine.graph_set import decoder_writers, write_graph_set
+    from trt_sam.engine.graph_set import GRAPH_FILES, decoder_writers, write_graph_set
     from trt_sam.graph.encoder import export_encoder
     from trt_sam.model.checkpoint import load_checkpoint
 
     stages.begin("load", f"loading {source}")
     checkpoint = load_checkpoint(source)
     encoder = checkpoint.image_encoder()
-    stages.begin("export", f"exporting in {recipe.graph.precision} and running it beside PyTorch")
+    tell = stages.begin("export", f"exporting in {recipe.graph.precision}", phases=True)
     writers = decoder_writers(checkpoint.decoder, recipe.graph, checkpoint.sha256, decode_mask=decode_mask)
     writers["encode"] = partial(
         export_encoder,
@@ -50,6 +51,9 @@ def write_encoder_set(source: str, recipe: EngineRecipe, output: Path, stages: S
         target=recipe.graph.target,
         checkpoint_sha256=checkpoint.sha256,
     )
+    exports: Iterable[tuple[str, Callable[..., Any]]] = list(writers.items())
+    for place, (role, export) in enumerate(exports):
+        writers[role] = partial(export, progress=part(tell, place, len(writers), GRAPH_FILES[role]))
     named = replace(recipe, checkpoint=source)  # by the manifest
     return write_graph_set(writers, named, output)
 

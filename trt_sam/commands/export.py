@@ -85,13 +85,14 @@ def run(args: argparse.Namespace) -> int:
         from trt_sam.model.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(source)
-        stages.begin("export", f"exporting the decoder in {recipe.graph.precision} and running it beside PyTorch")
+        progress = stages.begin("export", f"exporting the decoder in {recipe.graph.precision}", phases=True)
         report = export_decoder(
             checkpoint.decoder,
             args.output,
             recipe.graph,
             checkpoint_sha256=checkpoint.sha256,
             metas_interface=args.interface == "meta",
+            progress=progress,
         )
     if args.json:
         write_json(args.json, {**report.to_dict(), "checkpoint": source, "sha256": sha256_of(args.output)})

@@ -18,11 +18,12 @@ from trt_sam.contract import FRAME_SIZE, encoder_input_specs, encoder_output_spe
 from trt_sam.errors import ExportError
 from trt_sam.graph.float16 import Float16Emulation
 from trt_sam.graph.metadata import encoder_entry
-from trt_sam.graph.tracing import name_nodes, trace
+from trt_sam.graph.tracing import COMPARING, TRACING, name_nodes, trace
 from trt_sam.model.encoders import TinyViT, Vit
 from trt_sam.model.encoders.tiny_vit_graph import graph_form, to_half
 from trt_sam.model.encoders.vit_graph import VitGraph
 from trt_sam.model.image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
+from trt_sam.progress import Progress, silent
 from trt_sam.recipe import EXPORT_PRECISIONS
 
 __all__ = ["ENCODER_TOLERANCE", "EncoderGraph", "EncoderReport", "compare_with_pytorch", "export_encoder", "sample_pictures"]
@@ -57,6 +58,7 @@ def export_encoder(
     target: str = "gpu",
     checkpoint_sha256: str = "",
     samples: list[tuple[Array, Array]] | None = None,
+    progress: Progress = silent,
 ) -> EncoderReport:
     """Write an image encoder as an ONNX graph with the contract's tensors (`contract.encoder_input_specs`).
 
@@ -70,6 +72,7 @@ def export_encoder(
         target: "gpu" or "cpu", as `GraphOptions.target`.
         checkpoint_sha256: of the decoder that belongs to it.
         samples: (image, image_size) pairs to compare on, as `imaging.frame.to_frame` gives them; None for `sample_pictures`.
+        progress: told what is done.
 
     Raises:
         ExportError: the graph does not match PyTorch, float16 overflows, or the encoder has no graph form.
@@ -79,11 +82,13 @@ def export_encoder(
         raise ExportError(f"an encoder's precision is {precision!r}, must be {' or '.join(EXPORT_PRECISIONS)}")
     pictures = sample_pictures() if samples is None else samples
     with atomic_path(path) as temporary:
+        progress(0.0, TRACING)
         model = _trace(EncoderGraph(_form(encoder, precision, target)).eval(), pictures[0])
         name_nodes(model)
         _declare(model, precision, checkpoint_sha256, encoder.sha256)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
+        progress(0.5, COMPARING)
         assert isinstance(encoder.model, nn.Module)
         error, largest = compare_with_pytorch(EncoderGraph(encoder.model), model, precision, pictures)
     return EncoderReport(str(path), precision, error, largest)

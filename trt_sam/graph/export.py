@@ -23,9 +23,10 @@ from trt_sam.graph.mask_bits import append_mask_bits
 from trt_sam.graph.meta_interface import check_for_meta, to_metas_interface
 from trt_sam.graph.metadata import options_entry
 from trt_sam.graph.parity import PARITY_TOLERANCE, ParityRow, check_parity, cpu_session, random_feed
-from trt_sam.graph.tracing import name_nodes, trace
+from trt_sam.graph.tracing import COMPARING, TRACING, name_nodes, trace
 from trt_sam.model import SamDecoder
 from trt_sam.model.fused import for_target, fuse
+from trt_sam.progress import Progress, silent
 from trt_sam.recipe import EXPORT_PRECISIONS, GraphOptions
 
 __all__ = ["DecoderGraph", "ExportReport", "SeveralImagesGraph", "Traced", "declare", "export_decoder", "select_best"]
@@ -53,6 +54,7 @@ def export_decoder(
     *,
     checkpoint_sha256: str = "",
     metas_interface: bool = False,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Write `decoder` (float32, any device: a copy is taken to the CPU) as an ONNX graph with the contract's tensors.
 
@@ -67,6 +69,7 @@ def export_decoder(
         checkpoint_sha256: `Checkpoint.sha256`, for the metadata.
         metas_interface: give it the inputs and outputs of Meta's own ONNX export (`meta_interface`), for programs made for that
             one; our runners and TensorRT do not take such a graph.
+        progress: told what is done.
 
     Raises:
         ExportError: the graph does not match PyTorch, or `options` ask for int8 or fp8, which need calibration.
@@ -83,9 +86,11 @@ def export_decoder(
     kind = DecoderGraph if options.images == 1 else SeveralImagesGraph
     graph = kind(_decoder_form(reference, options), best_mask=options.best_mask).eval()
     with atomic_path(path) as temporary:
+        progress(0.0, TRACING)
         model = _trace(graph, options)
         declare(model, options, checkpoint_sha256)
         onnx.save(model, temporary)
+        progress(0.5, COMPARING)
         parity = check_parity(reference, temporary, options)
         if metas_interface:
             _write_for_meta(model, temporary, options)

@@ -21,9 +21,10 @@ from trt_sam.contract import EMBEDDING_SHAPE, input_specs, output_specs, term_sp
 from trt_sam.errors import ExportError
 from trt_sam.graph.export import ExportReport, Traced, declare
 from trt_sam.graph.parity import PARITY_TOLERANCE, check_parity, cpu_session
-from trt_sam.graph.tracing import name_nodes, trace
+from trt_sam.graph.tracing import COMPARING, TRACING, name_nodes, trace
 from trt_sam.model import SamDecoder
 from trt_sam.model.prepared import PreparedDecoder, PreparedImage
+from trt_sam.progress import Progress, silent
 from trt_sam.recipe import GraphOptions
 
 __all__ = ["can_be_prepared", "export_prepare", "export_prepared_decoder"]
@@ -34,7 +35,9 @@ def can_be_prepared(options: GraphOptions) -> bool:
     return options.target == "cpu" and options.precision == "fp32" and options.images == 1 and not options.mask_input
 
 
-def export_prepare(decoder: SamDecoder, path: str | os.PathLike[str], *, checkpoint_sha256: str = "") -> None:
+def export_prepare(
+    decoder: SamDecoder, path: str | os.PathLike[str], *, checkpoint_sha256: str = "", progress: Progress = silent
+) -> None:
     """Write the graph `prepare` of a float32 decoder; it appears only when its terms are PyTorch's.
 
     Raises:
@@ -45,6 +48,7 @@ def export_prepare(decoder: SamDecoder, path: str | os.PathLike[str], *, checkpo
     names = [spec.name for spec in term_specs()]
     embedding = torch.from_numpy(np.random.default_rng(0).normal(0, 0.5, EMBEDDING_SHAPE).astype(np.float32))
     with atomic_path(path) as temporary:
+        progress(0.0, TRACING)
         model = trace(image, (embedding,), ["image_embeddings"], names)
         name_nodes(model)
         metadata = {
@@ -55,6 +59,7 @@ def export_prepare(decoder: SamDecoder, path: str | os.PathLike[str], *, checkpo
         onnx.helper.set_model_props(model, metadata)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
+        progress(0.5, COMPARING)
         found = cpu_session(temporary).run(names, {"image_embeddings": embedding.numpy()})
         with torch.no_grad():
             expected = image(embedding)
@@ -67,7 +72,12 @@ def export_prepare(decoder: SamDecoder, path: str | os.PathLike[str], *, checkpo
 
 
 def export_prepared_decoder(
-    decoder: SamDecoder, path: str | os.PathLike[str], options: GraphOptions, *, checkpoint_sha256: str = ""
+    decoder: SamDecoder,
+    path: str | os.PathLike[str],
+    options: GraphOptions,
+    *,
+    checkpoint_sha256: str = "",
+    progress: Progress = silent,
 ) -> ExportReport:
     """Write the graph `decode_prepared` of a float32 decoder; it appears only when its masks are PyTorch's.
 
@@ -88,9 +98,11 @@ def export_prepared_decoder(
     dynamic: dict[str, Any] = {"terms": [{} for _ in terms], coords: {0: prompts, 1: points}, labels: {0: prompts, 1: points}}
     examples = (terms, torch.zeros(3, 2, 2), torch.ones(3, 2))
     with atomic_path(path) as temporary:
+        progress(0.0, TRACING)
         model = trace(graph, examples, names, [spec.name for spec in output_specs()], dynamic)
         declare(model, options, checkpoint_sha256, role="decode_prepared")
         onnx.save(model, temporary)
+        progress(0.5, COMPARING)
         parity = check_parity(reference, temporary, options, functools.partial(_terms, image))
     return ExportReport(str(path), options, parity)
 

@@ -13,8 +13,10 @@ import onnx
 import torch
 from torch import nn
 
-__all__ = ["OPSET", "name_nodes", "quiet_export", "trace"]
+__all__ = ["COMPARING", "OPSET", "TRACING", "name_nodes", "quiet_export", "trace"]
 
+TRACING, COMPARING = "tracing", "comparing with PyTorch"
+"""What an export tells that it is at."""
 OPSET = 20
 """The first with Gelu; at least 19 is needed for float16 scales of QuantizeLinear."""
 
