@@ -33,7 +33,10 @@ def photo(tmp_path: Path) -> Path:
     ("words", "message"),
     [
         (["export", "--checkpoint", "mobilesam", "--output", "d.onnx"], "did you mean mobile_sam?"),
-        (["export", "--checkpoint", "standin", "--precision", "int8", "--output", "d.onnx"], "calibrate --precision int8"),
+        (
+            ["export", "--checkpoint", "standin", "--precision", "int8", "--output", "d.onnx"],
+            "trt-sam calibrate --checkpoint standin --photos PHOTOS --precision int8 --output d.onnx",
+        ),
         (["segment", "photo.jpg", "--checkpoint", "mobilesam", "--point", "1,1"], "did you mean mobile_sam?"),
         (["serve", "mobilesam", "--port", "0"], "did you mean mobile_sam?"),
         (["export", "--checkpoint", "standin", "--output", "photo.jpg/d.onnx"], "photo.jpg is a file"),
