@@ -25,7 +25,7 @@ def run(*flags: object) -> int:
     ("flags", "message"),
     [
         (("--output", "graph.engine"), "must end in .onnx"),
-        (("--precision", "fp16"), "trt-sam export writes fp16"),
+        (("--precision", "fp16"), "; export writes fp16"),
         (("--tiers", "A,D"), "tiers is A,D, must name each of A, B, C at most once"),
         (("--tiers", "A,A"), "at most once"),
         (("--prompts-per-image", "0"), "prompts_per_image is 0"),

@@ -81,7 +81,7 @@ def write_bad_files(golden: Path, place: Path) -> None:
         (["standin", "standin", "--tolerance", "masks=1"], "a tolerance for masks, which no candidate gives"),
         (
             ["standin", "standin", "--layers"],
-            "--layers compares ONNX graphs, and standin is none; name one of it, as trt-sam export",
+            "--layers compares ONNX graphs, and standin is none; name a graph of it that was exported",
         ),
         (["--golden", "golden.npz", "standin", "--layers"], "leave --golden out"),
         (["standin", "standin", "--limits", "missing.toml"], "file of limits not found"),

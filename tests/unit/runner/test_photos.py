@@ -147,7 +147,7 @@ def test_what_is_no_photo_is_told(photos: tuple[DecoderRunner, OrtEngine], host_
         runner.set_image(SimpleNamespace(__cuda_array_interface__=told))
     with opened(host_cuda) as (plain, _):
         assert not plain.takes_photos
-        with pytest.raises(GraphError, match="open a set of trt-sam build --encoder for photos"):
+        with pytest.raises(GraphError, match="open a set with one: trt-sam build --checkpoint"):
             plain.set_image(toy_photo(1))
 
 
