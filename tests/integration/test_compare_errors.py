@@ -75,7 +75,7 @@ def write_bad_files(golden: Path, place: Path) -> None:
         (["standin", "standin", "--embeddings", "missing"], "embeddings folder not found"),
         (["standin", "standin", "--photos", "empty"], "no image"),
         (["standin", "standin", "--random-embeddings", "--embeddings", "empty"], "exclude each other"),
-        (["standin", "standin", "--min-iou", "2"], "min_iou is 2.0, must be from 0 to 1"),
+        (["standin", "standin", "--min-iou", "2"], "--min-iou is 2.0, must be from 0 to 1"),
         (["standin", "standin", "--tolerance", "logits=1"], "the output 'logits'; outputs are"),
         (["standin", "standin", "--tolerance", "masks"], "must be OUTPUT=X"),
         (["standin", "standin", "--tolerance", "masks=1"], "a tolerance for masks, which no candidate gives"),

@@ -203,7 +203,11 @@ class _Source:
                     return runner
             started = time.perf_counter()
             _log.info("writing the decoder's graphs into the cache, once per checkpoint, as PyTorch is several times slower")
-            write_decoder_set(self._load(), EngineRecipe(graph=GraphOptions(precision="fp32", target="cpu")), folder)
+            write_decoder_set(
+                self._load(),
+                EngineRecipe(checkpoint=self._args.checkpoint, graph=GraphOptions(precision="fp32", target="cpu")),
+                folder,
+            )
             hold(folder)
             _log.info("written in %.1f s", time.perf_counter() - started)
             return OnnxRunner(folder)
