@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures.exports import random_graph
 from trt_sam.engine.builder import build_engine
 from trt_sam.engine.flavour import Flavour, load_flavour
+from trt_sam.errors import BuildError
 from trt_sam.recipe import EngineRecipe, GraphOptions, ShapeProfile
 
 GPUS = ("8.6", "8.9", "12.0")
@@ -62,6 +63,12 @@ def test_a_single_gpu_can_be_built_for(gpu: str, graph: Path, rtx: Flavour) -> N
     build = build_engine(graph, EngineRecipe(compute_capabilities=(gpu, gpu)), flavour=rtx)
     assert build.compute_capabilities == (gpu,)
     assert build.kernels[0].fused_attentions == 7
+
+
+def test_rtx_does_not_compile_a_decoder_for_turing(graph: Path, rtx: Flavour) -> None:
+    """Though it lists 7.5: a manifest's advice for such a GPU is the other TensorRT."""
+    with pytest.raises(BuildError, match=r"for compute capability 7\.5: .*FP32 GEMM is not supported"):
+        build_engine(graph, EngineRecipe(compute_capabilities=("7.5",)), flavour=rtx)
 
 
 def test_profiles_are_built_and_counted_one_by_one(graph: Path, rtx: Flavour) -> None:

@@ -135,7 +135,9 @@ class Manifest:
             raise ManifestError(f"engine set {self.folder} was built by {built}, this is {flavour.version}; {pip}, or {again}")
         if compute_capability is not None and not self._takes_gpu(compute_capability):
             gpus = ", ".join(self.compute_capabilities) or f"the GPUs that TensorRT-RTX supports ({RTX_GPUS})"
-            choose = compute_capability if compute_capability in flavour.compute_capabilities else None
+            # TensorRT-RTX lists 7.5, too, and cannot compile these graphs' float32 products for it.
+            builds = compute_capability in flavour.compute_capabilities and rtx_runs_on(compute_capability)
+            choose = compute_capability if builds else None
             backend = flavour.backend if choose or not flavour.compute_capabilities else "tensorrt"
             raise ManifestError(
                 f"engine set {self.folder} was built for compute capability {gpus}, this GPU is {compute_capability}; "

@@ -49,7 +49,7 @@ def test_a_gpu_that_rtx_built_for_fits(capabilities: tuple[str, ...], here: str 
 @pytest.mark.parametrize(
     ("capabilities", "here", "advice"),
     [
-        ((), "7.5", "--compute-capability 7.5 --backend rtx"),
+        ((), "7.5", "--precision fp16 --backend tensorrt"),
         ((), "9.0", "--precision fp16 --backend tensorrt"),
         ((), "10.0", "--precision fp16 --backend tensorrt"),
         (("8.9",), "12.0", "--compute-capability 12.0 --backend rtx"),
