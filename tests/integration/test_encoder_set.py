@@ -84,6 +84,7 @@ def test_the_set_says_what_it_holds(folder: Path) -> None:
     manifest = open_manifest(folder)
     assert [graph.role for graph in manifest.graphs] == ["decode", "decode_mask", "prepare", "decode_prepared", "encode"]
     assert (manifest.flavour, manifest.target) == ("onnxruntime", "cpu")
+    assert {graph.options.target for graph in manifest.graphs} == {"cpu"}
     assert manifest.recipe.checkpoint == str(checkpoint_file("mobile_sam"))
     assert len({graph.checkpoint_sha256 for graph in manifest.graphs}) == 1
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -18,6 +18,7 @@ from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_decoder_set
 from trt_sam.contract import EMBEDDING_SHAPE
 from trt_sam.engine.manifest import open_manifest
+from trt_sam.engine.set_folder import writing
 from trt_sam.errors import ExportError, GraphError, ManifestError
 from trt_sam.graph.prepared import export_prepare, export_prepared_decoder
 from trt_sam.model.checkpoint import Checkpoint, load_checkpoint
@@ -168,7 +169,8 @@ def test_everything_in_a_photo_writes_the_graphs_once(
 
     def write(checkpoint: Checkpoint, recipe: EngineRecipe, output: Path) -> None:
         assert (checkpoint.source, recipe.graph) == ("standin", CPU)
-        shutil.copytree(folder, output, dirs_exist_ok=True)  # half a minute of torch
+        with writing(output):  # as the real one, which needs the set for itself
+            shutil.copytree(folder, output, dirs_exist_ok=True)  # half a minute of torch
         written.append(output)
 
     monkeypatch.setattr("trt_sam.commands._decoder.write_decoder_set", write)
@@ -188,7 +190,16 @@ def test_everything_in_a_photo_writes_the_graphs_once(
     monkeypatch.setattr(ClickCache, "keep_graph", lambda self, checkpoint: None)
     assert main([*start, "2", *output, "--no-cache"]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["executed"].startswith("PyTorch"), "few prompts"
-    assert "writing the decoder's graphs into the cache" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "writing the decoder's graphs into the cache" in said
+    assert "a set in the cache was damaged; it is made again" in said
+    monkeypatch.setenv("TRT_SAM_CACHE", str(photo))
+    assert main([*start, "3", *output]) == 0
+    said = capsys.readouterr().err
+    assert f"are not kept, so PyTorch runs it: cannot write {photo}/sets" in said
+    assert "name another folder with --cache" in said
+    assert "--output" not in said
+    assert "kept in" not in said
 
 
 def test_the_profile_of_two_graphs_is_of_the_second(folder: Path) -> None:

@@ -94,8 +94,8 @@ class ClickCache:
                 _log.debug("%s", error)
         return None
 
-    def keep_graph(self, checkpoint: Checkpoint) -> None:
-        """Export the decoder (some seconds of torch), checked against PyTorch as every export is.
+    def keep_graph(self, checkpoint: Checkpoint) -> bool:
+        """Export the decoder (some seconds of torch), checked against PyTorch as every export is; whether it is kept.
 
         Raises:
             ExportError: it does not match.
@@ -112,9 +112,11 @@ class ClickCache:
             kept = place.with_name(f"{place.name}.{sha256_of(path)}.onnx")
             os.replace(path, kept)
         except (InputError, OSError) as error:
-            _log.warning("the graph is not kept: %s", error)
-            return
+            said = str(error).partition("; choose another")[0]
+            _log.warning("the graph is not kept: %s; name another folder with --cache", said)
+            return False
         _keep_newest(kept)
+        return True
 
     def set_folder(self, kind: str) -> Path:
         """Where a set of graphs or engines of this checkpoint is kept, whether it is there or not."""

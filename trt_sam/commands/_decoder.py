@@ -18,13 +18,12 @@ import numpy.typing as npt
 from trt_sam._lazy import require
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_decoder_set
-from trt_sam.commands._kept_sets import hold
+from trt_sam.commands._kept_sets import hold, hold_whole
 from trt_sam.errors import GraphError, InputError, TrtSamError
 from trt_sam.imaging.embeddings import Embedding, load_embedding
 from trt_sam.imaging.origin import check_origin
 from trt_sam.recipe import EngineRecipe, GraphOptions
 from trt_sam.runtime.interface import Runner
-from trt_sam.runtime.set_graphs import is_set
 
 if TYPE_CHECKING:
     from trt_sam.model.checkpoint import Checkpoint
@@ -196,11 +195,10 @@ class _Source:
         if not _can_export():
             return None
         try:
-            if is_set(folder) and hold(folder):
-                with contextlib.suppress(TrtSamError):  # damaged: it is made again
-                    runner = OnnxRunner(folder)
-                    self.from_cache.append("graph")
-                    return runner
+            if hold_whole(folder):
+                runner = OnnxRunner(folder)
+                self.from_cache.append("graph")
+                return runner
             started = time.perf_counter()
             _log.info("writing the decoder's graphs into the cache, once per checkpoint, as PyTorch is several times slower")
             write_decoder_set(
@@ -212,7 +210,7 @@ class _Source:
             _log.info("written in %.1f s", time.perf_counter() - started)
             return OnnxRunner(folder)
         except TrtSamError as error:
-            _log.warning("the decoder's graphs are not kept: %s", " ".join(str(error).split()))
+            _log.warning("the decoder's graphs are not kept, so PyTorch runs it: %s%s", *_why_not_kept(error))
             return None
 
     def keep_graph(self) -> None:
@@ -223,11 +221,11 @@ class _Source:
             return
         started = time.perf_counter()
         _log.info(
-            "the mask is written; keeping the decoder as a graph in the cache, once per checkpoint, so that the next click "
+            "all is written; keeping the decoder as a graph in the cache, once per checkpoint, so that the next click "
             "needs no torch (Ctrl-C leaves that to the next call)"
         )
-        self._cache.keep_graph(self._load())
-        _log.info("kept in %.1f s", time.perf_counter() - started)
+        if self._cache.keep_graph(self._load()):
+            _log.info("kept in %.1f s", time.perf_counter() - started)
 
     def _load(self) -> Checkpoint:
         if self._checkpoint is None:
@@ -249,6 +247,13 @@ class _Source:
             raise InputError(
                 f"{self._args.onnx} was exported from another checkpoint than {self._args.checkpoint}; export it from this one"
             )
+
+
+def _why_not_kept(error: Exception) -> tuple[str, str]:
+    """What is wrong with the cache, and what to do: not what the writing of an output would advise."""
+    said, _, advice = " ".join(str(error).split()).partition("; ")
+    is_of_an_output = "choose another" in advice or "--output" in advice
+    return said, "; name another folder with --cache" if is_of_an_output else f"; {advice}" if advice else ""
 
 
 def _can_export() -> bool:

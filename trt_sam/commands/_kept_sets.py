@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from trt_sam.errors import ManifestError
 from trt_sam.runtime.set_graphs import is_set
 
 try:
@@ -22,7 +23,7 @@ try:
 except ImportError:  # Windows: nothing is held there, and so nothing is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["GRAPHS_SUFFIX", "UNUSED_DAYS", "hold", "remove_unused"]
+__all__ = ["GRAPHS_SUFFIX", "UNUSED_DAYS", "hold", "hold_whole", "remove_unused"]
 
 UNUSED_DAYS = 30
 """After which a set of another version goes."""
@@ -60,6 +61,21 @@ def hold(folder: Path) -> bool:
             return found
 
 
+def hold_whole(folder: Path) -> bool:
+    """As `hold`; a set with a file that is missing or not as it was written counts as none, and can be written again."""
+    if not is_set(folder) or not hold(folder):
+        return False
+    from trt_sam.engine.manifest import open_manifest
+
+    try:
+        open_manifest(folder)
+    except ManifestError as error:
+        _log.warning("a set in the cache was damaged; it is made again: %s", str(error).partition(";")[0])
+        _release(folder)
+        return False
+    return True
+
+
 def remove_unused(sets: Path, current: str) -> list[Path]:
     """Remove the sets in the folder `sets` that nobody has used for `UNUSED_DAYS` and nobody holds.
 
@@ -81,6 +97,15 @@ def remove_unused(sets: Path, current: str) -> list[Path]:
         except OSError as error:  # another process removes it at the same time, or it is not ours to remove
             _log.debug("%s: %s", folder, error)
     return removed
+
+
+def _release(folder: Path) -> None:
+    """End `hold`: whoever writes the set needs it alone."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        handle = _held.pop((status.st_dev, status.st_ino), None)
+        if handle is not None:
+            os.close(handle)
 
 
 def _locked(folder: Path) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_sam.commands._click_cache import ClickCache
 from trt_sam.commands._encoder_set import write_encoder_set
-from trt_sam.commands._kept_sets import GRAPHS_SUFFIX, UNUSED_DAYS, hold, remove_unused
+from trt_sam.commands._kept_sets import GRAPHS_SUFFIX, UNUSED_DAYS, hold, hold_whole, remove_unused
 from trt_sam.commands._options import gpu_number
 from trt_sam.contract import EMBEDDING_BYTES
 from trt_sam.download import nearest_names
@@ -60,7 +60,7 @@ def cached_set(source: str, device: int | None) -> Path:
             "export --encoder, mobile_sam or another name of trt-sam download --list, or a .pth"
         )
     folder = cache.set_folder("graphs" if device is None else "engines")
-    if is_set(folder) and hold(folder):
+    if hold_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Stages({"load": 1, "export": 8, "engine": 8}) as stages:

@@ -30,7 +30,7 @@ from trt_sam.errors import BuildError
 from trt_sam.graph.metadata import PREPARED_ROLES, GraphInfo, check_decoder, check_encoder, is_encoder, read_graph
 from trt_sam.machine.driver import gpu_model
 from trt_sam.progress import Progress
-from trt_sam.recipe import EngineRecipe, GraphOptions
+from trt_sam.recipe import QUANTIZED_PRECISIONS, EngineRecipe, GraphOptions
 
 __all__ = ["BuiltSet", "GraphSource", "Verifier", "build_set", "copy_graph", "encoder_options", "role_of"]
 
@@ -208,7 +208,13 @@ def encoder_options(encoder: GraphInfo, decoder: GraphInfo) -> GraphOptions:
     precision = check_encoder(encoder)
     if encoder.checkpoint_sha256 != decoder.checkpoint_sha256:
         raise BuildError("the image encoder's graph is of another checkpoint than the decoder's; export both from one")
-    return GraphOptions(precision=precision, target="gpu")
+    # A quantized encoder is the GPU's, whatever the decoder is.
+    return GraphOptions(precision=precision, target="gpu" if precision in QUANTIZED_PRECISIONS else _target_of(decoder))
+
+
+def _target_of(decoder: GraphInfo) -> str:
+    """The target that a decoder's graph was exported for; "gpu" where it does not say."""
+    return "gpu" if decoder.options is None else decoder.options.target
 
 
 def role_of(graph: GraphInfo, options: GraphOptions) -> str:

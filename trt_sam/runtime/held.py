@@ -46,4 +46,6 @@ class HeldImages:
 def not_held(number: int, held: list[int]) -> ContractError:
     """The error of a call on an image that has gone."""
     known = ", ".join(map(str, held)) or "none"
-    return ContractError(f"image {number} is not held (held: {known}); set it again, or open the runner with more images")
+    return ContractError(
+        f"image {number} is not held (held: {known}); set it again, or open the runner with a larger image_bytes"
+    )

@@ -163,7 +163,7 @@ class OnnxRunner(OnnxImages):
         """Run one feed (see `interface.Runner.run`); every output by name, float32 (`mask_bits` uint8), owned by the caller.
 
         Many prompts are computed `most_prompts` at a time: beside the results, memory does not grow with their number. On a set
-        a feed of whose prompts none has a mask (`has_mask_input`) runs in the decoder without.
+        a feed of whose prompts none has a mask (`has_mask_input`, or neither input is there) runs in the decoder without.
 
         Raises:
             ContractError: the feed does not fit the graph, or there is no image.
@@ -219,7 +219,9 @@ class OnnxRunner(OnnxImages):
         if self.options.images > 1 and (image is not None or "image_embeddings" in feed):
             given = feed if "image_embeddings" in feed else {**feed, "image_embeddings": image.numpy()}
             feed = filled_feed(given, self.options.images)
-        arrays = checked_inputs(feed, self._inputs, self._limits, has_image=image is not None)
+        without_masks = not {"mask_input", "has_mask_input"}.intersection(feed)
+        inputs = decoders.inputs_without_masks if without_masks else self._inputs
+        arrays = checked_inputs(feed, inputs, self._limits, has_image=image is not None)
         sizes = {
             str(dim): seen
             for spec in self._inputs

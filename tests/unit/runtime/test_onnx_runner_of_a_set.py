@@ -49,6 +49,8 @@ def test_prompts_without_a_mask_run_in_the_graph_without(folder: Path) -> None:
             asked = {**feed, "mask_input": mask, "has_mask_input": np.array(has_mask, np.float32)}
             alone, given_feed = (masked, asked) if any(has_mask) else (plain, feed)
             np.testing.assert_array_equal(both.run(asked)["low_res_masks"], alone.run(given_feed)["low_res_masks"])
+        # Whoever brings no mask need not know that the set could take one.
+        np.testing.assert_array_equal(both.run(feed)["low_res_masks"], plain.run(feed)["low_res_masks"])
         assert "mask_input" in {spec.name for spec in both.inputs}
 
 

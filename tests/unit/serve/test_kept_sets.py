@@ -23,7 +23,8 @@ from trt_sam.commands._kept_sets import UNUSED_DAYS, hold, remove_unused
 from trt_sam.engine import engine_set, flavour
 from trt_sam.engine.graph_set import write_graph_set
 from trt_sam.engine.manifest import open_manifest
-from trt_sam.errors import BuildError
+from trt_sam.engine.set_folder import writing
+from trt_sam.errors import BuildError, ManifestError
 from trt_sam.recipe import EngineRecipe
 
 fcntl = pytest.importorskip("fcntl", reason="nothing is removed where there are no locks")
@@ -187,6 +188,7 @@ def test_a_new_set_in_the_cache_takes_the_place_of_an_old_one(
     caplog.set_level("INFO")
     monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path))
     monkeypatch.setattr(_served, "write_encoder_set", lambda source, recipe, output, stages, decode_mask: write_set(output))
+    monkeypatch.setattr("trt_sam.engine.manifest.open_manifest", lambda folder: None)
     write_set(tmp_path / "sets" / OTHER)
     folder = _served.cached_set("standin", None)
     assert files_in(tmp_path / "sets") == [folder.name]
@@ -200,6 +202,29 @@ def test_a_new_set_in_the_cache_takes_the_place_of_an_old_one(
     monkeypatch.setattr(_served, "write_encoder_set", None)
     assert _served.cached_set("standin", None) == folder
     assert time.time() - folder.stat().st_mtime < 60
+
+
+def test_a_damaged_set_in_the_cache_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who had found it held it, and so could not write it: the advice to write it again failed with "another build is writing"."""
+    written: list[Path] = []
+
+    def write(source: str, recipe: EngineRecipe, output: Path, stages: Any, *, decode_mask: bool) -> None:
+        with writing(output):
+            write_set(output)
+            written.append(output)
+
+    def damaged(folder: Path) -> None:
+        raise ManifestError(f"{folder}/encoder.onnx is not as it was written; write the set again with trt-sam export")
+
+    monkeypatch.setenv("TRT_SAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(_served, "write_encoder_set", write)
+    folder = _served.cached_set("standin", None)
+    monkeypatch.setattr("trt_sam.engine.manifest.open_manifest", damaged)
+    assert _served.cached_set("standin", None) == folder
+    assert written == [folder] * 2
+    assert f"a set in the cache was damaged; it is made again: {folder}/encoder.onnx is not as it was written" in caplog.text
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from trt_sam._files import existing_file
+from trt_sam.contract import TensorSpec
 from trt_sam.errors import GraphError, ManifestError
 from trt_sam.graph.metadata import PREPARED_ROLES
 from trt_sam.runtime.decoders.graph import OnnxDecoder
@@ -58,6 +59,11 @@ class OnnxDecoders:
             many = 1 if always else MANY_PROMPTS
             self._prepared = OnnxPrepared(prepare, decode, threads, self._without_masks or self.whole, many)
 
+    @property
+    def inputs_without_masks(self) -> tuple[TensorSpec, ...]:
+        """What a feed needs that has no earlier mask."""
+        return (self._without_masks or self.whole).inputs
+
     def choose(self, feed: Mapping[str, Array], image: Any) -> tuple[OnnxDecoder, dict[str, Any]]:
         """The decoder for a call, and the OrtValues that it takes of the image.
 
@@ -71,7 +77,8 @@ class OnnxDecoders:
         given = {} if "image_embeddings" in feed else {"image_embeddings": image}
         decoder = self.whole
         if decoder.options.mask_input:
-            if self._without_masks is None or feed["has_mask_input"].any():
+            masked = "has_mask_input" in feed and bool(feed["has_mask_input"].any())
+            if self._without_masks is None or masked:
                 return decoder, given
             decoder = self._without_masks
         if self._prepared is None:
