@@ -113,6 +113,7 @@ def test_a_checkpoint_becomes_a_set_in_the_cache_once(monkeypatch: pytest.Monkey
         (output / "manifest.json").write_text("{}")
 
     monkeypatch.setattr(_served, "write_encoder_set", write)
+    monkeypatch.setattr("trt_sam.engine.manifest.open_manifest", lambda folder: None)
     folders = [_served.cached_set("standin", None) for _ in range(2)]
     assert folders[0] == folders[1]
     assert folders[0].is_relative_to(tmp_path)

@@ -45,7 +45,7 @@ def held() -> Iterator[dict[Any, int]]:
 
 def write_set(folder: Path, days: float = UNUSED_DAYS + 1) -> Path:
     """A set that was used `days` ago."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / name).write_text("{}")
     used = time.time() - days * 86400
@@ -207,7 +207,7 @@ def test_a_new_set_in_the_cache_takes_the_place_of_an_old_one(
 def test_a_damaged_set_in_the_cache_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who had found it held it, and so could not write it: the advice to write it again failed with "another build is writing"."""
+    """Who had found it held it, and so could not write it: the advice to do that ended in "another build is writing"."""
     written: list[Path] = []
 
     def write(source: str, recipe: EngineRecipe, output: Path, stages: Any, *, decode_mask: bool) -> None:
