@@ -190,7 +190,7 @@ def test_no_images_for_other_checkpoints_are_made_up(tmp_path: Path, monkeypatch
 
     other = dataclasses.replace(checkpoint.load_checkpoint("standin"), source="other.pth")
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda source: other)
-    (tmp_path / "other.pth").touch()
+    (tmp_path / "other.pth").write_bytes(b"of another model")
     with pytest.raises(InputError, match="no images: give --embeddings DIR or --photos DIR"):
         run("--checkpoint", tmp_path / "other.pth", "--output", tmp_path / "report")
 

@@ -126,7 +126,7 @@ def test_each_graph_is_calibrated_on_its_own_prompts_and_no_step_is_done_twice(
 def test_the_summary_and_the_report_have_both_graphs(
     calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
+    def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str, progress: Progress) -> None:
         write_tiny_graph(path, options)
 
     monkeypatch.setattr(trt_sam.graph.export, "export_decoder", export)
@@ -194,7 +194,7 @@ def test_implicit_int8_has_a_calibrator_for_each_graph(
         def open(self, checkpoint: object, progress: Progress) -> Iterator[Feeds]:
             yield Feeds(self._mask_input)
 
-    def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str) -> None:
+    def export(decoder: object, path: Path, options: GraphOptions, *, checkpoint_sha256: str, progress: Progress) -> None:
         assert options.precision == "fp32"
         write_tiny_graph(path, options)
 
