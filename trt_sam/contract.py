@@ -31,6 +31,7 @@ __all__ = [
     "MANIFEST_NAME",
     "NUM_MASKS",
     "PACKED_WIDTH",
+    "PREPARED_NAME",
     "TensorSpec",
     "adapt_meta_feed",
     "check_feed",
@@ -52,6 +53,8 @@ LOW_RES_SIZE = 256
 NUM_MASKS = 4
 MANIFEST_NAME = "manifest.json"
 """Of the file that makes a folder of graphs, and engines, a set."""
+PREPARED_NAME = "decoder_prepared.onnx"
+"""Of the file of a set's graph `decode_prepared`."""
 PACKED_WIDTH = "packed_width"
 """Name of the dimension of `mask_bits` that holds a row of `width` pixels, eight to a byte."""
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from trt_sam.contract import PREPARED_NAME
 from trt_sam.engine.manifest import CACHE_SUFFIX, MANIFEST_NAME, Manifest, open_manifest, write_manifest
 from trt_sam.errors import BuildError, InputError, ManifestError
 
@@ -29,7 +30,7 @@ _STAGING = ".trt-sam-build-"
 _MORE_FILES = ".trt-sam-two-graphs"
 """Lists, one a line, what builds wrote into the folder, while more than a decoder may lie there without a manifest."""
 ENCODER_NAMES = ("encoder.onnx", "encoder.engine")
-PREPARED_NAMES = ("prepare.onnx", "decoder_prepared.onnx")
+PREPARED_NAMES = ("prepare.onnx", PREPARED_NAME)
 """Of the decoder in two graphs."""
 
 

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from trt_sam._files import sha256_of
-from trt_sam.contract import MANIFEST_NAME
+from trt_sam.contract import MANIFEST_NAME, PREPARED_NAME
 from trt_sam.errors import InputError, ManifestError
 from trt_sam.graph.advice import NEW_SET, command_of_set
 
-__all__ = ["PREPARED_NAME", "check_is_set", "graphs_of_set", "is_set", "prepared_of_set"]
-
-PREPARED_NAME = "decoder_prepared.onnx"
-"""The file of a set's graph "decode_prepared"."""
+__all__ = ["check_is_set", "graphs_of_set", "is_set", "prepared_of_set"]
 
 
 def is_set(path: str | os.PathLike[str]) -> bool:
